@@ -1,0 +1,74 @@
+"""Clip-text and image-text pairs from WebDataset shards.
+
+A video is `<id>.f00.webp, <id>.f01.webp, ...` and `<id>.json`; a still is `<id>.webp` and
+`<id>.json`; the JSON has `captions`.
+"""
+
+from __future__ import annotations
+
+import glob
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import webdataset
+from PIL import Image
+from torch import Tensor
+
+from flamvid.errors import ConfigError, SourceError
+
+__all__ = ["Sample", "expand", "read_shard"]
+
+_PICTURES = ("webp", "jpg", "jpeg", "png")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sample:
+    """One media with its captions; `pictures` are uint8 [3,H,W], in time order."""
+
+    id: str
+    pictures: tuple[Tensor, ...]
+    captions: tuple[str, ...]
+
+
+def expand(patterns: Sequence[str], base: Path) -> list[Path]:
+    """Shards that the glob patterns name, relative to `base`; a pattern without any is an error."""
+    found: list[Path] = []
+    for pattern in patterns:
+        matches = sorted(glob.glob(str(base / pattern)))
+        if not matches:
+            raise ConfigError(f"no shard matches {pattern!r} under {base}; correct the recipe")
+        found += [Path(m) for m in matches]
+    return found
+
+
+def read_shard(path: Path) -> Iterator[Sample]:
+    """Samples of one shard, in its order."""
+    # webdataset runs `pipe:` names as commands: give it an open file, never a name.
+    with path.open("rb") as stream:
+        members = webdataset.tariterators.tar_file_expander([{"url": str(path), "stream": stream}])
+        for group in webdataset.tariterators.group_by_keys(members):
+            yield _sample(group, path)
+
+
+def _sample(group: dict[str, Any], path: Path) -> Sample:
+    key = group["__key__"]
+    try:
+        captions = json.loads(group["json"])["captions"]
+        frames = sorted(name for name in group if name.rpartition(".")[2] in _PICTURES)
+        if not frames or not captions:
+            raise SourceError(f"{path}: {key} has no pictures or no captions")
+        pictures = tuple(_picture(group[name]) for name in frames)
+    except (KeyError, ValueError, OSError) as error:
+        raise SourceError(f"{path}: sample {key} can't be read ({error})") from error
+    return Sample(key, pictures, tuple(" ".join(str(c).split()) for c in captions))
+
+
+def _picture(data: bytes) -> Tensor:
+    with Image.open(io.BytesIO(data)) as picture:
+        return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)

@@ -1,0 +1,52 @@
+"""Every error that flamvid raises for bad input.
+
+FlamvidError
+├── InputError      an argument or option breaks a rule (also a ValueError)
+├── SourceError     a media source can't be read: missing, empty, not a video
+│   └── DecodeError a source opened but its frames can't be decoded
+├── WeightsError    weights are missing, damaged, or not what was pinned
+│   └── OfflineError weights are missing and can't be fetched
+└── ConfigError     a preset or recipe breaks a rule
+
+A message is one line: what was wrong, the value, the rule, the way out.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ConfigError",
+    "DecodeError",
+    "FlamvidError",
+    "InputError",
+    "OfflineError",
+    "SourceError",
+    "WeightsError",
+]
+
+
+class FlamvidError(Exception):
+    """Base of all errors that a caller can meet through bad input."""
+
+
+class InputError(FlamvidError, ValueError):
+    """An argument or option breaks a rule."""
+
+
+class SourceError(FlamvidError):
+    """A media source can't be read."""
+
+
+class DecodeError(SourceError):
+    """A source opened but its frames can't be decoded."""
+
+
+class WeightsError(FlamvidError):
+    """Weights are missing, damaged, or not what was pinned."""
+
+
+class OfflineError(WeightsError):
+    """Weights are missing and can't be fetched."""
+
+
+class ConfigError(FlamvidError):
+    """A preset or recipe breaks a rule."""

@@ -1,0 +1,89 @@
+"""Flamingo: frames to features, latents, and a frozen language model that reads them.
+
+Legend: B batch, M media, T frames, N patches, F feature width, L latents, S tokens, D widths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flamvid.models.gated_xattn import GatedCrossAttention, XattnConfig
+from flamvid.models.lm import LanguageModel, MediaContext, decoder_layers
+from flamvid.models.resampler import PerceiverResampler
+from flamvid.models.vision import ClipEncoder, TimmEncoder
+
+__all__ = ["Flamingo"]
+
+
+class Flamingo(nn.Module):
+    """The paper's figure 3. Vision and language model are frozen; the rest is trained."""
+
+    def __init__(
+        self,
+        vision: TimmEncoder | ClipEncoder,
+        resampler: PerceiverResampler,
+        lm: Any,
+        xattn: XattnConfig,
+    ) -> None:
+        super().__init__()
+        width: int = lm.get_input_embeddings().embedding_dim
+        latent_width = resampler.config.width
+        self.vision = vision
+        self.resampler = resampler
+        self.lm = LanguageModel(
+            lm,
+            {
+                at: GatedCrossAttention(xattn, width, latent_width)
+                for at in xattn.positions(len(decoder_layers(lm)))
+            },
+        )
+
+    def train(self, mode: bool = True) -> Flamingo:
+        """Train the new parts; the frozen ones stay in evaluation mode (batch norms too)."""
+        super().train(mode)
+        self.vision.eval()
+        return self
+
+    def encode(self, pictures_X3HW: Tensor) -> Tensor:
+        """Frozen features [X,N,F] of any number X of pictures, without gradients."""
+        with torch.no_grad():
+            features: Tensor = self.vision(pictures_X3HW)
+        return features
+
+    def resample(self, features_BMTNF: Tensor, frame_counts_BM: Tensor | None = None) -> Tensor:
+        """Latents [B,M,L,D] of each media, whatever its number of frames."""
+        B, M = features_BMTNF.shape[:2]
+        counts = None if frame_counts_BM is None else frame_counts_BM.flatten()
+        latents: Tensor = self.resampler(features_BMTNF.flatten(0, 1), counts)
+        return latents.view(B, M, *latents.shape[1:])
+
+    def read(self, latents_BMLD: Tensor, index_BS: Tensor) -> MediaContext:
+        """The media as the inserted layers want them; in decoding, made once and kept."""
+        xattns = (x for x in self.lm.inserted if isinstance(x, GatedCrossAttention))
+        return MediaContext(tuple(x.read(latents_BMLD) for x in xattns), index_BS)
+
+    def forward(
+        self,
+        features_BMTNF: Tensor,
+        input_ids: Tensor,
+        index_BS: Tensor,
+        attention_mask: Tensor | None = None,
+        frame_counts_BM: Tensor | None = None,
+    ) -> Tensor:
+        """Logits [B,S,V] of a text in which token s sees the media `index_BS` names."""
+        latents_BMLD = self.resample(features_BMTNF, frame_counts_BM)
+        media = self.read(latents_BMLD, index_BS)
+        hidden_BSD = self.lm(input_ids, media, attention_mask)
+        logits: Tensor = self.lm.head(hidden_BSD)
+        return logits
+
+    def trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Names and parameters of what we train: resampler and gated cross-attention."""
+        for name, parameter in self.resampler.named_parameters():
+            yield f"resampler.{name}", parameter
+        for name, parameter in self.lm.inserted.named_parameters():
+            yield f"xattn.{name}", parameter

@@ -1,0 +1,89 @@
+"""GATED XATTN-DENSE: how the frozen language model reads latents (Flamingo, A.1.2, figure 4).
+
+Legend: B batch, S text tokens, M media, L latents per media, D width of the LM, Dm of the latents.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from flamvid.errors import ConfigError
+from flamvid.models.resampler import feed_forward
+from flamvid.ops import media_attention
+
+__all__ = ["GatedCrossAttention", "MediaKeyValues", "XattnConfig"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class XattnConfig:
+    """Where the layers stand (before LM layers first, first + every, ...) and how wide they are."""
+
+    first: int = 0
+    every: int = 1
+    heads: int = 8
+    head_width: int = 64
+    ffw_ratio: int = 4
+
+    def __post_init__(self) -> None:
+        if self.first < 0:
+            raise ConfigError(f"xattn.first is {self.first}; must be at least 0")
+        for name in ("every", "heads", "head_width", "ffw_ratio"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"xattn.{name} is {getattr(self, name)}; must be at least 1")
+
+    def positions(self, layers: int) -> range:
+        """LM layers (of `layers`) that get a cross-attention in front of them."""
+        return range(self.first, layers, self.every)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MediaKeyValues:
+    """Keys and values of all media for one layer: each [B,H,M*L,d]; computed once per media."""
+
+    keys: Tensor
+    values: Tensor
+    latents: int
+
+    def repeat(self, times: int) -> MediaKeyValues:
+        """Each row `times` times in succession, as beams of one prompt stand."""
+        keys, values = (x.repeat_interleave(times, 0) for x in (self.keys, self.values))
+        return MediaKeyValues(keys, values, self.latents)
+
+
+class GatedCrossAttention(nn.Module):
+    """x + tanh(a) attention(x, media); x + tanh(b) ffw(x)."""
+
+    def __init__(self, config: XattnConfig, width: int, media_width: int) -> None:
+        super().__init__()
+        inner = config.heads * config.head_width
+        self.heads = config.heads
+        self.norm = nn.LayerNorm(width)
+        self.to_q = nn.Linear(width, inner, bias=False)
+        self.to_kv = nn.Linear(media_width, 2 * inner, bias=False)
+        self.to_out = nn.Linear(inner, width, bias=False)
+        self.ffw = feed_forward(width, config.ffw_ratio)
+        # tanh gates start at 0: step 0 equals the frozen LM.
+        self.attn_gate = nn.Parameter(torch.zeros(()))
+        self.ffw_gate = nn.Parameter(torch.zeros(()))
+
+    def read(self, latents_BMLD: Tensor) -> MediaKeyValues:
+        """Keys and values of the media, to be used for every token that is ever generated."""
+        L = latents_BMLD.shape[2]
+        k, v = self.to_kv(latents_BMLD.flatten(1, 2)).chunk(2, dim=-1)
+        return MediaKeyValues(self._split(k), self._split(v), L)
+
+    def forward(self, x_BSD: Tensor, media: MediaKeyValues, index_BS: Tensor) -> Tensor:
+        q = self._split(self.to_q(self.norm(x_BSD)))
+        attended = media_attention(q, media.keys, media.values, index_BS, media.latents)
+        attended = self.to_out(attended.transpose(1, 2).flatten(2))
+
+        x_BSD = x_BSD + self.attn_gate.tanh() * attended
+        out: Tensor = x_BSD + self.ffw_gate.tanh() * self.ffw(x_BSD)
+        return out
+
+    def _split(self, x: Tensor) -> Tensor:
+        heads: Tensor = x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return heads  # B x H x S x d

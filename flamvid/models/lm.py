@@ -1,0 +1,140 @@
+"""A frozen causal language model from transformers, read through gated cross-attention.
+
+The host keeps no media: for the length of one call they travel in a context variable, which each
+thread has its own of, and a hook in front of each chosen decoder layer hands them to its
+cross-attention. Any transformers causal LM will do, and none is copied or patched.
+
+Legend: B batch, S tokens, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from flamvid.errors import ConfigError, WeightsError
+from flamvid.models.gated_xattn import GatedCrossAttention, MediaKeyValues
+
+__all__ = ["LanguageModel", "MediaContext", "load_causal_lm"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MediaContext:
+    """What the inserted layers read in one call: keys/values per layer, and `index` int32 [B,S]."""
+
+    layers: tuple[MediaKeyValues, ...]
+    index: Tensor
+
+
+_media: ContextVar[MediaContext | None] = ContextVar("flamvid_media", default=None)
+
+
+class LanguageModel(nn.Module):
+    """The frozen host: hidden states and logits, with or without media."""
+
+    def __init__(self, lm: PreTrainedModel, inserted: Mapping[int, GatedCrossAttention]) -> None:
+        super().__init__()
+        self.lm = lm.requires_grad_(False).eval()
+        self.body = _body(lm)
+        self.inserted = nn.ModuleList(inserted.values())
+        self._takes_positions = "position_ids" in inspect.signature(self.body.forward).parameters
+        layers = decoder_layers(lm)
+        for slot, at in enumerate(inserted):
+            layers[at].register_forward_pre_hook(self._reader(slot), with_kwargs=True)
+
+    @property
+    def head(self) -> nn.Module:
+        """Hidden states [...,D] to logits [...,V]."""
+        head = self.lm.get_output_embeddings()
+        assert isinstance(head, nn.Module)
+        return head
+
+    def train(self, mode: bool = True) -> LanguageModel:
+        """Train the inserted layers; the frozen part stays in evaluation mode."""
+        super().train(mode)
+        self.lm.eval()
+        return self
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        media: MediaContext | None = None,
+        attention_mask: Tensor | None = None,
+        cache: Any = None,
+    ) -> Tensor:
+        """Hidden states [B,S,D] after the last norm; `head` makes logits of them.
+
+        attention_mask int [B, past + S], 1 where a token is real; `cache`, a transformers Cache,
+        is extended in place.
+        """
+        inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if attention_mask is not None and self._takes_positions:
+            # Left padding must not shift the positions of the real tokens.
+            positions = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
+            inputs["position_ids"] = positions[:, -input_ids.shape[1] :]
+        token = _media.set(media)
+        try:
+            out = self.body(**inputs, past_key_values=cache, use_cache=cache is not None)
+        finally:
+            _media.reset(token)
+        hidden: Tensor = out.last_hidden_state
+        return hidden
+
+    def _reader(self, slot: int) -> Any:
+        xattn = self.inserted[slot]
+
+        def read(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            media = _media.get()
+            if media is None:
+                return None
+            if args:
+                return (xattn(args[0], media.layers[slot], media.index), *args[1:]), kwargs
+            hidden = xattn(kwargs["hidden_states"], media.layers[slot], media.index)
+            return args, {**kwargs, "hidden_states": hidden}
+
+        return read
+
+
+def decoder_layers(lm: nn.Module) -> nn.ModuleList:
+    """The list of decoder layers of a transformers causal LM."""
+    depth = lm.config.num_hidden_layers  # type: ignore[union-attr]
+    found = [m for m in lm.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
+    if not found:
+        raise ConfigError(
+            f"{type(lm).__name__} has no list of {depth} decoder layers; "
+            "the frozen LM must be a decoder-only transformers model"
+        )
+    return found[0]
+
+
+def load_causal_lm(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """Load a causal LM from a local folder: safetensors only, no remote code, no download."""
+    try:
+        lm = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise WeightsError(f"{folder} is no causal language model: {reason}") from error
+    assert isinstance(lm, PreTrainedModel)
+    return lm
+
+
+def _body(lm: PreTrainedModel) -> nn.Module:
+    """The LM without its head."""
+    body = getattr(lm, lm.base_model_prefix, None)
+    if not isinstance(body, nn.Module):
+        raise ConfigError(f"{type(lm).__name__} has no body apart from its head")
+    return body

@@ -1,0 +1,106 @@
+"""Frozen vision encoders: pictures to grid features.
+
+Legend: B pictures, N patches, F feature width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from flamvid.errors import ConfigError, WeightsError
+
+__all__ = ["ClipEncoder", "TimmEncoder", "VisionConfig", "build_vision"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VisionConfig:
+    """Which encoder (`timm:NAME` or `clip:FOLDER-OR-ID`), and the pictures it was trained on."""
+
+    encoder: str
+    weights: str = ""
+    size: int = 224
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    resize: str = "squash"
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ConfigError(f"vision.size is {self.size}; must be at least 1 pixel")
+        if self.encoder.partition(":")[0] not in ("timm", "clip"):
+            raise ConfigError(
+                f"vision.encoder is {self.encoder!r}; must be timm:NAME or clip:FOLDER-OR-ID"
+            )
+
+
+class TimmEncoder(nn.Module):
+    """Any timm model: the features before its pooling, as a grid of patches."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        try:
+            self.model = timm.create_model(name, pretrained=False)
+        except RuntimeError as error:
+            near = ", ".join(timm.list_models(f"*{name}*")[:3]) or "see timm.list_models()"
+            raise ConfigError(f"timm has no model {name!r}; near: {near}") from error
+        self.width: int = self.model.num_features
+        # Convolutions on a CPU run about twice as fast on channels-last memory.
+        self.to(memory_format=torch.channels_last)
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy `tensors` (timm's names) in; missing or unexpected ones are an error."""
+        result = self.model.load_state_dict(dict(tensors), strict=False)
+        missing = [k for k in result.missing_keys if not k.endswith("num_batches_tracked")]
+        if missing or result.unexpected_keys:
+            raise WeightsError(
+                f"vision weights do not fit: missing {missing[:3]}, "
+                f"unexpected {result.unexpected_keys[:3]}"
+            )
+
+    def forward(self, pictures_B3HW: Tensor) -> Tensor:
+        """Features [B,N,F]."""
+        pictures = pictures_B3HW.contiguous(memory_format=torch.channels_last)
+        features = self.model.forward_features(pictures)
+        if features.ndim == 4 and features.shape[1] == self.width:  # a convnet: B x F x h x w
+            features = features.flatten(2).transpose(1, 2)
+        elif features.ndim == 4:  # channels last, as swin has it: B x h x w x F
+            features = features.flatten(1, 2)
+        out: Tensor = features.contiguous()
+        return out
+
+    def classify(self, pictures_B3HW: Tensor) -> Tensor:
+        """Logits over the classes that the encoder was trained on, [B,classes]."""
+        out: Tensor = self.model(pictures_B3HW)
+        return out
+
+
+class ClipEncoder(nn.Module):
+    """A Hugging Face CLIP vision tower: patch tokens of the last layer, CLS dropped."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.width: int = model.config.hidden_size  # type: ignore[union-attr, assignment]
+
+    def forward(self, pictures_B3HW: Tensor) -> Tensor:
+        """Features [B,N,F]."""
+        out: Tensor = self.model(pixel_values=pictures_B3HW).last_hidden_state[:, 1:]
+        return out
+
+
+def build_vision(config: VisionConfig, folder: str | None = None) -> TimmEncoder | ClipEncoder:
+    """The frozen encoder; a CLIP tower is read from the local `folder`, safetensors only."""
+    kind, _, name = config.encoder.partition(":")
+    encoder: TimmEncoder | ClipEncoder
+    if kind == "clip":
+        from transformers import CLIPVisionModel
+
+        encoder = ClipEncoder(CLIPVisionModel.from_pretrained(folder or name, use_safetensors=True))
+    else:
+        encoder = TimmEncoder(name)
+    encoder.requires_grad_(False).eval()
+    return encoder

@@ -1,0 +1,20 @@
+"""Fixtures for all tests, and the skips that the markers promise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    no_shared = pytest.mark.skip(reason=f"{SHARED} is absent")
+    no_cuda = pytest.mark.skip(reason="no CUDA device")
+    for item in items:
+        if "needs_shared" in item.keywords and not SHARED.is_dir():
+            item.add_marker(no_shared)
+        if "needs_cuda" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(no_cuda)

@@ -1,0 +1,74 @@
+"""Search against transformers' own `generate` on a tiny language model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import GenerationConfig as HfConfig
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from flamvid.errors import InputError
+from flamvid.generate.engine import GenerationConfig, generate
+from flamvid.models.flamingo import Flamingo
+from flamvid.models.gated_xattn import XattnConfig
+from flamvid.models.resampler import PerceiverResampler, ResamplerConfig
+from flamvid.ops import media_index
+
+END, MEDIA = 2, 5
+
+
+class Vision(torch.nn.Module):
+    width = 8
+
+
+def blind(seed: int) -> Flamingo:
+    """A Flamingo with closed gates: what it writes is what its LM writes."""
+    torch.manual_seed(seed)
+    lm = LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            vocab_size=40,
+            initializer_range=0.4,
+        )
+    )
+    resampler = PerceiverResampler(
+        ResamplerConfig(features=8, width=8, heads=1, head_width=8, latents=2)
+    )
+    return Flamingo(Vision(), resampler, lm, XattnConfig(heads=1, head_width=8)).eval()
+
+
+@pytest.mark.parametrize("beams", [1, 3, 4])
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0])
+def test_equals_transformers(beams: int, length_penalty: float) -> None:
+    ended = 0
+    for seed in range(12):
+        model = blind(seed)
+        ids = torch.randint(6, 40, (2, 4))
+        theirs = model.lm.lm.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            generation_config=HfConfig(
+                num_beams=beams,
+                max_new_tokens=10,
+                do_sample=False,
+                length_penalty=length_penalty,
+                eos_token_id=END,
+                pad_token_id=0,
+            ),
+        )
+        config = GenerationConfig(beams=beams, max_tokens=10, length_penalty=length_penalty)
+        ours = generate(model, torch.randn(2, 1, 2, 8), ids, media_index(ids, MEDIA), END, config)
+        for row, best in zip(theirs[:, 4:].tolist(), ours, strict=True):
+            ended += END in row
+            want = row[: row.index(END)] if END in row else row[: len(best.ids)]
+            assert list(best.ids) == want
+    assert ended  # the end token must have come up, or the test says little
+
+
+def test_bad_settings_are_refused() -> None:
+    with pytest.raises(InputError, match="beams is 0"):
+        GenerationConfig(beams=0)
