@@ -18,10 +18,11 @@ __all__ = ["Caption", "Frames", "Segment", "VideoInfo"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VideoInfo:
-    """What a container says about its first video stream.
+    """What a container says about the video stream that is read: the largest that is no cover art.
 
     `width` and `height` are of the picture as shown: after `rotation` (degrees, clockwise).
-    `duration` is in seconds; `frames` is 0 when the container does not say.
+    `duration` is in seconds; `frames` is 0 when the container does not say. `stream` is the
+    stream's index in the container, `video_streams` how many there are to choose from.
     """
 
     path: str
@@ -33,6 +34,8 @@ class VideoInfo:
     duration: float
     frames: int
     rotation: int = 0
+    stream: int = 0
+    video_streams: int = 1
 
 
 @dataclass(frozen=True, slots=True)

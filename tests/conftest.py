@@ -6,8 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 SHARED = Path(__file__).parents[2] / "shared"
+
+# A busy machine is no reason to fail, and a run must be repeatable.
+settings.register_profile("flamvid", deadline=None, derandomize=True)
+settings.load_profile("flamvid")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

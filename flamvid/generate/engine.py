@@ -13,7 +13,7 @@ from transformers import DynamicCache
 
 from flamvid.errors import InputError
 from flamvid.models.flamingo import Flamingo
-from flamvid.models.lm import MediaContext
+from flamvid.models.lm import MediaContext, TokenHead
 
 __all__ = ["Generated", "GenerationConfig", "generate"]
 
@@ -71,16 +71,18 @@ def generate(
     end_id: int,
     config: GenerationConfig,
     attention_mask: Tensor | None = None,
-    banned: tuple[int, ...] = (),
+    head: TokenHead | None = None,
 ) -> list[Generated]:
     """The best continuation of each prompt, until `end_id` or `max_tokens`.
 
-    input_ids, index_BS, attention_mask [B,S], padded on the left; tokens in `banned` are never
-    chosen. Beams share the media: latents are encoded once and read once per layer.
+    input_ids, index_BS, attention_mask [B,S], padded on the left; with `head` only its tokens are
+    chosen from. Beams share the media: latents are encoded once and read once per layer.
     """
     B, K = input_ids.shape[0], config.beams
     cache = DynamicCache(config=model.lm.lm.config)
     mask = attention_mask
+    to_logits = head or model.lm.head
+    end = int(head.columns(torch.tensor(end_id, device=input_ids.device))) if head else end_id
     media = model.read(latents_BMLD, index_BS)
 
     # Read the prompts once, then let each stand for its K beams.
@@ -100,9 +102,7 @@ def generate(
     done = [False] * B
 
     for step in range(1, config.max_tokens + 1):
-        logprobs = model.lm.head(hidden).float().log_softmax(-1)  # B*K x V
-        if banned:
-            logprobs[:, list(banned)] = float("-inf")
+        logprobs = to_logits(hidden).float().log_softmax(-1)  # B*K x V
         V = logprobs.shape[-1]
         candidates = (scores[:, :, None] + logprobs.view(B, K, V)).flatten(1)
         # 2K candidates: however many of them end, K are left to go on.
@@ -116,12 +116,12 @@ def generate(
                 beam, token = b * K + at // V, at % V
                 if score == float("-inf"):
                     continue
-                if token == end_id:
+                if token == end:
                     if rank < K and not done[b]:
                         finished[b].add(ids[beam].tolist(), score, step)
                 elif len(rows) < K:
                     rows.append((beam, token, score))
-            rows += [(b * K, end_id, float("-inf"))] * (K - len(rows))
+            rows += [(b * K, end, float("-inf"))] * (K - len(rows))
             done[b] = done[b] or finished[b].closed_to(rows[0][2], step)
             parents += [r[0] for r in rows]
             tokens += [r[1] for r in rows]
@@ -129,6 +129,8 @@ def generate(
 
         parent = torch.tensor(parents, device=ids.device)
         token_ids = torch.tensor(tokens, device=ids.device, dtype=ids.dtype)[:, None]
+        if head:
+            token_ids = head.ids[token_ids]
         ids = torch.cat([ids[parent], token_ids], dim=1)
         scores = torch.tensor(kept, device=ids.device)
         if all(done) or step == config.max_tokens:

@@ -18,12 +18,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from flamvid.errors import ConfigError, WeightsError
 from flamvid.models.gated_xattn import GatedCrossAttention, MediaKeyValues
 
-__all__ = ["LanguageModel", "MediaContext", "load_causal_lm"]
+__all__ = ["LanguageModel", "MediaContext", "TokenHead", "load_causal_lm"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,6 +33,27 @@ class MediaContext:
 
     layers: tuple[MediaKeyValues, ...]
     index: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenHead:
+    """Those rows of the LM's head that training used: `weight` [V,D]; their tokens `ids` [V] rise.
+
+    A model trained with a softmax over the tokens of its captions must choose among those alone:
+    it never learnt to keep the others down.
+    """
+
+    weight: Tensor
+    ids: Tensor
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Hidden states [...,D] to logits [...,V]."""
+        return F.linear(hidden, self.weight)
+
+    def columns(self, tokens: Tensor) -> Tensor:
+        """Where tokens stand among the ids, -100 (which losses ignore) where they don't."""
+        at = torch.searchsorted(self.ids, tokens).clamp_max(len(self.ids) - 1)
+        return torch.where(self.ids[at] == tokens, at, -100)
 
 
 _media: ContextVar[MediaContext | None] = ContextVar("flamvid_media", default=None)
@@ -56,6 +78,11 @@ class LanguageModel(nn.Module):
         head = self.lm.get_output_embeddings()
         assert isinstance(head, nn.Module)
         return head
+
+    def head_of(self, ids: Tensor) -> TokenHead:
+        """The head's rows for some tokens, int64 [V]."""
+        weight: Tensor = self.head.weight.detach()[ids]
+        return TokenHead(weight, ids)
 
     def train(self, mode: bool = True) -> LanguageModel:
         """Train the inserted layers; the frozen part stays in evaluation mode."""

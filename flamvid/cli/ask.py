@@ -1,0 +1,81 @@
+"""`flamvid ask`: an answer to a question about one source."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from flamvid.cli import options as opt
+from flamvid.cli.caption import load
+from flamvid.cli.failure import FAILED, guarded, one_line, report, say
+from flamvid.cli.output import Format, encoder, open_output
+from flamvid.cli.progress import progress
+from flamvid.cli.sources import existing
+from flamvid.errors import FlamvidError, InputError
+
+__all__ = ["ask"]
+
+
+class AnswerFormat(StrEnum):
+    """How an answer is written."""
+
+    text = "text"
+    json = "json"
+
+
+@guarded
+def ask(
+    source: Annotated[str, typer.Argument(help="A video, a picture or a folder of frames.")],
+    question: Annotated[str, typer.Argument(help="What you want to know, in quotes.")],
+    model: opt.Model = "flamvid-base",
+    frames: opt.Frames = None,
+    fps: opt.Fps = None,
+    start: opt.Start = None,
+    end: opt.End = None,
+    beams: opt.Beams = 3,
+    max_tokens: opt.MaxTokens = 20,
+    length_penalty: opt.LengthPenalty = 0.0,
+    seed: opt.Seed = 0,
+    format: Annotated[
+        AnswerFormat, typer.Option("--format", "-f", help="text, or one line of json.")
+    ] = AnswerFormat.text,
+    device: opt.Device = None,
+    dtype: opt.Dtype = None,
+    verbose: opt.Verbose = False,
+) -> int:
+    """Answer a question about a video or a picture."""
+    text = opt.TextOptions(
+        frames=frames,
+        fps=fps,
+        start=start,
+        end=end,
+        beams=beams,
+        max_tokens=max_tokens,
+        length_penalty=length_penalty,
+        seed=seed,
+    )
+    if not question.strip():
+        raise InputError("the question is empty; give a sentence, in quotes")
+    where = opt.ModelOptions(model=model, device=device, dtype=dtype)
+    if verbose:
+        extra = [f"--format={format}"]
+        say(opt.command_line("ask", [source, question], where, text, extra=extra))
+    if not existing([source]):
+        return FAILED
+
+    kind = Format.text if format is AnswerFormat.text else Format.jsonl
+    with progress(1) as bar:
+        captioner = load(where, bar, verbose)
+        bar.show(one_line(source))
+        keywords = text.keywords("every", "window", "prompt")
+        try:
+            answer = captioner.ask(source, question, **keywords)  # type: ignore[arg-type]
+        except FlamvidError as error:
+            with bar.paused():
+                report(error, source)
+            return FAILED
+    with open_output(encoder(kind), None) as out:
+        out.write(answer)
+    return 0

@@ -1,0 +1,143 @@
+"""`flamvid caption`: a sentence about each source, or one for each window of time."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flamvid.cli import options as opt
+from flamvid.cli.failure import FAILED, OutputError, guarded, one_line, report, say
+from flamvid.cli.output import Format, Output, check_target, encoder, format_for, open_output
+from flamvid.cli.progress import Progress, progress, quiet_libraries
+from flamvid.cli.sources import existing, expand
+from flamvid.errors import FlamvidError, InputError
+
+if TYPE_CHECKING:
+    from flamvid.api import Captioner
+
+__all__ = ["caption"]
+
+
+@guarded
+def caption(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE",
+            help="Videos, pictures, folders of frames, or quoted globs such as '**/*.mp4'.",
+        ),
+    ],
+    model: opt.Model = "flamvid-base",
+    frames: opt.Frames = None,
+    fps: opt.Fps = None,
+    start: opt.Start = None,
+    end: opt.End = None,
+    every: Annotated[
+        float | None, typer.Option(help="A caption every so many seconds, each with its time.")
+    ] = None,
+    window: Annotated[
+        float | None, typer.Option(help="Seconds that each of these looks at (as --every).")
+    ] = None,
+    beams: opt.Beams = 3,
+    max_tokens: opt.MaxTokens = 20,
+    length_penalty: opt.LengthPenalty = 0.0,
+    seed: opt.Seed = 0,
+    prompt: Annotated[str | None, typer.Option(help="Words that the caption begins with.")] = None,
+    format: Annotated[
+        Format | None,
+        typer.Option("--format", "-f", help="By the end of --output's name, or else text."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write to this file, all at once.")
+    ] = None,
+    device: opt.Device = None,
+    dtype: opt.Dtype = None,
+    verbose: opt.Verbose = False,
+) -> int:
+    """Describe videos and pictures, a sentence each.
+
+    Captions go to stdout as they are made. A source that fails is named on stderr, the others are
+    delivered, and the exit code is 1.
+    """
+    text = opt.TextOptions(
+        frames=frames,
+        fps=fps,
+        start=start,
+        end=end,
+        every=every,
+        window=window,
+        beams=beams,
+        max_tokens=max_tokens,
+        length_penalty=length_penalty,
+        seed=seed,
+        prompt=prompt,
+    )
+    where = opt.ModelOptions(model=model, device=device, dtype=dtype)
+    kind = format_for(format, output)
+    wanted = expand(sources)
+    if kind in (Format.srt, Format.vtt) and len(wanted) > 1:
+        raise InputError(
+            f"--format {kind} describes one source, but {len(wanted)} are given; "
+            "run once for each, or choose --format jsonl"
+        )
+    check_target(output, wanted)
+    if verbose:
+        tail = [f"--format={kind}", *([f"--output={output}"] if output else [])]
+        say(opt.command_line("caption", wanted, where, text, extra=tail))
+
+    found = existing(wanted)
+    failed = len(wanted) - len(found)
+    if not found:
+        return FAILED
+    encoding = encoder(kind, many=len(wanted) > 1, timed=every is not None)
+    with open_output(encoding, output) as out, progress(len(found)) as bar:
+        captioner = load(where, bar, verbose)
+        for source in found:
+            bar.show(one_line(source))
+            failed += not _deliver(captioner, source, text, out, bar, verbose)
+            bar.advance()
+    return FAILED if failed else 0
+
+
+def load(where: opt.ModelOptions, bar: Progress, verbose: bool) -> Captioner:
+    """The model, with libraries quiet and the time it took said if wanted."""
+    quiet_libraries()
+    bar.show(f"loading {where.model}")
+    began = time.perf_counter()
+    captioner = where.load()
+    if verbose:
+        with bar.paused():
+            say(f"flamvid: loaded {where.model} in {time.perf_counter() - began:.2f} s")
+    return captioner
+
+
+def _deliver(
+    captioner: Captioner,
+    source: str,
+    text: opt.TextOptions,
+    out: Output,
+    bar: Progress,
+    verbose: bool,
+) -> bool:
+    """Write the captions of one source; False, and a line on stderr, if that failed."""
+    try:
+        for made in captioner.iter_captions(source, **text.keywords()):  # type: ignore[arg-type]
+            with bar.paused():
+                out.write(made)
+    except OutputError:
+        raise
+    except FlamvidError as error:
+        with bar.paused():
+            report(error, source)
+    except Exception as error:  # one odd file must not take the other thousand with it
+        with bar.paused():
+            if verbose:
+                say(traceback.format_exc())
+            report(f"unexpected {type(error).__name__}: {error} (-v shows where)", source)
+    else:
+        return True
+    return False

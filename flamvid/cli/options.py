@@ -1,0 +1,129 @@
+"""The options that caption and ask share: their help, their rules, and themselves as a command."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flamvid.errors import InputError
+
+if TYPE_CHECKING:
+    from flamvid.api import Captioner
+
+__all__ = [
+    "Beams",
+    "Device",
+    "Dtype",
+    "End",
+    "Fps",
+    "Frames",
+    "LengthPenalty",
+    "MaxTokens",
+    "Model",
+    "ModelOptions",
+    "Seed",
+    "Start",
+    "TextOptions",
+    "Verbose",
+    "command_line",
+]
+
+Model = Annotated[str, typer.Option(help="Name of a model, or path of its .toml.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; CUDA if there is one.")]
+Dtype = Annotated[str | None, typer.Option(help="float32 (the default), bfloat16 or float16.")]
+Frames = Annotated[int | None, typer.Option(help="How many frames to look at (8).")]
+Fps = Annotated[float | None, typer.Option(help="Frames per second to look at, instead.")]
+Start = Annotated[float | None, typer.Option(help="Begin here, in seconds.")]
+End = Annotated[float | None, typer.Option(help="Stop here, in seconds.")]
+Beams = Annotated[int, typer.Option(help="Beams of the search; 1 is greedy.")]
+MaxTokens = Annotated[int, typer.Option(help="Longest text, in tokens.")]
+LengthPenalty = Annotated[float, typer.Option(help="Above 0 favours long texts.")]
+Seed = Annotated[int, typer.Option(help="Seed of all that is drawn at random.")]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Say on stderr what is run, and how long it took.")
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelOptions:
+    """Which model, and where it runs."""
+
+    model: str = "flamvid-base"
+    device: str | None = None
+    dtype: str | None = None
+
+    def load(self) -> Captioner:
+        """The captioner; this is where torch gets imported."""
+        from flamvid import api
+
+        return api.load(self.model, self.device, self.dtype)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextOptions:
+    """What to look at and how to search: the keywords of `Captioner.caption`, checked."""
+
+    frames: int | None = None
+    fps: float | None = None
+    start: float | None = None
+    end: float | None = None
+    every: float | None = None
+    window: float | None = None
+    beams: int = 3
+    max_tokens: int = 20
+    length_penalty: float = 0.0
+    seed: int = 0
+    prompt: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("fps", "start", "end", "every", "window", "length_penalty"):
+            value = getattr(self, name)
+            if value is not None and not math.isfinite(value):
+                raise InputError(f"{_flag(name)} is {value}; must be a finite number")
+        for name in ("frames", "beams", "max_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{_flag(name)} is {value}; must be at least 1")
+        for name in ("fps", "every", "window"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise InputError(f"{_flag(name)} is {value:g}; must be above 0")
+        if self.start is not None and self.start < 0:
+            raise InputError(f"--start is {self.start:g}; must be at least 0")
+        if self.end is not None and self.end <= (self.start or 0.0):
+            raise InputError(
+                f"--end is {self.end:g}; must be above --start, which is {self.start or 0.0:g}"
+            )
+        if self.frames is not None and self.fps is not None:
+            raise InputError(f"--frames {self.frames} and --fps {self.fps:g} exclude each other")
+        if self.window is not None and self.every is None:
+            raise InputError(f"--window is {self.window:g} without --every; give --every as well")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"--seed is {self.seed}; must be at least 0 and below 2**63")
+
+    def keywords(self, *leave: str) -> dict[str, int | float | str | None]:
+        """As keyword arguments, except those named."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in leave}
+
+
+def command_line(
+    verb: str, arguments: list[str], *options: ModelOptions | TextOptions, extra: Sequence[str] = ()
+) -> str:
+    """The command that does the same again, with every option that has a value spelled out."""
+    words = ["flamvid", verb]
+    for part in options:
+        for field in fields(part):
+            value = getattr(part, field.name)
+            if value is not None:
+                # = keeps a value that starts with - from being read as a flag
+                words.append(f"{_flag(field.name)}={value}")
+    return shlex.join([*words, *extra, "--", *arguments])
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

@@ -1,0 +1,48 @@
+"""Sources as typed, to sources as opened: globs that the shell left, and names that are wrong."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+
+from flamvid.cli.failure import report
+
+__all__ = ["existing", "expand"]
+
+
+def expand(arguments: list[str]) -> list[str]:
+    """All sources in the order given, each glob as its matches in natural order.
+
+    What exists is taken as it stands, `[a].mp4` too; addresses are left alone; `**` crosses
+    folders and then only files are meant. A glob that matches nothing stays, to be reported.
+    """
+    out: list[str] = []
+    for argument in arguments:
+        if "://" in argument or os.path.lexists(argument) or not glob.has_magic(argument):
+            out.append(argument)
+            continue
+        found = glob.glob(argument, recursive=True)
+        if "**" in argument:
+            found = [path for path in found if not os.path.isdir(path)]
+        out.extend(sorted(found, key=_natural) or [argument])
+    return out
+
+
+def existing(sources: list[str]) -> list[str]:
+    """The sources that are there; the others are reported before a model is loaded for nothing."""
+    out = []
+    for source in sources:
+        if "://" in source or os.path.exists(source):
+            out.append(source)
+        elif glob.has_magic(source):
+            report(f"{source}: no file matches; check the pattern and the folder")
+        else:
+            report(f"{source}: no such file or folder; check the path")
+    return out
+
+
+def _natural(path: str) -> list[tuple[int, int, str]]:
+    """Sorts clip2 before clip10: digits by value, before letters."""
+    pieces = re.split(r"([0-9]+)", path)
+    return [(0, int(p), p) if p.isdecimal() else (1, 0, p) for p in pieces if p]

@@ -1,0 +1,250 @@
+"""A training run from a recipe: features, words, captions; resumable at any moment."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from flamvid.data.consensus import consensus
+from flamvid.data.features import FeatureSet, cache_name, compute_features, load_features
+from flamvid.data.shards import expand
+from flamvid.models.lm import TokenHead
+from flamvid.train.checkpoint import latest, restore, save
+from flamvid.train.precision import HalfLinear, has_fast_bfloat16
+from flamvid.train.recipe import Recipe, read_recipe
+from flamvid.train.step import (
+    caption_loss,
+    caption_rows,
+    make_optimizer,
+    rate,
+    vocabulary,
+)
+from flamvid.train.words import WordModel, frequent_words, word_targets
+from flamvid.weights.adapter import save_adapter
+from flamvid.weights.load import LoadedModel, load_model
+
+__all__ = ["run"]
+
+Log = Callable[[str], None]
+
+
+def run(recipe_path: Path, out: Path | None, resume: bool, log: Log) -> Path:
+    """Train as the recipe says; returns the path of the adapter, `<out>/adapter.safetensors`.
+
+    Checkpoints lie in `out` (by default `runs/<recipe>` beside the recipe); `resume` goes on from
+    the latest, or starts when there is none.
+    """
+    recipe = read_recipe(recipe_path)
+    out = out or recipe.path(f"runs/{recipe.name}")
+    out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(recipe.seed)
+    model = load_model(recipe.model, trained=False)
+    clips = _features(recipe, recipe.data.clips, model, log)
+    validation = _features(recipe, recipe.data.validation, model, log)
+    stills = _features(recipe, recipe.data.stills, model, log) if recipe.data.stills else None
+    log(f"{len(clips)} clips, {len(stills) if stills else 0} stills, {len(validation)} validation")
+
+    with _precision(recipe.precision):
+        words = out / "words.pt"
+        if resume and words.exists():
+            model.flamingo.resampler.load_state_dict(torch.load(words, weights_only=True))
+        else:
+            _train_words(recipe, model, clips, stills, validation, log)
+            save(words, model.flamingo.resampler.state_dict())
+        return _train_captions(recipe, model, clips, stills, validation, out, resume, log)
+
+
+def _precision(name: str) -> AbstractContextManager[object]:
+    half = name == "bfloat16" or (name == "auto" and has_fast_bfloat16())
+    return HalfLinear() if half else nullcontext()
+
+
+def _features(
+    recipe: Recipe, patterns: tuple[str, ...], model: LoadedModel, log: Log
+) -> FeatureSet:
+    """Features of all shards, from the cache where they lie there."""
+    cache = recipe.path(recipe.data.cache)
+    cache.mkdir(parents=True, exist_ok=True)
+    vision = model.config.vision
+    encoder = f"{vision.encoder}|{vision.weights}|{vision.size}|{vision.resize}"
+
+    def encode(pictures: list[Tensor]) -> Tensor:
+        ready = torch.cat([model.transform(picture[None]) for picture in pictures])
+        return model.flamingo.encode(ready)
+
+    sets = []
+    for shard in expand(patterns, recipe.folder):
+        path = cache / cache_name(shard, encoder)
+        if not path.exists():
+            log(f"features of {shard} -> {path}")
+            compute_features(shard, path, encode)
+        sets.append(load_features(path))
+    return sum(sets[1:], start=sets[0])
+
+
+class _Draw:
+    """Draws media without replacement, epoch after epoch, clips and stills by their share."""
+
+    def __init__(self, clips: int, stills: int, share: float, rng: random.Random) -> None:
+        self.sizes = {"clips": clips, "stills": stills}
+        self.share = share if stills else 0.0
+        self.rng = rng
+        self.left: dict[str, list[int]] = {"clips": [], "stills": []}
+
+    def __call__(self, batch: int) -> list[int]:
+        """Rows of one batch; stills are numbered after the clips."""
+        stills = round(batch * self.share)
+        clips = [self._next("clips") for _ in range(batch - stills)]
+        return clips + [self.sizes["clips"] + self._next("stills") for _ in range(stills)]
+
+    def _next(self, kind: str) -> int:
+        if not self.left[kind]:
+            self.left[kind] = list(range(self.sizes[kind]))
+            self.rng.shuffle(self.left[kind])
+        return self.left[kind].pop()
+
+
+def _train_words(
+    recipe: Recipe,
+    model: LoadedModel,
+    clips: FeatureSet,
+    stills: FeatureSet | None,
+    validation: FeatureSet,
+    log: Log,
+) -> None:
+    stage = recipe.words
+    if stage.steps == 0:
+        return
+    media = clips + stills if stills else clips
+    words = frequent_words(media.captions, stage.words)
+    targets, held_out = (word_targets(x.captions, words) for x in (media, validation))
+    net = WordModel(model.flamingo.resampler, len(words)).train()
+    net.resampler.dropout.p = stage.feature_dropout
+    optimizer = torch.optim.AdamW(net.parameters(), lr=stage.learning_rate, weight_decay=0.01)
+    draw = _Draw(
+        len(clips), len(media) - len(clips), recipe.data.stills_share, random.Random(recipe.seed)
+    )
+    began = time.monotonic()
+    for step in range(stage.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = stage.learning_rate * rate(step, stage.steps, 50, "cosine")
+        rows = draw(stage.batch)
+        loss = net(*media.batch(rows), targets[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+        if (step + 1) % 100 == 0 or step + 1 == stage.steps:
+            net.eval()
+            with torch.no_grad():
+                value = net(*validation.batch(range(len(validation))), held_out)
+            net.train()
+            speed = (step + 1) * stage.batch / (time.monotonic() - began)
+            log(
+                f"words {step + 1}/{stage.steps} loss {loss.item():.3f} "
+                f"validation {value.item():.3f} {speed:.0f} media/s"
+            )
+    net.resampler.dropout.p = 0.0
+
+
+def _train_captions(
+    recipe: Recipe,
+    model: LoadedModel,
+    clips: FeatureSet,
+    stills: FeatureSet | None,
+    validation: FeatureSet,
+    out: Path,
+    resume: bool,
+    log: Log,
+) -> Path:
+    stage, flamingo, prompts = recipe.captions, model.flamingo, model.prompts
+    media = clips + stills if stills else clips
+    vocab = vocabulary(prompts, media.captions)
+    head = flamingo.lm.head_of(vocab)
+    weights = [[max(w, 1e-3) ** stage.consensus for w in g] for g in consensus(media.captions)]
+
+    optimizer = make_optimizer(flamingo, stage)
+    parameters = [p for _, p in flamingo.trained()]
+    first = 0
+    if resume and (found := latest(out)):
+        first = restore(found, flamingo, optimizer)
+        log(f"resumed from {found} at update {first}")
+    flamingo.train()
+    draw = _Draw(
+        len(clips), len(media) - len(clips), recipe.data.stills_share, random.Random(recipe.seed)
+    )
+    pick = random.Random(recipe.seed + 1)
+    began, seen = time.monotonic(), 0
+    for step in range(stage.steps):
+        rows = draw(stage.batch)
+        texts = [
+            caption
+            for row in rows
+            for caption in pick.choices(media.captions[row], weights[row], k=stage.captions)
+        ]
+        if step < first:  # draw what was drawn, so that a resumed run sees the same samples
+            continue
+        share = rate(step, stage.steps, stage.warmup, stage.schedule)
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * share
+        text = caption_rows(prompts, texts, head, stage.max_tokens)
+        features, counts = media.batch(rows)
+        loss = caption_loss(flamingo, features, counts, text, head, prompts.media_id)
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(parameters, stage.clip)
+        optimizer.step()
+        seen += len(texts)
+
+        if (step + 1) % 10 == 0:
+            speed = seen / (time.monotonic() - began)
+            log(
+                f"captions {step + 1}/{stage.steps} loss {loss.item():.3f} norm {norm:.2f} "
+                f"rate {share:.3f} {speed:.1f} captions/s"
+            )
+        last = step + 1 == stage.steps
+        if (step + 1) % stage.validate_every == 0 or last:
+            value = _validate(recipe, model, validation, head)
+            log(f"validation {step + 1}/{stage.steps} loss {value:.4f}")
+        if (step + 1) % stage.save_every == 0 or last:
+            state = {
+                "step": step + 1,
+                "trained": {name: p.detach() for name, p in flamingo.trained()},
+                "optimizer": optimizer.state_dict(),
+            }
+            save(out / f"step-{step + 1:06d}.pt", state, keep=2)
+            _write_adapter(out / "adapter.safetensors", recipe, model, vocab, step + 1)
+    flamingo.eval()
+    return out / "adapter.safetensors"
+
+
+@torch.no_grad()
+def _validate(recipe: Recipe, model: LoadedModel, validation: FeatureSet, head: TokenHead) -> float:
+    """Mean loss over the first two captions of every validation clip."""
+    model.flamingo.eval()
+    losses = []
+    for start in range(0, len(validation), 32):
+        rows = range(start, min(start + 32, len(validation)))
+        texts = [c for r in rows for c in validation.captions[r][:2]]
+        text = caption_rows(model.prompts, texts, head, recipe.captions.max_tokens)
+        features, counts = validation.batch(rows)
+        loss = caption_loss(model.flamingo, features, counts, text, head, model.prompts.media_id)
+        losses.append(loss.item() * len(rows))
+    model.flamingo.train()
+    return sum(losses) / len(validation)
+
+
+def _write_adapter(
+    path: Path, recipe: Recipe, model: LoadedModel, vocab: Tensor, step: int
+) -> None:
+    tensors = {name: p.detach().half() for name, p in model.flamingo.trained()}
+    tensors["vocabulary"] = vocab.to(torch.int32)
+    settings = asdict(recipe) | {"folder": str(recipe.folder)}
+    save_adapter(path, tensors, {"model": asdict(model.config), "recipe": settings, "step": step})

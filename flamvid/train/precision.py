@@ -1,0 +1,56 @@
+"""Linear layers in bfloat16, everything else as it is.
+
+Autocast on a CPU turns attention and elementwise work to bfloat16 too, and casts frozen weights
+anew at every call, which costs more than it saves. Matrix products alone run about twice as fast
+in bfloat16 where the CPU has instructions for it; they are accumulated in float32 either way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+__all__ = ["HalfLinear", "has_fast_bfloat16"]
+
+
+class HalfLinear(TorchFunctionMode):
+    """Within this context `F.linear` multiplies in bfloat16 and gives back float32.
+
+    Frozen weights are kept in bfloat16 for as long as the context object lives.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._frozen: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func is F.linear and not kwargs and args[0].dtype == torch.float32:
+            x, weight, *bias = args
+            bias_16 = [b if b is None else b.bfloat16() for b in bias]
+            return func(x.bfloat16(), self._half(weight), *bias_16).float()
+        return func(*args, **(kwargs or {}))
+
+    def _half(self, weight: Tensor) -> Tensor:
+        if weight.requires_grad:
+            return weight.bfloat16()
+        known = self._frozen.get(id(weight))
+        if known is None or known[0] is not weight:
+            known = self._frozen[id(weight)] = (weight, weight.bfloat16())
+        return known[1]
+
+
+def has_fast_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 matrices in hardware."""
+    known = torch.cpu.get_capabilities()
+    return bool(known.get("avx512_bf16") or known.get("amx_bf16") or known.get("bf16"))

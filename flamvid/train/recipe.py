@@ -1,0 +1,122 @@
+"""A training recipe: what to train on, and how, in one TOML file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flamvid import config
+from flamvid.errors import ConfigError
+
+__all__ = ["CaptionStage", "DataConfig", "Recipe", "WordStage", "read_recipe"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataConfig:
+    """Shards by glob, relative to the recipe. `clips` are drawn more often than `stills`."""
+
+    clips: tuple[str, ...]
+    validation: tuple[str, ...]
+    stills: tuple[str, ...] = ()
+    stills_share: float = 0.25
+    cache: str = "features"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.stills_share < 1:
+            raise ConfigError(f"data.stills_share is {self.stills_share}; must be in [0, 1)")
+        if not self.clips or not self.validation:
+            raise ConfigError("data.clips and data.validation must name shards")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WordStage:
+    """First the resampler alone: its mean latent predicts the words of the captions."""
+
+    steps: int = 1500
+    batch: int = 64
+    words: int = 1500
+    learning_rate: float = 1e-3
+    feature_dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        _positive("words", self, ("batch", "words", "learning_rate"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaptionStage:
+    """Then everything: next-token loss on captions. `batch` media, `captions` of each."""
+
+    steps: int = 900
+    batch: int = 32
+    captions: int = 2
+    schedule: str = "cosine"
+    warmup: int = 50
+    learning_rate: float = 1e-3
+    gate_learning_rate: float = 3e-2
+    resampler_learning_rate: float = 2e-4
+    weight_decay: float = 0.1
+    clip: float = 1.0
+    max_tokens: int = 24
+    consensus: float = 1.0
+    validate_every: int = 100
+    save_every: int = 50
+
+    def __post_init__(self) -> None:
+        if self.schedule not in ("cosine", "constant"):
+            raise ConfigError(f"captions.schedule is {self.schedule!r}; must be cosine or constant")
+        _positive(
+            "captions",
+            self,
+            ("steps", "batch", "captions", "clip", "max_tokens", "validate_every", "save_every"),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """A whole run. `model` is a preset name or the path of a model's TOML.
+
+    precision: "bfloat16" multiplies matrices in bfloat16, "auto" does so where the CPU is fast at
+    it; weights, activations and the optimizer are float32 always.
+    """
+
+    name: str
+    folder: Path
+    data: DataConfig
+    words: WordStage
+    captions: CaptionStage
+    model: str = "flamvid-base"
+    seed: int = 0
+    precision: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("auto", "float32", "bfloat16"):
+            raise ConfigError(f"precision is {self.precision!r}; must be auto, float32 or bfloat16")
+
+    def path(self, relative: str) -> Path:
+        """A path of the recipe, taken from the recipe's folder."""
+        return self.folder / relative
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read and check a recipe; a wrong key is an error that names the near one."""
+    table = config.read_toml(path)
+    parts: dict[str, type[Any]] = {
+        "data": DataConfig,
+        "words": WordStage,
+        "captions": CaptionStage,
+    }
+    if "data" not in table:
+        raise ConfigError(f"{path} has no [data] table; a recipe must say what to train on")
+    built = {
+        key: config.build(cls, table.pop(key, {}), f"{path}: {key}") for key, cls in parts.items()
+    }
+    return config.build(
+        Recipe, {"name": path.stem, "folder": path.parent, **table, **built}, str(path)
+    )
+
+
+def _positive(where: str, stage: Any, names: tuple[str, ...]) -> None:
+    for name in names:
+        if getattr(stage, name) <= 0:
+            raise ConfigError(f"{where}.{name} is {getattr(stage, name)}; must be above 0")

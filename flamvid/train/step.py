@@ -1,0 +1,128 @@
+"""One update of the caption stage.
+
+Legend: B media, C captions of each, R = B*C rows, S tokens, V trained vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from flamvid.models.flamingo import Flamingo
+from flamvid.models.lm import TokenHead
+from flamvid.ops import media_index
+from flamvid.text.prompt import PromptFormat
+from flamvid.train.recipe import CaptionStage
+
+__all__ = ["TextBatch", "caption_loss", "caption_rows", "make_optimizer", "rate", "vocabulary"]
+
+_ROWS = 16  # captions that go through the LM together
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TextBatch:
+    """Prompt, caption, end: `ids` [R,S]; `targets` [R,S-1] in the vocabulary, -100 elsewhere."""
+
+    ids: Tensor
+    targets: Tensor
+
+
+def vocabulary(prompts: PromptFormat, captions: Sequence[Sequence[str]]) -> Tensor:
+    """Sorted ids of all tokens that captions use, and of the end token, int64 [V]."""
+    used = {prompts.end_id}
+    for group in captions:
+        for caption in group:
+            used.update(prompts.encode_text(f" {caption}"))
+    return torch.tensor(sorted(used))
+
+
+def caption_rows(
+    prompts: PromptFormat, captions: Sequence[str], head: TokenHead, max_tokens: int
+) -> TextBatch:
+    """Captions as `<BOS><media> text<EOC>`; loss on the text and the end only (A.3.2).
+
+    Targets are places among the head's tokens; what it does not have is not scored.
+    """
+    opening = prompts.caption()
+    rows = []
+    for caption in captions:
+        text = prompts.encode_text(f" {caption}")
+        # A caption cut short does not end: no end token after it.
+        whole = [*text, prompts.end_id]
+        rows.append(opening + whole[:max_tokens])
+    S = max(map(len, rows))
+    # Padding stands on the right, behind what is scored: a causal LM needs no mask for it.
+    ids = torch.tensor([row + [prompts.end_id] * (S - len(row)) for row in rows])
+    targets = head.columns(ids[:, 1:])
+    at = torch.arange(1, S)
+    lengths = torch.tensor([len(row) for row in rows])[:, None]
+    targets = targets.masked_fill((at < len(opening)) | (at >= lengths), -100)
+    return TextBatch(ids, targets)
+
+
+def caption_loss(
+    model: Flamingo,
+    features_BTNF: Tensor,
+    frame_counts: Tensor,
+    text: TextBatch,
+    head: TokenHead,
+    media_id: int,
+) -> Tensor:
+    """Mean negative log-likelihood per token; R rows share the B media in order.
+
+    Rows go through the LM sixteen at a time, sorted by length: captions of a batch differ so much
+    in length that padding them all to the longest would double the work.
+    """
+    latents_BMLD = model.resample(features_BTNF[:, None], frame_counts[:, None])
+    captions = text.ids.shape[0] // features_BTNF.shape[0]
+    lengths = (text.targets >= 0).mul(torch.arange(1, text.ids.shape[1])).amax(1)
+    total = features_BTNF.new_zeros(())
+    for rows in lengths.argsort().split(_ROWS):
+        S = int(lengths[rows].max())
+        inputs, targets = text.ids[rows, :S], text.targets[rows, :S]
+        media = model.read(latents_BMLD[rows // captions], media_index(inputs, media_id))
+        hidden_RSD = model.lm(inputs, media)
+        scored = targets >= 0
+        logits_XV = head(hidden_RSD[scored])
+        total = total + F.cross_entropy(logits_XV, targets[scored], reduction="sum")
+    return total / (text.targets >= 0).sum()
+
+
+def make_optimizer(model: Flamingo, stage: CaptionStage) -> torch.optim.AdamW:
+    """AdamW in the paper's groups: no decay for the resampler; gates at a rate of their own."""
+    groups: dict[str, list[Tensor]] = {"resampler": [], "gates": [], "matrices": [], "vectors": []}
+    for name, parameter in model.trained():
+        if name.startswith("resampler."):
+            groups["resampler"].append(parameter)
+        elif name.endswith("gate"):
+            groups["gates"].append(parameter)
+        else:
+            groups["matrices" if parameter.ndim > 1 else "vectors"].append(parameter)
+    rates = {"resampler": stage.resampler_learning_rate, "gates": stage.gate_learning_rate}
+    return torch.optim.AdamW(
+        [
+            {
+                "params": parameters,
+                "peak": rates.get(name, stage.learning_rate),
+                "weight_decay": stage.weight_decay if name == "matrices" else 0.0,
+            }
+            for name, parameters in groups.items()
+        ],
+        lr=stage.learning_rate,
+        betas=(0.9, 0.98),
+    )
+
+
+def rate(step: int, steps: int, warmup: int, schedule: str) -> float:
+    """Share of the peak learning rate at a step: linear warm-up, then cosine to 0 or constant."""
+    if step < warmup:
+        return (step + 1) / warmup
+    if schedule == "constant":
+        return 1.0
+    done = (step - warmup) / max(steps - warmup, 1)
+    return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))

@@ -1,0 +1,194 @@
+"""`flamvid caption` and `flamvid ask`: what is printed, what fails, and how."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def test_one_source_is_only_its_sentence(run: Any, fake: Any) -> None:
+    result = run("caption", "a.mp4")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "a dog runs\n", "")
+    keywords = fake.calls[0][1]
+    assert (keywords["beams"], keywords["max_tokens"], keywords["frames"]) == (3, 20, None)
+
+
+def test_flags_reach_the_captioner(run: Any, fake: Any) -> None:
+    flags = "--fps 2 --start 1 --end 9 --beams 5 --max-tokens 7 --length-penalty -0.5 --seed 3"
+    result = run("caption", *flags.split(), "--prompt", "in it", "--every", "2", "a.mp4")
+    assert result.exit_code == 0
+    assert fake.calls[0][1] == {
+        "frames": None,
+        "fps": 2.0,
+        "start": 1.0,
+        "end": 9.0,
+        "every": 2.0,
+        "window": None,
+        "beams": 5,
+        "max_tokens": 7,
+        "length_penalty": -0.5,
+        "seed": 3,
+        "prompt": "in it",
+    }
+
+
+def test_timed_captions_say_when(run: Any) -> None:
+    lines = run("caption", "a.mp4", "--every", 5, "--window", 10).stdout.splitlines()
+    assert lines[1] == "0:00:05.000-0:00:10.000 a dog runs"
+    lines = run("caption", "a.mp4", "b.mp4", "--every", 5).stdout.splitlines()
+    assert lines[0] == "a.mp4: 0:00:00.000-0:00:05.000 a dog runs"
+
+
+def test_a_source_that_fails_does_not_take_the_others_along(run: Any) -> None:
+    result = run("caption", "a.mp4", "broken.mp4", "nope.mp4", "nan.mp4", "bug.mp4", "b.mp4")
+    assert result.exit_code == 1
+    assert result.stdout == "a.mp4: a dog runs\nb.mp4: a dog runs\n"
+    lines = result.stderr.splitlines()
+    assert len(lines) == 4
+    assert lines[0] == "flamvid: nope.mp4: no such file or folder; check the path"
+    assert lines[1] == "flamvid: broken.mp4 ends in the middle of a frame; it is truncated"
+    assert "nan.mp4 has logprob nan" in lines[2]
+    assert "bug.mp4: unexpected ZeroDivisionError" in lines[3]
+
+
+def test_without_any_source_no_model_is_loaded(run: Any, fake: Any) -> None:
+    result = run("caption", "nope.mp4", "*.mkv")
+    assert result.exit_code == 1
+    assert "*.mkv: no file matches" in result.stderr
+    assert fake.loads == []
+
+
+def test_json_holds_exactly_the_promised_keys(run: Any) -> None:
+    (line,) = run("caption", "odd.mp4", "--format", "jsonl").stdout.splitlines()
+    assert json.loads(line) == {
+        "source": "odd.mp4",
+        "start": 0.0,
+        "end": 10.0,
+        "text": "ein <Hund> läuft & bellt --> laut",
+        "logprob": -1.5,
+        "model": "fake",
+    }
+    assert "läuft" in line
+    rows = json.loads(run("caption", "a.mp4", "b.mp4", "--format", "json").stdout)
+    assert [row["source"] for row in rows] == ["a.mp4", "b.mp4"]
+    assert json.loads(run("caption", "broken.mp4", "--format", "json").stdout) == []
+
+
+def test_subtitles_are_of_one_source(run: Any, fake: Any) -> None:
+    result = run("caption", "a.mp4", "b.mp4", "--format", "srt")
+    assert result.exit_code == 2
+    assert "run once for each" in result.stderr
+    assert fake.loads == []
+    assert run("caption", "a.mp4", "--every", 5, "--format", "srt").stdout.startswith(
+        "1\n00:00:00,"
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ("--frames 0", "--frames is 0; must be at least 1"),
+        ("--fps 0", "--fps is 0; must be above 0"),
+        ("--fps nan", "--fps is nan; must be a finite number"),
+        ("--every -1", "--every is -1; must be above 0"),
+        ("--every 5 --window 0", "--window is 0; must be above 0"),
+        ("--window 5", "--window is 5 without --every"),
+        ("--beams 0", "--beams is 0; must be at least 1"),
+        ("--max-tokens 0", "--max-tokens is 0; must be at least 1"),
+        ("--start 5 --end 5", "--end is 5; must be above --start, which is 5"),
+        ("--end 0", "--end is 0; must be above --start, which is 0"),
+        ("--start -1", "--start is -1; must be at least 0"),
+        ("--frames 4 --fps 2", "--frames 4 and --fps 2 exclude each other"),
+        ("--seed -1", "--seed is -1; must be at least 0"),
+        ("--length-penalty inf", "--length-penalty is inf; must be a finite number"),
+        ("-o none/out.txt", "the folder none does not exist; create it first"),
+        ("-o .", "--output is ., a folder"),
+        ("-o a.mp4", "--output is a.mp4, which is a source"),
+    ],
+)
+def test_wrong_flags_are_refused_at_the_door(run: Any, fake: Any, flags: str, says: str) -> None:
+    result = run("caption", "a.mp4", *flags.split())
+    assert result.exit_code == 2
+    assert result.stderr.startswith("flamvid: ")
+    assert says in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert fake.loads == []
+
+
+@pytest.mark.parametrize("flags", ["--format gif", "--frames many", "--nonsense"])
+def test_what_typer_refuses_is_usage_too(run: Any, flags: str) -> None:
+    assert run("caption", "a.mp4", *flags.split()).exit_code == 2
+    assert run("caption").exit_code == 2
+
+
+def test_errors_of_the_model_come_once(run: Any) -> None:
+    result = run("caption", "a.mp4", "b.mp4", "--model", "far", "-o", "out.txt")
+    assert result.exit_code == 1
+    assert result.stderr == "flamvid: far is not in the cache and FLAMVID_OFFLINE is set\n"
+    assert not Path("out.txt").exists()
+    assert not list(Path().glob(".out*"))
+    assert run("caption", "a.mp4", "--dtype", "int3").exit_code == 2
+
+
+def test_globs_that_the_shell_left(run: Any, fake: Any) -> None:
+    for name in ("c10.mkv", "c2.mkv", "[a].mkv", "in/deep/c1.mkv"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_bytes(b"x")
+    run("caption", "c*.mkv", "[a].mkv", "**/c1.*", "http://host/x?y=*")
+    assert [source for source, _ in fake.calls] == [
+        "c2.mkv",
+        "c10.mkv",
+        "[a].mkv",
+        "in/deep/c1.mkv",
+        "http://host/x?y=*",
+    ]
+
+
+def test_a_file_gets_the_format_of_its_name(run: Any) -> None:
+    result = run("caption", "a.mp4", "--every", 5, "-o", "out.vtt")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert Path("out.vtt").read_text().startswith("WEBVTT\n\n1\n00:00:00.000 --> 00:00:05.000\n")
+
+
+def test_verbose_prints_a_command_that_does_the_same(run: Any, fake: Any) -> None:
+    import shlex
+
+    result = run("caption", "a.mp4", "-v", "--frames", 4, "--prompt", "it's", "-o", "x.jsonl")
+    command, loaded = result.stderr.splitlines()
+    assert loaded.startswith("flamvid: loaded flamvid-base in ")
+    before = Path("x.jsonl").read_text()
+    Path("x.jsonl").unlink()
+    words = shlex.split(command)
+    assert words[:2] == ["flamvid", "caption"]
+    assert run(*words[1:]).exit_code == 0
+    assert Path("x.jsonl").read_text() == before
+    assert fake.calls[0] == fake.calls[1]
+
+
+def test_ask_answers(run: Any, fake: Any) -> None:
+    result = run("ask", "a.mp4", "how many dogs?", "--frames", 4)
+    assert (result.exit_code, result.stdout) == (0, "two\n")
+    assert fake.calls[0][1] == {
+        "question": "how many dogs?",
+        "frames": 4,
+        "fps": None,
+        "start": None,
+        "end": None,
+        "beams": 3,
+        "max_tokens": 20,
+        "length_penalty": 0.0,
+        "seed": 0,
+    }
+    row = json.loads(run("ask", "a.mp4", "how many?", "--format", "json").stdout)
+    assert list(row) == ["source", "start", "end", "text", "logprob", "model"]
+
+
+def test_ask_refuses_in_one_line(run: Any) -> None:
+    assert run("ask", "a.mp4", " ").exit_code == 2
+    assert run("ask", "a.mp4", "why?", "--beams", 0).exit_code == 2
+    result = run("ask", "broken.mp4", "why?")
+    assert (result.exit_code, result.stderr) == (1, "flamvid: broken.mp4 is truncated\n")
+    assert run("ask", "nope.mp4", "why?").exit_code == 1

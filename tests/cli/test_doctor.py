@@ -1,0 +1,62 @@
+"""`flamvid doctor`: broken things are named with the way out."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def rows(run: Any) -> tuple[int, dict[str, dict[str, str]]]:
+    result = run("doctor", "--json")
+    return result.exit_code, {row["check"]: row for row in json.loads(result.stdout)}
+
+
+@pytest.fixture(autouse=True)
+def _home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FLAMVID_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("flamvid.cli.doctor.quiet_libraries", lambda: None)
+
+
+def test_a_sound_machine_passes(run: Any, tmp_path: Path) -> None:
+    code, found = rows(run)
+    assert code == 0, found
+    for name in ("python", "torch", "torchvision", "decord", "ffmpeg", "timm", "cache"):
+        assert found[name]["status"] == "ok", found[name]
+    assert set(found["torch"]) == {"check", "status", "detail", "fix"}
+    assert found["efficientnet-lite2"]["fix"] == "flamvid models pull efficientnet-lite2"
+    assert not (tmp_path / "home").exists()  # looking changes nothing
+    table = run("doctor").stdout.splitlines()
+    assert table[0].split() == ["check", "status", "detail", "fix"]
+    assert len(table) == len(found) + 1
+
+
+def test_a_cache_that_cant_be_written_is_broken(
+    run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("FLAMVID_HOME", str(tmp_path / "file"))
+    code, found = rows(run)
+    assert code == 1
+    assert found["cache"]["status"] == "broken"
+    assert "FLAMVID_HOME" in found["cache"]["fix"]
+
+
+def test_a_decoder_that_does_not_import_is_broken(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = importlib.import_module
+
+    def without(name: str, package: str | None = None) -> Any:
+        if name == "decord":
+            raise ImportError("libdecord.so: cannot open shared object file")
+        return real(name, package)
+
+    monkeypatch.setattr(importlib, "import_module", without)
+    code, found = rows(run)
+    assert code == 1
+    assert "libdecord.so" in found["decord"]["detail"]
+    assert found["decord"]["fix"] == "pip install --force-reinstall decord2"

@@ -1,0 +1,108 @@
+"""The command as a process: signals, pipes, and how quickly help is there."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Start = Callable[..., subprocess.Popen[bytes]]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_keeps_the_captions_made(start: Start, tmp_path: Path, number: int) -> None:
+    child = start("caption", "a.mp4", "part_slow.mp4", "b.mp4", "-v", "-o", "out.jsonl")
+    wait_for(lambda: any(p.stat().st_size > 200 for p in tmp_path.glob(".out*")))
+    assert not (tmp_path / "out.jsonl").exists()
+    child.send_signal(number)
+    out, err = child.communicate(timeout=30)
+    assert child.returncode == 130
+    assert out == b""
+    assert err.splitlines()[-1] == b"flamvid: interrupted"
+    assert b"Traceback" not in err
+    lines = (tmp_path / "out.jsonl").read_text().splitlines()
+    assert ["part_slow" in line for line in lines] == [False, True]
+    assert not list(tmp_path.glob(".out*"))
+
+
+def test_captions_appear_as_they_are_made(start: Start) -> None:
+    child = start("caption", "a.mp4", "slow.mp4", "--format", "json")
+    assert child.stdout is not None
+    assert child.stdout.readline() == b"[\n"
+    child.send_signal(signal.SIGINT)
+    with child:
+        rest = child.stdout.read()
+    assert child.returncode == 130
+    assert rest.endswith(b'"model": "fake"}\n]\n')
+
+
+def test_a_closed_pipe_ends_quietly(start: Start) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    child = start("caption", "a.mp4", "b.mp4", stdout=write)
+    os.close(write)
+    _, err = child.communicate(timeout=30)
+    assert (child.returncode, err) == (0, b"")
+
+
+def test_a_full_disk_is_one_line(start: Start) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full")
+    with Path("/dev/full").open("wb") as full:
+        child = start("caption", "a.mp4", "b.mp4", stdout=full)
+    _, err = child.communicate(timeout=30)
+    assert child.returncode == 1
+    assert err == b"flamvid: can't write to stdout (No space left on device)\n"
+
+
+def test_names_that_are_no_utf8(start: Start, tmp_path: Path) -> None:
+    name = b"a\xff.mp4"
+    try:
+        Path(os.fsdecode(bytes(tmp_path) + b"/" + name)).write_bytes(b"x")
+    except OSError:
+        pytest.skip("this file system wants UTF-8")
+    child = start("caption", os.fsdecode(name), "broken.mp4", os.fsdecode(b"no\xff.mp4"))
+    out, err = child.communicate(timeout=30)
+    assert child.returncode == 1
+    assert out.endswith(b".mp4: a dog runs\n")
+    assert len(err.splitlines()) == 2
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["caption", "--help"], ["--version"]])
+def test_help_is_there_without_torch(arguments: list[str]) -> None:
+    code = (
+        "import sys\n"
+        "from flamvid.cli.main import app\n"
+        "try: app(sys.argv[1:])\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'rich', 'decord'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "flamvid" in done.stdout
+
+
+def test_the_package_is_a_command_and_loads_lazily() -> None:
+    import flamvid
+
+    done = subprocess.run(
+        [sys.executable, "-m", "flamvid", "--version"], capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == f"flamvid {flamvid.__version__}\n"
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = flamvid.nonsense  # type: ignore[attr-defined]
+
+
+def wait_for(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not done():
+        assert time.monotonic() < deadline, "nothing happened in 30 s"
+        time.sleep(0.02)

@@ -1,0 +1,128 @@
+"""Frames against what ffmpeg itself decodes, and against clips that say their frame numbers."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import imageio_ffmpeg
+import numpy as np
+import pytest
+import torch
+
+from flamvid import video
+from flamvid.errors import DecodeError
+from flamvid.video.decord_file import DecordFile
+from flamvid.video.ffmpeg_file import FfmpegFile, _runs
+
+SHARED = Path(__file__).parents[3] / "shared"
+
+
+def ffmpeg_frames(path: Path, height: int, width: int) -> np.ndarray:
+    """All frames as the ffmpeg program decodes them, [N,3,H,W]."""
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-i", str(path)]
+    command += ["-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    raw = subprocess.run(command, capture_output=True, check=True).stdout
+    return np.frombuffer(raw, np.uint8).reshape(-1, height, width, 3).transpose(0, 3, 1, 2)
+
+
+@pytest.mark.needs_shared
+@pytest.mark.parametrize(
+    "name",
+    ["aa_playing_guitar.mp4", "decord_flipping_a_pancake.mkv", "msvd_klteYv1Uv9A_27_33.avi"],
+)
+def test_pixels_are_those_of_ffmpeg(name: str) -> None:
+    path = SHARED / "clips" / name
+    with video.open(path) as source:
+        expected = ffmpeg_frames(path, source.info.height, source.info.width)
+        assert len(source.pts) == len(expected)
+        at = [0, 7, 31, len(expected) - 1]
+        np.testing.assert_array_equal(source.read(at).pixels.numpy(), expected[at])
+
+
+@pytest.mark.needs_shared
+def test_frames_before_an_edit_list_do_not_exist() -> None:
+    path = SHARED / "clips" / "cve_vid1.mp4"  # 74 frames in the index, 56 shown
+    with video.open(path) as source:
+        expected = ffmpeg_frames(path, 360, 640)
+        assert len(source.pts) == len(expected) == source.info.frames
+        np.testing.assert_array_equal(source.read([0]).pixels[0].numpy(), expected[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "decoder"),
+    [
+        ("b_frames.mp4", ("-bf", "3"), DecordFile),
+        ("late.mkv", ("-output_ts_offset", "5"), DecordFile),
+        ("b_frames.ts", ("-bf", "3"), FfmpegFile),
+        ("no_pts.avi", ("-bf", "0"), FfmpegFile),
+    ],
+)
+def test_frame_by_number(make_clip, numbers, name: str, options: tuple[str, ...], decoder) -> None:
+    with video.open(make_clip(name, *options)) as source:
+        assert isinstance(source, decoder)
+        np.testing.assert_allclose(source.pts, np.arange(60) / 25, atol=2e-3)
+        at = [40, 0, 31, 59, 31]  # any order, with repeats
+        frames = source.read(at)
+        assert numbers(frames.pixels) == at
+        np.testing.assert_allclose(frames.pts_seconds, np.array(at) / 25, atol=2e-3)
+        np.testing.assert_allclose(frames.duration_seconds, 0.04, atol=2e-3)
+
+
+def test_variable_frame_rate(make_clip, numbers) -> None:
+    # Of 60 frames the first 30 stay, then every third.
+    path = make_clip("vfr.mp4", "-fps_mode", "vfr", filters=",select='lt(n,30)+not(mod(n,3))'")
+    with video.open(path) as source:
+        shown = [*range(30), *range(30, 60, 3)]
+        np.testing.assert_allclose(source.pts[:40], np.array(shown) / 25, atol=2e-3)
+        assert numbers(source.read(range(40)).pixels) == shown
+
+
+def test_a_cut_without_encoding_starts_where_the_player_starts(
+    make_clip, numbers, run_ffmpeg, tmp_path: Path
+) -> None:
+    cut = tmp_path / "cut.mp4"
+    whole = make_clip("whole.mp4", "-bf", "2")
+    run_ffmpeg("-ss", "0.8", "-i", str(whole), "-c", "copy", str(cut))
+    with video.open(cut) as source:
+        shown = numbers(torch.from_numpy(ffmpeg_frames(cut, 48, 64).copy()))
+        assert numbers(source.read(range(len(source.pts))).pixels) == shown
+        assert source.pts[0] == 0
+
+
+def test_rotation_is_applied(make_clip, run_ffmpeg, tmp_path: Path) -> None:
+    turned = tmp_path / "turned.mp4"
+    clip = make_clip("upright.mp4", size="96x48")
+    run_ffmpeg("-display_rotation:v:0", "90", "-i", str(clip), "-c", "copy", str(turned))
+    with video.open(turned) as source:
+        assert (source.info.width, source.info.height, source.info.rotation) == (48, 96, 270)
+        assert source.read([3]).pixels.shape == (1, 3, 96, 48)
+    with video.open(turned, size=(20, 10)) as source:
+        assert source.read([3]).pixels.shape == (1, 3, 20, 10)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.ts"])
+def test_decode_time_resize(make_clip, name: str) -> None:
+    with video.open(make_clip(name), size=(30, 50)) as source:
+        assert source.read([1, 5]).pixels.shape == (2, 3, 30, 50)
+        assert (source.info.height, source.info.width) == (48, 64)
+
+
+def test_many_scattered_frames_of_a_stream(make_clip, numbers) -> None:
+    with video.open(make_clip("long.ts", frames=75)) as source:
+        odd = list(range(1, 75, 2))
+        assert numbers(source.read(odd).pixels) == odd
+
+
+def test_damage_in_the_middle_is_an_error_that_names_the_file(make_clip, tmp_path: Path) -> None:
+    data = bytearray(make_clip("good.mp4", "-movflags", "+faststart", frames=75).read_bytes())
+    at = data.index(b"mdat") + 4
+    data[at + 2000 : -1] = bytes(len(data) - at - 2001)
+    bad = tmp_path / "bad.mp4"
+    bad.write_bytes(data)
+    with pytest.raises(DecodeError, match=r"bad\.mp4 can't be decoded"), video.open(bad) as source:
+        source.read(range(len(source.pts)))
+
+
+def test_runs() -> None:
+    assert _runs([1, 2, 3, 7, 9, 10]) == [(1, 3), (7, 7), (9, 10)]
