@@ -15,6 +15,7 @@ from flamvid.cli.ask import ask
 from flamvid.cli.caption import caption
 from flamvid.cli.doctor import doctor
 from flamvid.cli.failure import INTERRUPTED, report
+from flamvid.cli.memory import keep_freed_memory
 from flamvid.cli.train import train
 
 __all__ = ["app", "main"]
@@ -58,6 +59,7 @@ def flamvid(
 def main() -> None:
     """The entry point; SIGTERM is treated as Ctrl-C, so what is done is kept."""
     signal.signal(signal.SIGTERM, _terminate)
+    keep_freed_memory()
     try:
         app(prog_name="flamvid")
     except KeyboardInterrupt:  # before a command could catch it

@@ -18,8 +18,11 @@ __all__ = ["train"]
 @guarded
 def train(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE.toml", help="What to train, and on.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of the shards (as the recipe says).")
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the run (runs/<recipe> beside the recipe).")
+        Path | None, typer.Option(help="Folder of the run (runs/<name of the recipe>).")
     ] = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Start anew, rather than at the last checkpoint.")
@@ -33,8 +36,11 @@ def train(
         raise InputError(f"{recipe}: no such file; give the path of a recipe's .toml")
     if out is not None and out.exists() and not out.is_dir():
         raise InputError(f"--out is {out}, which is no folder; give the name of a folder")
-    words = ["flamvid", "train", str(recipe.resolve())]
-    words += [f"--out={out.resolve()}"] if out else []
+    if data is not None and not data.is_dir():
+        raise InputError(f"--data is {data}, which is no folder; give the folder of the shards")
+    out = out or Path("runs") / recipe.stem
+    words = ["flamvid", "train", str(recipe.resolve()), f"--out={out.resolve()}"]
+    words += [f"--data={data.resolve()}"] if data else []
     command = shlex.join([*words, *(["--fresh"] if fresh else [])])
     say(f"flamvid: {command}")
 
@@ -42,7 +48,7 @@ def train(
     from flamvid.train import loop
 
     try:
-        adapter = loop.run(recipe, out, resume=not fresh, log=say)
+        adapter = loop.run(recipe, data, out, resume=not fresh, log=say)
     except KeyboardInterrupt:
         report(f"interrupted; {shlex.join(words)} goes on from the last checkpoint")
         return INTERRUPTED

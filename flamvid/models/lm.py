@@ -81,8 +81,9 @@ class LanguageModel(nn.Module):
 
     def head_of(self, ids: Tensor) -> TokenHead:
         """The head's rows for some tokens, int64 [V]."""
-        weight: Tensor = self.head.weight.detach()[ids]
-        return TokenHead(weight, ids)
+        weight = self.head.weight
+        assert isinstance(weight, Tensor)
+        return TokenHead(weight.detach()[ids], ids)
 
     def train(self, mode: bool = True) -> LanguageModel:
         """Train the inserted layers; the frozen part stays in evaluation mode."""

@@ -35,20 +35,24 @@ __all__ = ["run"]
 Log = Callable[[str], None]
 
 
-def run(recipe_path: Path, out: Path | None, resume: bool, log: Log) -> Path:
+def run(recipe_path: Path, data: Path | None, out: Path, resume: bool, log: Log) -> Path:
     """Train as the recipe says; returns the path of the adapter, `<out>/adapter.safetensors`.
 
-    Checkpoints lie in `out` (by default `runs/<recipe>` beside the recipe); `resume` goes on from
-    the latest, or starts when there is none.
+    The recipe's shards are looked for under `data`, or under its own `data.root`. Checkpoints lie
+    in `out`, frozen features beside it, where other runs find them; `resume` goes on from the
+    latest checkpoint, or starts when there is none.
     """
     recipe = read_recipe(recipe_path)
-    out = out or recipe.path(f"runs/{recipe.name}")
+    root = data or recipe.path(recipe.data.root)
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
     model = load_model(recipe.model, trained=False)
-    clips = _features(recipe, recipe.data.clips, model, log)
-    validation = _features(recipe, recipe.data.validation, model, log)
-    stills = _features(recipe, recipe.data.stills, model, log) if recipe.data.stills else None
+
+    def features(patterns: tuple[str, ...]) -> FeatureSet:
+        return _features(expand(patterns, root), out.parent / "features", model, log)
+
+    clips, validation = features(recipe.data.clips), features(recipe.data.validation)
+    stills = features(recipe.data.stills) if recipe.data.stills else None
     log(f"{len(clips)} clips, {len(stills) if stills else 0} stills, {len(validation)} validation")
 
     with _precision(recipe.precision):
@@ -66,11 +70,8 @@ def _precision(name: str) -> AbstractContextManager[object]:
     return HalfLinear() if half else nullcontext()
 
 
-def _features(
-    recipe: Recipe, patterns: tuple[str, ...], model: LoadedModel, log: Log
-) -> FeatureSet:
+def _features(shards: list[Path], cache: Path, model: LoadedModel, log: Log) -> FeatureSet:
     """Features of all shards, from the cache where they lie there."""
-    cache = recipe.path(recipe.data.cache)
     cache.mkdir(parents=True, exist_ok=True)
     vision = model.config.vision
     encoder = f"{vision.encoder}|{vision.weights}|{vision.size}|{vision.resize}"
@@ -80,7 +81,7 @@ def _features(
         return model.flamingo.encode(ready)
 
     sets = []
-    for shard in expand(patterns, recipe.folder):
+    for shard in shards:
         path = cache / cache_name(shard, encoder)
         if not path.exists():
             log(f"features of {shard} -> {path}")

@@ -14,13 +14,16 @@ __all__ = ["CaptionStage", "DataConfig", "Recipe", "WordStage", "read_recipe"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataConfig:
-    """Shards by glob, relative to the recipe. `clips` are drawn more often than `stills`."""
+    """Shards by glob, relative to `root`. `clips` are drawn more often than `stills`.
+
+    root: relative to the recipe; `flamvid train --data` replaces it.
+    """
 
     clips: tuple[str, ...]
     validation: tuple[str, ...]
     stills: tuple[str, ...] = ()
     stills_share: float = 0.25
-    cache: str = "features"
+    root: str = "."
 
     def __post_init__(self) -> None:
         if not 0 <= self.stills_share < 1:

@@ -1,0 +1,99 @@
+"""CIDEr, BLEU-4 and the variety of captions on held-out videos of a shard.
+
+    python tools/bench/cider.py --data FOLDER [--model flamvid-base] [--beams 3]
+
+The metrics are pycocoevalcap's, after its PTB tokenizer (which needs Java). Frames are those of the
+shard, so that the figure depends on the model alone and not on a video decoder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from pycocoevalcap.bleu.bleu import Bleu
+from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+from flamvid.cli.memory import keep_freed_memory
+from flamvid.data.shards import Sample, expand, read_shard
+from flamvid.generate.engine import GenerationConfig, generate
+from flamvid.ops import media_index
+from flamvid.weights.load import LoadedModel, load_model
+
+BATCH = 16
+
+
+@torch.inference_mode()
+def captions(
+    model: LoadedModel, samples: list[Sample], search: GenerationConfig
+) -> Iterator[tuple[Sample, str]]:
+    """A caption of each sample, a batch of samples at a time."""
+    prompt = model.prompts.caption()
+    for first in range(0, len(samples), BATCH):
+        batch = samples[first : first + BATCH]
+        latents = torch.cat([_latents(model, sample) for sample in batch])
+        ids = torch.tensor([prompt] * len(batch))
+        index = media_index(ids, model.prompts.media_id)
+        texts = generate(
+            model.flamingo, latents, ids, index, model.prompts.end_id, search, head=model.head
+        )
+        for sample, text in zip(batch, texts, strict=True):
+            yield sample, model.prompts.decode(text.ids)
+
+
+def _latents(model: LoadedModel, sample: Sample) -> torch.Tensor:
+    frames = torch.cat([model.transform(picture[None]) for picture in sample.pictures])
+    return model.flamingo.resample(model.flamingo.encode(frames)[None, None])
+
+
+def score(references: dict[str, list[str]], said: dict[str, str]) -> tuple[float, float]:
+    """CIDEr and BLEU-4, times 100 as papers print them."""
+    tokenizer = PTBTokenizer()
+    truth = tokenizer.tokenize({k: [{"caption": c} for c in v] for k, v in references.items()})
+    ours = tokenizer.tokenize({k: [{"caption": v}] for k, v in said.items()})
+    cider, _ = Cider().compute_score(truth, ours)
+    bleu, _ = Bleu(4).compute_score(truth, ours, verbose=0)
+    return 100 * float(cider), 100 * float(bleu[3])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of the shards")
+    parser.add_argument("--shards", default="msrvtt/validate-*.tar")
+    parser.add_argument("--model", default="flamvid-base", help="name, or path of a model's .toml")
+    parser.add_argument("--beams", type=int, default=3)
+    parser.add_argument("--length-penalty", type=float, default=0.0)
+    parser.add_argument("--max-tokens", type=int, default=20)
+    parser.add_argument("--captions", type=Path, help="also write the captions here, as JSON lines")
+    options = parser.parse_args()
+
+    keep_freed_memory()
+    samples = [s for shard in expand([options.shards], options.data) for s in read_shard(shard)]
+    model = load_model(options.model)
+    search = GenerationConfig(
+        beams=options.beams,
+        max_tokens=options.max_tokens,
+        length_penalty=options.length_penalty,
+    )
+    began = time.perf_counter()
+    said = {sample.id: text for sample, text in captions(model, samples, search)}
+    took = time.perf_counter() - began
+    cider, bleu = score({s.id: list(s.captions) for s in samples}, said)
+    if options.captions:
+        lines = (json.dumps({"id": key, "text": text}) + "\n" for key, text in said.items())
+        options.captions.write_text("".join(lines), encoding="utf-8")
+    print("command:", " ".join(["python", *sys.argv]))
+    print(
+        f"{len(samples)} media, beams {options.beams}: CIDEr {cider:.1f}, BLEU-4 {bleu:.1f}, "
+        f"{len(set(said.values()))} distinct captions, {took / len(samples):.2f} s each"
+    )
+
+
+if __name__ == "__main__":
+    main()
