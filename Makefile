@@ -1,17 +1,22 @@
-# make setup: .venv with everything; make caption, make test, make lint stand on it.
+# make setup: .venv with everything; make caption, make test and make lint stand on it.
 PYTHON ?= python3
+# Together, in one command: torchvision must be built for the torch that is there.
+TORCH ?= torch==2.14.1 torchvision==0.29.1
 BIN := .venv/bin
 STAMP := .venv/.flamvid-installed
 
-.PHONY: setup test lint caption
+.PHONY: setup caption test lint
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml setup.py CMakeLists.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet torch==2.14.1 torchvision==0.29.1
-	$(BIN)/pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
+
+caption: setup
+	$(BIN)/flamvid caption examples/cat.mp4
 
 test: setup
 	$(BIN)/python -m pytest

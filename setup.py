@@ -1,4 +1,4 @@
-"""Settings live in pyproject.toml. This file is where setuptools will meet CMake's kernels."""
+"""Settings live in pyproject.toml; compiled kernels will be built from here by CMakeLists.txt."""
 
 from setuptools import setup
 

@@ -14,6 +14,7 @@ from flamvid.errors import InputError
 from flamvid.generate.engine import GenerationConfig, generate
 from flamvid.ops import media_index
 from flamvid.types import Caption, Frames, Segment
+from flamvid.video.isolate import warm_up
 from flamvid.video.sample import Fps, Uniform, windows
 from flamvid.weights.load import LoadedModel, load_model
 
@@ -26,6 +27,7 @@ def load(
     model: str = "flamvid-base", device: str | None = None, dtype: str | None = None
 ) -> Captioner:
     """A captioner for a model by name; on a GPU where there is one, else on the CPU."""
+    warm_up()  # a decode child starts while the model loads
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return Captioner(load_model(model, device, dtype or "float32"))
 
@@ -56,13 +58,15 @@ class Captioner:
         prompt: str | None = None,
         length_penalty: float = 0.0,
         seed: int = 0,
+        decode_timeout: float | None = None,
     ) -> list[Caption]:
         """One caption of `source`, or with `every` one for each window of time.
 
         frames: how many to look at (as many as the model was trained on by default), or fps: how
         many per second. start, end: the part to look at, in seconds. every, window: a caption
         every so many seconds, each of `window` seconds (by default `every`). prompt: words that
-        the caption begins with.
+        the caption begins with. decode_timeout: seconds that opening the source or reading from it
+        may take at once; by default it grows with the source.
         """
         return list(
             self.iter_captions(
@@ -78,6 +82,7 @@ class Captioner:
                 prompt=prompt,
                 length_penalty=length_penalty,
                 seed=seed,
+                decode_timeout=decode_timeout,
             )
         )
 
@@ -96,13 +101,16 @@ class Captioner:
         prompt: str | None = None,
         length_penalty: float = 0.0,
         seed: int = 0,
+        decode_timeout: float | None = None,
     ) -> Iterator[Caption]:
         """As `caption`, each as soon as it is made."""
         search = GenerationConfig(beams=beams, max_tokens=max_tokens, length_penalty=length_penalty)
         opening = prompt.strip() if prompt else ""
         ids = self.model.prompts.caption(opening)
         torch.manual_seed(seed)
-        for segment, features in self._look(source, frames, fps, start, end, every, window):
+        for segment, features in self._look(
+            source, frames, fps, start, end, every, window, decode_timeout
+        ):
             yield self._generate(source, segment, features, ids, search, opening)
 
     def ask(
@@ -118,12 +126,15 @@ class Captioner:
         max_tokens: int = 20,
         length_penalty: float = 0.0,
         seed: int = 0,
+        decode_timeout: float | None = None,
     ) -> Caption:
         """The model's answer to a question about `source`; arguments as for `caption`."""
         search = GenerationConfig(beams=beams, max_tokens=max_tokens, length_penalty=length_penalty)
         ids = self.model.prompts.question(question)
         torch.manual_seed(seed)
-        segment, features = next(self._look(source, frames, fps, start, end, None, None))
+        segment, features = next(
+            self._look(source, frames, fps, start, end, None, None, decode_timeout)
+        )
         return self._generate(source, segment, features, ids, search, "")
 
     def encode(self, frames: Frames) -> Tensor:
@@ -140,6 +151,7 @@ class Captioner:
         end: float | None,
         every: float | None,
         window: float | None,
+        timeout: float | None,
     ) -> Iterator[tuple[Segment, Tensor]]:
         """The parts of the source that get a text each, and features [T,N,F] of their frames."""
         if frames is not None and fps is not None:
@@ -148,7 +160,7 @@ class Captioner:
             raise InputError(f"window is {window} without every; give every as well")
         trained = self.model.config.resampler.frames
         sampling = Fps(fps) if fps is not None else Uniform(trained if frames is None else frames)
-        with video.open(source, size=self._decode_size()) as opened:
+        with video.open(source, size=self._decode_size(), timeout=timeout) as opened:
             length = float(opened.pts[-1] + opened.durations[-1])
             parts = [Segment(start or 0.0, length if end is None else min(end, length))]
             if every is not None and length > 0:

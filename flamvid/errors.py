@@ -4,6 +4,7 @@ FlamvidError
 ├── InputError      an argument or option breaks a rule (also a ValueError)
 ├── SourceError     a media source can't be read: missing, empty, not a video
 │   └── DecodeError a source opened but its frames can't be decoded
+│       └── DecoderLost the process that decodes hung, crashed or ran out of memory
 ├── WeightsError    weights are missing, damaged, or not what was pinned
 │   └── OfflineError weights are missing and can't be fetched
 └── ConfigError     a preset or recipe breaks a rule
@@ -16,6 +17,7 @@ from __future__ import annotations
 __all__ = [
     "ConfigError",
     "DecodeError",
+    "DecoderLost",
     "FlamvidError",
     "InputError",
     "OfflineError",
@@ -38,6 +40,10 @@ class SourceError(FlamvidError):
 
 class DecodeError(SourceError):
     """A source opened but its frames can't be decoded."""
+
+
+class DecoderLost(DecodeError):  # noqa: N818
+    """The process that decodes hung, crashed or ran out of memory."""
 
 
 class WeightsError(FlamvidError):

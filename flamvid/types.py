@@ -20,9 +20,10 @@ __all__ = ["Caption", "Frames", "Segment", "VideoInfo"]
 class VideoInfo:
     """What a container says about the video stream that is read: the largest that is no cover art.
 
-    `width` and `height` are of the picture as shown: after `rotation` (degrees, clockwise).
-    `duration` is in seconds; `frames` is 0 when the container does not say. `stream` is the
-    stream's index in the container, `video_streams` how many there are to choose from.
+    `width` and `height` are of the picture as shown: after `rotation` (degrees, clockwise) and with
+    square pixels (`pixel_aspect` is the width of a stored one). `duration` is in seconds; `frames`
+    is 0 when the container does not say. `stream` is the stream's index in the container,
+    `video_streams` how many there are to choose from. `transfer` is named where it means HDR.
     """
 
     path: str
@@ -36,6 +37,10 @@ class VideoInfo:
     rotation: int = 0
     stream: int = 0
     video_streams: int = 1
+    pixel_format: str = ""
+    pixel_aspect: float = 1.0
+    interlaced: bool = False
+    transfer: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
     python tools/make_examples.py
 
-The photographs ship with scikit-image (skimage/data/README.txt states their terms):
+The photographs ship with scikit-image, whose docstrings (skimage.data.chelsea) state their terms:
 - chelsea.png, a cat, by Stefan van der Walt: CC0;
 - astronaut.png, Eileen Collins, by NASA: public domain.
 """

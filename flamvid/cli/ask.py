@@ -43,6 +43,7 @@ def ask(
     ] = AnswerFormat.text,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
+    decode_timeout: opt.DecodeTimeout = None,
     verbose: opt.Verbose = False,
 ) -> int:
     """Answer a question about a video or a picture."""
@@ -55,6 +56,7 @@ def ask(
         max_tokens=max_tokens,
         length_penalty=length_penalty,
         seed=seed,
+        decode_timeout=decode_timeout,
     )
     if not question.strip():
         raise InputError("the question is empty; give a sentence, in quotes")

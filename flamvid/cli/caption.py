@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flamvid.cli import options as opt
-from flamvid.cli.failure import FAILED, OutputError, guarded, one_line, report, say
+from flamvid.cli.failure import (
+    FAILED,
+    OutputError,
+    guarded,
+    log_to_stderr,
+    one_line,
+    report,
+    say,
+)
 from flamvid.cli.output import Format, Output, check_target, encoder, format_for, open_output
 from flamvid.cli.progress import Progress, progress, quiet_libraries
 from flamvid.cli.sources import existing, expand
@@ -56,6 +64,7 @@ def caption(
     ] = None,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
+    decode_timeout: opt.DecodeTimeout = None,
     verbose: opt.Verbose = False,
 ) -> int:
     """Describe videos and pictures, a sentence each.
@@ -75,6 +84,7 @@ def caption(
         length_penalty=length_penalty,
         seed=seed,
         prompt=prompt,
+        decode_timeout=decode_timeout,
     )
     where = opt.ModelOptions(model=model, device=device, dtype=dtype)
     kind = format_for(format, output)
@@ -106,6 +116,8 @@ def caption(
 def load(where: opt.ModelOptions, bar: Progress, verbose: bool) -> Captioner:
     """The model, with libraries quiet and the time it took said if wanted."""
     quiet_libraries()
+    if verbose:
+        log_to_stderr()
     bar.show(f"loading {where.model}")
     began = time.perf_counter()
     captioner = where.load()

@@ -248,4 +248,4 @@ def _print(rows: list[Check]) -> None:
     for row in rows:
         status = Text(row.status, style=colours[row.status])
         table.add_row(Text(row.check), status, Text(row.detail), Text(row.fix))
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    Console(width=None if sys.stdout.isatty() else 1000).print(table)

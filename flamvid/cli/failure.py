@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -23,6 +24,7 @@ __all__ = [
     "ClosedPipe",
     "OutputError",
     "guarded",
+    "log_to_stderr",
     "one_line",
     "report",
     "say",
@@ -51,6 +53,19 @@ def say(text: str) -> None:
     line = text.encode("utf-8", "backslashreplace").decode("utf-8")
     with contextlib.suppress(OSError, ValueError):  # UnicodeEncodeError is a ValueError
         print(line, file=sys.stderr, flush=True)
+
+
+class _Say(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        say(f"flamvid: {one_line(record.getMessage())}")
+
+
+def log_to_stderr() -> None:
+    """Say what the library notes on its way: which decoder reads a file and why, say."""
+    log = logging.getLogger("flamvid")
+    log.setLevel(logging.INFO)
+    if not any(isinstance(handler, _Say) for handler in log.handlers):
+        log.addHandler(_Say())
 
 
 def report(error: BaseException | str, source: str | None = None) -> None:

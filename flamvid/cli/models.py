@@ -79,7 +79,7 @@ def list_(as_json: AsJson = False) -> int:
         cached = _size(row["size_bytes"]) if row["cached"] else "no"
         table.add_row(row["name"], row["kind"], cached, row["licence"], row["source"])
     # A pipe has no width: nothing is cut there.
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    Console(width=None if sys.stdout.isatty() else 1000).print(table)
     return 0
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Beams",
+    "DecodeTimeout",
     "Device",
     "Dtype",
     "End",
@@ -43,6 +44,10 @@ End = Annotated[float | None, typer.Option(help="Stop here, in seconds.")]
 Beams = Annotated[int, typer.Option(help="Beams of the search; 1 is greedy.")]
 MaxTokens = Annotated[int, typer.Option(help="Longest text, in tokens.")]
 LengthPenalty = Annotated[float, typer.Option(help="Above 0 favours long texts.")]
+DecodeTimeout = Annotated[
+    float | None,
+    typer.Option(help="Seconds that reading may take at once (as the source is long)."),
+]
 Seed = Annotated[int, typer.Option(help="Seed of all that is drawn at random.")]
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Say on stderr what is run, and how long it took.")
@@ -79,9 +84,11 @@ class TextOptions:
     length_penalty: float = 0.0
     seed: int = 0
     prompt: str | None = None
+    decode_timeout: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("fps", "start", "end", "every", "window", "length_penalty"):
+        reals = ("fps", "start", "end", "every", "window", "length_penalty", "decode_timeout")
+        for name in reals:
             value = getattr(self, name)
             if value is not None and not math.isfinite(value):
                 raise InputError(f"{_flag(name)} is {value}; must be a finite number")
@@ -89,7 +96,7 @@ class TextOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{_flag(name)} is {value}; must be at least 1")
-        for name in ("fps", "every", "window"):
+        for name in ("fps", "every", "window", "decode_timeout"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise InputError(f"{_flag(name)} is {value:g}; must be above 0")

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from flamvid.data.shards import read_shard
+from flamvid.errors import SourceError
 
 __all__ = ["FeatureSet", "compute_features", "load_features"]
 
@@ -83,6 +84,8 @@ def compute_features(shard: Path, out: Path, encode: Encode) -> None:
             del waiting[:_BATCH]
     if waiting:
         features.append(encode(waiting).half().cpu())
+    if not features:
+        raise SourceError(f"{shard} holds no samples; correct the recipe or copy the shard again")
     part = out.with_name(f"{out.name}.{os.getpid()}.part")
     tensors = {"features": torch.cat(features), "counts": torch.tensor(counts, dtype=torch.int32)}
     save_file(tensors, part, metadata={"ids": json.dumps(ids), "captions": json.dumps(captions)})

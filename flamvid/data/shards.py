@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import io
 import json
+import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,22 +50,29 @@ def expand(patterns: Sequence[str], base: Path) -> list[Path]:
 
 def read_shard(path: Path) -> Iterator[Sample]:
     """Samples of one shard, in its order."""
-    # webdataset runs `pipe:` names as commands: give it an open file, never a name.
-    with path.open("rb") as stream:
-        members = webdataset.tariterators.tar_file_expander([{"url": str(path), "stream": stream}])
-        for group in webdataset.tariterators.group_by_keys(members):
-            yield _sample(group, path)
+    try:
+        # webdataset runs `pipe:` names as commands: give it an open file, never a name.
+        with path.open("rb") as stream:
+            source = {"url": str(path), "stream": stream}
+            members = webdataset.tariterators.tar_file_expander([source])
+            for group in webdataset.tariterators.group_by_keys(members):
+                yield _sample(group, path)
+    except (tarfile.TarError, ValueError) as error:
+        reason = str(error.args[0]).partition(" @ ")[0]  # webdataset adds objects to the message
+        raise SourceError(f"{path} is no whole tar file ({reason}); copy it again") from error
 
 
 def _sample(group: dict[str, Any], path: Path) -> Sample:
     key = group["__key__"]
     try:
         captions = json.loads(group["json"])["captions"]
+        if not isinstance(captions, list):
+            raise SourceError(f"{path}: the captions of {key} are {captions!r}; must be a list")
         frames = sorted(name for name in group if name.rpartition(".")[2] in _PICTURES)
         if not frames or not captions:
             raise SourceError(f"{path}: {key} has no pictures or no captions")
         pictures = tuple(_picture(group[name]) for name in frames)
-    except (KeyError, ValueError, OSError) as error:
+    except (LookupError, TypeError, ValueError, OSError, Image.DecompressionBombError) as error:
         raise SourceError(f"{path}: sample {key} can't be read ({error})") from error
     return Sample(key, pictures, tuple(" ".join(str(c).split()) for c in captions))
 

@@ -177,6 +177,7 @@ def _train_captions(
     if resume and (found := latest(out)):
         first = restore(found, flamingo, optimizer)
         log(f"resumed from {found} at update {first}")
+    flamingo.resampler.dropout.p = stage.feature_dropout
     flamingo.train()
     draw = _Draw(
         len(clips), len(media) - len(clips), recipe.data.stills_share, random.Random(recipe.seed)
@@ -222,6 +223,7 @@ def _train_captions(
             }
             save(out / f"step-{step + 1:06d}.pt", state, keep=2)
             _write_adapter(out / "adapter.safetensors", recipe, model, vocab, step + 1)
+    flamingo.resampler.dropout.p = 0.0
     flamingo.eval()
     return out / "adapter.safetensors"
 

@@ -26,6 +26,10 @@ class DataConfig:
     root: str = "."
 
     def __post_init__(self) -> None:
+        for name in ("clips", "validation", "stills"):
+            globs = getattr(self, name)
+            if not isinstance(globs, tuple):
+                raise ConfigError(f"data.{name} is {globs!r}; must be a list of globs")
         if not 0 <= self.stills_share < 1:
             raise ConfigError(f"data.stills_share is {self.stills_share}; must be in [0, 1)")
         if not self.clips or not self.validation:
@@ -61,6 +65,7 @@ class CaptionStage:
     weight_decay: float = 0.1
     clip: float = 1.0
     max_tokens: int = 24
+    feature_dropout: float = 0.1
     consensus: float = 1.0
     validate_every: int = 100
     save_every: int = 50
@@ -71,7 +76,10 @@ class CaptionStage:
         _positive(
             "captions",
             self,
-            ("steps", "batch", "captions", "clip", "max_tokens", "validate_every", "save_every"),
+            (
+                *("steps", "batch", "captions", "learning_rate", "clip", "max_tokens"),
+                *("validate_every", "save_every"),
+            ),
         )
 
 
@@ -111,6 +119,9 @@ def read_recipe(path: Path) -> Recipe:
     }
     if "data" not in table:
         raise ConfigError(f"{path} has no [data] table; a recipe must say what to train on")
+    for key in parts:
+        if not isinstance(table.get(key, {}), dict):
+            raise ConfigError(f"{path}: {key} is {table[key]!r}; must be a table, [{key}]")
     built = {
         key: config.build(cls, table.pop(key, {}), f"{path}: {key}") for key, cls in parts.items()
     }

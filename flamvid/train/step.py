@@ -58,7 +58,7 @@ def caption_rows(
     S = max(map(len, rows))
     # Padding stands on the right, behind what is scored: a causal LM needs no mask for it.
     ids = torch.tensor([row + [prompts.end_id] * (S - len(row)) for row in rows])
-    targets = head.columns(ids[:, 1:])
+    targets = head.columns(ids[:, 1:].contiguous())
     at = torch.arange(1, S)
     lengths = torch.tensor([len(row) for row in rows])[:, None]
     targets = targets.masked_fill((at < len(opening)) | (at >= lengths), -100)

@@ -7,140 +7,154 @@ the start to the last frame asked for, and keeps only what was asked for.
 from __future__ import annotations
 
 import re
-import subprocess
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import Self
 
-import ffmpeg
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from flamvid.errors import DecodeError
 from flamvid.types import Frames, VideoInfo
-from flamvid.video.probe import PROTOCOLS, ffmpeg_exe
+from flamvid.video.ffmpeg_process import running
+from flamvid.video.graph import pictures, shown
+from flamvid.video.policy import check_size, has_alpha, pixel_aspect
 
-__all__ = ["FfmpegFile"]
+__all__ = ["FfmpegFile", "time_allowed"]
 
-_SHOWN = re.compile(
-    rb" n: *(\d+) pts: *\S+ +pts_time:(\S+) +duration: *\S+ +duration_time:(\S+) .*? s:(\d+)x(\d+) "
+_FRAME = re.compile(
+    rb" n: *(\d+) pts: *\S+ +pts_time:(\S+) +duration: *\S+ +duration_time:(\S+) .*?"
+    rb" sar:(\d+)/(\d+) s:(\d+)x(\d+) i:(\w)(?: iskey:(\d))?"
 )
 _LONGEST_SELECT = 64  # runs of frames in one filter expression
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+def time_allowed(path: Path, duration: float = 0.0) -> float:
+    """Seconds that one request may take: it grows with the file, and is ample for a sound one."""
+    return 30.0 + path.stat().st_size / 20e6 + 0.5 * duration
+
+
+@dataclass(frozen=True, eq=False)
 class FfmpegFile:
-    """A file read forward; `picture` is height and width of the frames that `read` gives."""
+    """A file read forward; frames are `picture` = (height, width) large."""
 
     info: VideoInfo
     pts: NDArray[np.float64]
     durations: NDArray[np.float64]
+    keyframes: NDArray[np.int64]
     path: Path
     picture: tuple[int, int]
+    timeout: float | None
+    reason: str
+
+    decoder = "ffmpeg"
 
     @classmethod
-    def open(cls, path: Path, info: VideoInfo, size: tuple[int, int] | None) -> FfmpegFile:
+    def open(
+        cls,
+        path: Path,
+        info: VideoInfo,
+        size: tuple[int, int] | None,
+        timeout: float | None = None,
+        reason: str = "",
+    ) -> FfmpegFile:
         """Decode once to list the frames; `DecodeError` when there are none."""
-        shown: list[tuple[float, float]] = []
-        height, width = 0, 0
-        graph = _input(path, info.stream).filter("showinfo", checksum=0)
-        listing = graph.output("pipe:", format="null", fps_mode="passthrough")
-        with _running(listing, "info") as (process, log):
-            process.wait()
-            log.seek(0)
-            for line in log:
-                if match := _SHOWN.search(line):
-                    if match[2] == b"NOPTS":
-                        raise DecodeError(f"{path}: frame {int(match[1])} has no time")
-                    seconds = match[3]
-                    known = seconds not in (b"NOPTS", b"N/A")
-                    shown.append((float(match[2]), float(seconds) if known else 0.0))
-                    width, height = int(match[4]), int(match[5])
-        if not shown:
+        check_size(str(path), info.width, info.height)
+        times: list[tuple[float, float]] = []
+        keys: list[int] = []
+        first: tuple[int, int, float, bool] | None = None
+        listing = shown(path, info).filter("showinfo", checksum=0)
+        listing = listing.output("pipe:", format="null", fps_mode="passthrough")
+        allowed = timeout or time_allowed(path, info.duration)
+        with running(path, listing, "info", allowed) as process:
+            for line in process.log_lines():
+                if (match := _FRAME.search(line)) is None:
+                    continue
+                if match[2] == b"NOPTS":
+                    raise DecodeError(f"{path}: frame {int(match[1])} has no time")
+                known = match[3] not in (b"NOPTS", b"N/A")
+                times.append((float(match[2]), float(match[3]) if known else 0.0))
+                if match[9] == b"1":
+                    keys.append(len(times) - 1)
+                if first is None:
+                    aspect = pixel_aspect(int(match[4]), int(match[5]))
+                    first = int(match[6]), int(match[7]), aspect, match[8] != b"P"
+        if first is None:
             raise DecodeError(f"{path} has no frame that can be decoded; the file is damaged")
-        pts = np.array([t for t, _ in shown])
+        pts = np.array([t for t, _ in times])
         pts -= pts[0]
-        last = shown[-1][1] or (float(np.median(np.diff(pts))) if len(pts) > 1 else 0.0)
+        last = times[-1][1] or (float(np.median(np.diff(pts))) if len(pts) > 1 else 0.0)
         durations = np.diff(pts, append=pts[-1] + last)
-        info = replace(info, frames=len(pts), width=width, height=height)
-        return cls(info, pts, durations, path, size or (height, width))
+        width, height, aspect, interlaced = first
+        info = replace(
+            info,
+            frames=len(pts),
+            width=max(1, round(width * aspect)),
+            height=height,
+            interlaced=interlaced or info.interlaced,
+        )
+        picture = size or (info.height, info.width)
+        places = np.array(keys, dtype=np.int64)
+        return cls(info, pts, durations, places, path, picture, timeout, reason)
 
     def read(self, indices: Sequence[int]) -> Frames:
         """The frames at these places, uint8, in the order asked."""
         wanted = sorted(set(indices))
-        height, width = self.picture
-        kept: dict[int, torch.Tensor] = {}
-        frames, numbers = self._reading(wanted)
+        runs = _runs(wanted)
+        few = len(runs) <= _LONGEST_SELECT
+        numbers: Sequence[int] = wanted if few else range(wanted[-1] + 1)
+        graph = pictures(self.path, self.info, self.picture, runs if few else [])
+        frames = graph.output(
+            "pipe:",
+            format="rawvideo",
+            pix_fmt="rgba" if self._alpha else "rgb24",
+            fps_mode="passthrough",
+            **{"frames:v": len(numbers)},
+        )
         keep = set(wanted)
-        with _running(frames, "error") as (process, log):
-            assert process.stdout is not None
+        kept: dict[int, Tensor] = {}
+        height, width = self.picture
+        count = height * width * (4 if self._alpha else 3)
+        with running(self.path, frames, "error", self._allowed) as process:
             for number in numbers:
-                raw = process.stdout.read(height * width * 3)
-                if len(raw) < height * width * 3:
-                    log.seek(0)
-                    said = log.read().decode(errors="replace").strip().splitlines()
+                raw = process.read(count)
+                if raw is None:
+                    said = process.last_words() or "it ends there"
                     raise DecodeError(
-                        f"{self.path} can't be decoded at {self.pts[number]:.3f} s: "
-                        f"{said[-1] if said else 'it ends there'}"
+                        f"{self.path} can't be decoded at {self.pts[number]:.3f} s: {said}"
                     )
                 if number in keep:
-                    flat = torch.frombuffer(bytearray(raw), dtype=torch.uint8)
-                    kept[number] = flat.view(height, width, 3).permute(2, 0, 1)
+                    kept[number] = self._picture(raw)
         at = np.asarray(indices, dtype=np.int64)
         pixels = torch.stack([kept[i] for i in indices])
         return Frames(pixels, self.pts[at], self.durations[at])
 
-    def _reading(self, wanted: list[int]) -> tuple[Any, Sequence[int]]:
-        """The command that gives frames, and the numbers of those that it gives."""
-        graph = _input(self.path, self.info.stream)
-        runs = _runs(wanted)
-        numbers: Sequence[int] = wanted
-        if len(runs) <= _LONGEST_SELECT:
-            graph = graph.filter("select", "+".join(f"between(n,{a},{b})" for a, b in runs))
-        else:
-            numbers = range(wanted[-1] + 1)
-        if self.picture != (self.info.height, self.info.width):
-            graph = graph.filter("scale", self.picture[1], self.picture[0], flags="bicubic")
-        graph = graph.output(
-            "pipe:",
-            format="rawvideo",
-            pix_fmt="rgb24",
-            fps_mode="passthrough",
-            **{"frames:v": len(numbers)},
-        )
-        return graph, numbers
+    @cached_property
+    def _alpha(self) -> bool:
+        return has_alpha(self.info.pixel_format)
+
+    @property
+    def _allowed(self) -> float:
+        return self.timeout or time_allowed(self.path, float(self.pts[-1] + self.durations[-1]))
+
+    def _picture(self, raw: bytearray) -> Tensor:
+        """Raw pixels as [3,H,W]; what is transparent lies on white."""
+        height, width = self.picture
+        pixels = torch.frombuffer(raw, dtype=torch.uint8).view(height, width, -1).permute(2, 0, 1)
+        if not self._alpha:
+            return pixels
+        alpha = pixels[3:].float() / 255
+        return (pixels[:3] * alpha + 255 * (1 - alpha)).round().to(torch.uint8)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
         pass
-
-
-def _input(path: Path, stream: int) -> Any:
-    return ffmpeg.input(f"file:{path}", protocol_whitelist=PROTOCOLS)[str(stream)]
-
-
-@contextmanager
-def _running(graph: Any, level: str) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes]]]:
-    """An ffmpeg process and its log; it is gone when the block ends, however it ends."""
-    args = ffmpeg.get_args(graph.global_args("-hide_banner", "-nostdin", "-loglevel", level))
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            [ffmpeg_exe(), *args],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=log,
-        )
-        try:
-            yield process, log
-        finally:
-            process.kill()
-            process.communicate()
 
 
 def _runs(numbers: list[int]) -> list[tuple[int, int]]:

@@ -13,10 +13,10 @@ import ffmpeg
 
 from flamvid.errors import DecodeError, SourceError
 from flamvid.types import VideoInfo
+from flamvid.video.policy import FORMATS, PROTOCOLS
 
-__all__ = ["PROTOCOLS", "ffmpeg_exe", "probe"]
+__all__ = ["allowed", "ffmpeg_exe", "probe"]
 
-PROTOCOLS = "file,pipe"  # a local file may not make ffmpeg reach for the network
 _TIMEOUT = 30.0  # seconds; headers are read in milliseconds
 
 
@@ -36,20 +36,29 @@ def ffmpeg_exe() -> str:
         return found
 
 
-def probe(path: Path) -> VideoInfo:
-    """Facts of the video stream that a player would show; `SourceError` where there is none."""
+def probe(path: Path, *, playlist: bool = False) -> VideoInfo:
+    """Facts of the video stream that a player would show; `SourceError` where there is none.
+
+    playlist: the file is an HLS playlist that `check_references` let pass.
+    """
     ffprobe = shutil.which("ffprobe")
     if ffprobe is None:
-        return _parse_banner(path, _banner(path))
+        return _parse_banner(path, _banner(path, playlist))
     try:
-        said = ffmpeg.probe(
-            f"file:{path}", cmd=ffprobe, timeout=_TIMEOUT, protocol_whitelist=PROTOCOLS
-        )
+        said = ffmpeg.probe(f"file:{path}", cmd=ffprobe, timeout=_TIMEOUT, **allowed(playlist))
     except ffmpeg.Error as error:
         raise _unreadable(path, error.stderr.decode(errors="replace")) from error
     except subprocess.TimeoutExpired as error:
         raise DecodeError(f"{path}: ffprobe gave no answer in {_TIMEOUT:.0f} s") from error
     return _parse_ffprobe(path, said)
+
+
+def allowed(playlist: bool) -> dict[str, str]:
+    """What ffmpeg may open on behalf of a local file."""
+    return {
+        "protocol_whitelist": f"{PROTOCOLS},crypto" if playlist else PROTOCOLS,
+        "format_whitelist": f"hls,{FORMATS}" if playlist else FORMATS,
+    }
 
 
 def _parse_ffprobe(path: Path, said: dict[str, Any]) -> VideoInfo:
@@ -79,9 +88,9 @@ def _parse_ffprobe(path: Path, said: dict[str, Any]) -> VideoInfo:
     )
 
 
-def _banner(path: Path) -> str:
+def _banner(path: Path, playlist: bool) -> str:
     """What `ffmpeg -i` prints; without an output it always exits with an error."""
-    command = ffmpeg.input(f"file:{path}", protocol_whitelist=PROTOCOLS)
+    command = ffmpeg.input(f"file:{path}", **allowed(playlist))
     args = [ffmpeg_exe(), "-hide_banner", *ffmpeg.get_args(command.output("-", format="null"))[:-3]]
     try:
         run = subprocess.run(

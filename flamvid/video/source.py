@@ -40,11 +40,17 @@ class Source(Protocol):
     def __exit__(self, *exception: object) -> None: ...
 
 
-def open_source(path: str | PathLike[str], *, size: tuple[int, int] | None = None) -> Source:
+def open_source(
+    path: str | PathLike[str],
+    *,
+    size: tuple[int, int] | None = None,
+    timeout: float | None = None,
+) -> Source:
     """Open a video file, a still image, or a folder of frames.
 
     size: height and width that frames are resized to while they are decoded, which costs less
-    than to decode them whole; None leaves them as they are.
+    than to decode them whole; None leaves them as they are. timeout: seconds that opening or one
+    read may take; by default it grows with the file.
     """
     where = Path(path)
     try:
@@ -63,4 +69,4 @@ def open_source(path: str | PathLike[str], *, size: tuple[int, int] | None = Non
         raise SourceError(f"{path} is empty (0 bytes); the copy or download has failed")
     if where.suffix.lower() in PICTURES:
         return open_picture(where, size)
-    return open_video(where, size)
+    return open_video(where, size, timeout)

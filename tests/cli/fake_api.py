@@ -22,7 +22,7 @@ class FakeCaptioner:
         self.loads: list[str] = []
         self.calls: list[tuple[str, dict[str, Any]]] = []
 
-    def caption(self, source: str, **keywords: Any) -> Iterator[Caption]:
+    def iter_captions(self, source: str, **keywords: Any) -> Iterator[Caption]:
         self.calls.append((source, keywords))
         name = Path(source).name
         if "broken" in name:

@@ -18,6 +18,7 @@ def test_one_source_is_only_its_sentence(run: Any, fake: Any) -> None:
 
 def test_flags_reach_the_captioner(run: Any, fake: Any) -> None:
     flags = "--fps 2 --start 1 --end 9 --beams 5 --max-tokens 7 --length-penalty -0.5 --seed 3"
+    flags += " --decode-timeout 60"
     result = run("caption", *flags.split(), "--prompt", "in it", "--every", "2", "a.mp4")
     assert result.exit_code == 0
     assert fake.calls[0][1] == {
@@ -32,6 +33,7 @@ def test_flags_reach_the_captioner(run: Any, fake: Any) -> None:
         "length_penalty": -0.5,
         "seed": 3,
         "prompt": "in it",
+        "decode_timeout": 60.0,
     }
 
 
@@ -102,6 +104,7 @@ def test_subtitles_are_of_one_source(run: Any, fake: Any) -> None:
         ("--end 0", "--end is 0; must be above --start, which is 0"),
         ("--start -1", "--start is -1; must be at least 0"),
         ("--frames 4 --fps 2", "--frames 4 and --fps 2 exclude each other"),
+        ("--decode-timeout 0", "--decode-timeout is 0; must be above 0"),
         ("--seed -1", "--seed is -1; must be at least 0"),
         ("--length-penalty inf", "--length-penalty is inf; must be a finite number"),
         ("-o none/out.txt", "the folder none does not exist; create it first"),
@@ -181,6 +184,7 @@ def test_ask_answers(run: Any, fake: Any) -> None:
         "max_tokens": 20,
         "length_penalty": 0.0,
         "seed": 0,
+        "decode_timeout": None,
     }
     row = json.loads(run("ask", "a.mp4", "how many?", "--format", "json").stdout)
     assert list(row) == ["source", "start", "end", "text", "logprob", "model"]

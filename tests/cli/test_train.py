@@ -19,8 +19,10 @@ def loop(monkeypatch: pytest.MonkeyPatch, fake: Any) -> types.SimpleNamespace:
     """A training loop that notes its arguments, and raises what it is told to."""
     notes = types.SimpleNamespace(calls=[], error=None)
 
-    def run(recipe: Path, out: Path | None, resume: bool, log: Callable[[str], None]) -> Path:
-        notes.calls.append((recipe, out, resume))
+    def run(
+        recipe: Path, data: Path | None, out: Path, resume: bool, log: Callable[[str], None]
+    ) -> Path:
+        notes.calls.append((recipe, data, out, resume))
         log("captions 10/20 loss 1.5")
         if notes.error:
             raise notes.error
@@ -44,13 +46,18 @@ def test_the_path_is_data_and_the_rest_is_log(run: Any, loop: Any) -> None:
     here = Path.cwd().resolve()
     assert command == f"flamvid: flamvid train {here / 'my.toml'} --out={here / 'run'}"
     assert line == "captions 10/20 loss 1.5"
-    run("train", "my.toml", "--fresh")
-    assert loop.calls == [(Path("my.toml"), Path("run"), True), (Path("my.toml"), None, False)]
+    Path("shards").mkdir()
+    run("train", "my.toml", "--data", "shards", "--fresh")
+    assert loop.calls == [
+        (Path("my.toml"), None, Path("run"), True),
+        (Path("my.toml"), Path("shards"), Path("runs/my"), False),
+    ]
 
 
 def test_failures_are_one_line(run: Any, loop: Any) -> None:
     assert run("train", "none.toml").exit_code == 2
     assert run("train", "my.toml", "--out", "my.toml").exit_code == 2
+    assert run("train", "my.toml", "--data", "none").exit_code == 2
     loop.error = ConfigError("my.toml has no key 'lr'")
     result = run("train", "my.toml")
     assert result.exit_code == 2

@@ -1,0 +1,265 @@
+"""What the name of a source is: a path, a URL, standard input or a camera; and what ffmpeg may do.
+
+Rules on text alone: nothing is opened or connected to here. ffmpeg may open what a source's kind
+needs and nothing else, so that a playlist from the network can't name files of this machine.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import ssl
+import sys
+from enum import StrEnum
+from os import PathLike
+from pathlib import Path
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from flamvid.errors import SourceError
+from flamvid.video.policy import FORMATS
+
+__all__ = [
+    "PLAYLIST_PROTOCOLS",
+    "Kind",
+    "classify",
+    "environment",
+    "input_options",
+    "local_path",
+    "shown",
+]
+
+PLAYLIST_PROTOCOLS = "file,crypto"  # of a playlist on disk: its neighbours, never the network
+
+
+class Kind(StrEnum):
+    """How a source is reached."""
+
+    FILE = "file"
+    HTTP = "http"
+    HLS = "hls"
+    RTSP = "rtsp"
+    RTMP = "rtmp"
+    UDP = "udp"
+    TCP = "tcp"
+    SRT = "srt"
+    STDIN = "stdin"
+    CAMERA = "camera"
+
+
+_SCHEMES = {
+    "file": Kind.FILE,
+    "http": Kind.HTTP,
+    "https": Kind.HTTP,
+    "rtsp": Kind.RTSP,
+    "rtsps": Kind.RTSP,
+    "rtmp": Kind.RTMP,
+    "rtmps": Kind.RTMP,
+    "udp": Kind.UDP,
+    "rtp": Kind.UDP,
+    "tcp": Kind.TCP,
+    "srt": Kind.SRT,
+    "cam": Kind.CAMERA,
+}
+
+# ffmpeg reads these without "//": `concat:a.ts|/etc/passwd` would name any file.
+_FFMPEG_ONLY = frozenset(
+    {"async", "bluray", "cache", "concat", "concatf", "crypto", "data", "dvd", "fd", "ftp"}
+    | {"gopher", "ipfs", "ipns", "lavfi", "mmsh", "mmst", "pipe", "sftp", "shared", "smb"}
+    | {"subfile", "unix"}
+)
+
+# `crypto` wraps another protocol of the same list: segments of HLS that are enciphered with AES.
+_WEB = "http,https,tcp,tls,httpproxy,crypto"
+_PROTOCOLS = {
+    Kind.HTTP: _WEB,
+    Kind.HLS: _WEB,
+    Kind.RTSP: "rtsp,rtp,srtp,udp,tcp,tls",
+    Kind.RTMP: "rtmp,rtmps,tcp,tls",
+    Kind.UDP: "udp,rtp",
+    Kind.TCP: "tcp",
+    Kind.SRT: "srt",
+    Kind.STDIN: "fd",
+}
+
+_PICTURES = "jpeg_pipe,png_pipe,webp_pipe,bmp_pipe,tiff_pipe,mpjpeg"
+_MEDIA = f"{FORMATS},{_PICTURES}"
+_FORMATS = {
+    Kind.HTTP: f"{_MEDIA},hls,dash,ac3,eac3,webvtt",
+    Kind.HLS: f"{_MEDIA},hls,ac3,eac3,webvtt",
+    Kind.RTSP: "rtsp",
+    Kind.RTMP: "flv,live_flv",
+    Kind.UDP: "mpegts,rtp,sdp",  # ffmpeg describes an rtp:// stream to itself in SDP
+    Kind.TCP: _MEDIA,
+    Kind.SRT: "mpegts",
+    Kind.STDIN: _MEDIA,
+}
+
+_MOST_PIXELS = 8192 * 4352  # as in `policy.check_size`, said to ffmpeg, which allocates first
+_LAST_CAMERA = 255  # Linux has no more
+_ANALYSED = 1_000_000  # microseconds of a stream that are looked at before its first frame
+
+
+def classify(source: str | PathLike[str]) -> Kind:
+    """How to reach `source`; `SourceError` where there is no way. A `Path` is always a path."""
+    if not isinstance(source, str):
+        return Kind.FILE
+    if not source.strip():
+        raise SourceError("the source is an empty text; give a file, a URL, - or cam:0")
+    if source == "-":
+        return Kind.STDIN
+    scheme, kind = _scheme(source)
+    if kind is None:
+        return Kind.FILE
+    if kind is Kind.CAMERA:
+        _camera(source)
+        return kind
+    _check_url(source, scheme)
+    if kind is Kind.FILE:
+        local_path(source)
+    elif kind is Kind.HTTP and urlsplit(source).path.lower().endswith((".m3u8", ".m3u")):
+        return Kind.HLS
+    return kind
+
+
+def local_path(source: str | PathLike[str]) -> Path:
+    """The path that a source of kind `FILE` names, a file:// URL's included."""
+    if not isinstance(source, str) or _scheme(source)[1] is not Kind.FILE:
+        return Path(source)
+    parts = _split(source)
+    if parts.netloc.lower() not in ("", "localhost"):
+        raise SourceError(
+            f"{source} is a file on the machine {parts.netloc}; a file URL has three slashes, "
+            f"file:///{parts.netloc}{parts.path}"
+        )
+    path = unquote(parts.path)
+    if not path or "\0" in path:
+        raise SourceError(f"{source!r} names no file; write file:///folder/name")
+    return Path(path)
+
+
+def shown(source: str | PathLike[str]) -> str:
+    """The source as it may be printed: without a password, such as cameras have in their URL."""
+    text = os.fspath(source)
+    return re.sub(r"^([A-Za-z][A-Za-z0-9+.-]*://[^/?#:@]*):[^/?#]*@", r"\1:***@", text)
+
+
+def input_options(source: str, timeout: float) -> tuple[str, dict[str, str | int]]:
+    """What to give `ffmpeg.input` for a source that is no file: the name to open, and options.
+
+    timeout: seconds after which ffmpeg itself gives up a connection that says nothing.
+    """
+    kind = classify(source)
+    if kind is Kind.FILE:
+        raise SourceError(f"{source} is a file; files are not opened as streams")
+    options: dict[str, str | int] = {"max_pixels": _MOST_PIXELS}
+    if kind is Kind.CAMERA:
+        name, device = _device(_camera(source))
+        return name, options | device
+
+    options |= {
+        "protocol_whitelist": _PROTOCOLS[kind],
+        "format_whitelist": _FORMATS[kind],
+        "analyzeduration": _ANALYSED,
+    }
+    if kind is Kind.STDIN:
+        # `fd:` can seek where standard input is a file, which `pipe:` never does.
+        return "fd:", options
+
+    microseconds = max(1, int(timeout * 1e6))
+    if kind is Kind.RTSP:
+        # Over UDP, a lost packet is a torn frame, and firewalls lose them all.
+        options |= {"rtsp_transport": "tcp", "timeout": microseconds}
+    elif kind is Kind.UDP:
+        # A slow reader loses packets, as it must; that is no reason to end.
+        options |= {"timeout": microseconds}
+        if source.lower().startswith("udp:"):
+            options |= {"overrun_nonfatal": 1}
+    elif kind is Kind.SRT:
+        options |= {"timeout": microseconds}
+    else:
+        options |= {"rw_timeout": microseconds}
+    if kind in (Kind.HTTP, Kind.HLS):
+        # What broke off goes on where it was; what can't be reached at all is an error at once.
+        delay = max(1, min(10, int(timeout / 2)))
+        options |= {"reconnect": 1, "reconnect_streamed": 1, "reconnect_delay_max": delay}
+    scheme, colon, rest = source.partition(":")
+    return scheme.lower() + colon + rest, options  # ffmpeg knows schemes in small letters only
+
+
+def environment() -> dict[str, str]:
+    """The child's environment: ours, and where Python finds the certificates that HTTPS needs.
+
+    The bundled ffmpeg looks where its builder's system kept them, which some systems don't have.
+    """
+    found = dict(os.environ)
+    if not {"SSL_CERT_FILE", "SSL_CERT_DIR"} & found.keys():
+        paths = ssl.get_default_verify_paths()
+        if paths.cafile:
+            found["SSL_CERT_FILE"] = paths.cafile
+    return found
+
+
+def _scheme(source: str) -> tuple[str, Kind | None]:
+    """The scheme of a URL and its kind; kind None for a path. One letter is a Windows drive."""
+    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]+)(:|,)(//)?", source)
+    if match is None:
+        return "", None
+    scheme = match[1].lower()
+    ways = "http(s), rtsp(s), rtmp(s), udp, rtp, tcp or srt URL"
+    if scheme in _FFMPEG_ONLY or (match[3] and match[2] == ":" and scheme not in _SCHEMES):
+        raise SourceError(
+            f"{shown(source)!r}: {scheme} is not read; give a file, a {ways}, - or cam:0 "
+            f"(a file of that name is ./{scheme}...)"
+        )
+    if scheme not in _SCHEMES or match[2] == ",":
+        return "", None
+    if scheme != "cam" and not match[3]:
+        raise SourceError(
+            f"{source!r} has no // after {scheme}: ; write {scheme}://... "
+            f"(a file of that name is ./{scheme}:...)"
+        )
+    return scheme, _SCHEMES[scheme]
+
+
+def _check_url(source: str, scheme: str) -> None:
+    """`SourceError` for a URL that no server could be asked for."""
+    if bad := re.search(r"[\x00-\x20\x7f]", source):
+        raise SourceError(
+            f"{shown(source)!r} has the character {bad[0]!r} in it; in a URL it is written "
+            f"%{ord(bad[0]):02X}"
+        )
+    parts = _split(source)
+    if scheme == "file":
+        return
+    if not parts.hostname:
+        raise SourceError(f"{shown(source)} names no host; write {scheme}://host/...")
+
+
+def _split(source: str) -> SplitResult:
+    try:
+        parts = urlsplit(source)
+        _ = parts.port  # is parsed when it is asked for
+    except ValueError as error:
+        raise SourceError(f"{shown(source)!r} is no URL: {error}; check the address") from None
+    return parts
+
+
+def _camera(source: str) -> int:
+    number = source.partition(":")[2]
+    if not (number.isascii() and number.isdigit() and len(number) < 4):
+        raise SourceError(f"{source!r} names no camera; write cam:0 for the first, cam:1, ...")
+    if int(number) > _LAST_CAMERA:
+        raise SourceError(f"{source}: cameras are numbered from 0 to {_LAST_CAMERA}")
+    return int(number)
+
+
+def _device(number: int) -> tuple[str, dict[str, str | int]]:
+    """Camera `number` as the system calls it, and ffmpeg's way to it."""
+    if sys.platform == "linux":
+        return f"/dev/video{number}", {"format": "v4l2"}
+    if sys.platform == "darwin":
+        # It refuses every rate that the camera does not list; all of them list 30.
+        return f"{number}:none", {"format": "avfoundation", "framerate": 30}
+    raise SourceError(
+        f"cam:{number}: cameras are read on Linux and macOS; elsewhere, pipe ffmpeg's dshow in by -"
+    )

@@ -1,0 +1,59 @@
+"""Random access by torchcodec, for those who ask for it (FLAMVID_DECODER=torchcodec).
+
+It needs FFmpeg's shared libraries on the system. decord is as fast or faster on two cores
+(docs/benchmarks.md), so torchcodec is never chosen by itself. Runs in a child.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flamvid.errors import DecodeError
+from flamvid.video.av_file import AvFile
+from flamvid.video.reader import Pixels
+
+__all__ = ["TorchcodecFile"]
+
+
+class TorchcodecFile:
+    """PyAV's index, torchcodec's frames; a frame counts when its pts is the one of the index."""
+
+    name = "torchcodec"
+
+    def __init__(self, path: str, stream: int, size: tuple[int, int] | None) -> None:
+        try:
+            from torchcodec.decoders import VideoDecoder
+            from torchcodec.transforms import Resize
+        except Exception as error:  # a library that does not load raises many things
+            raise DecodeError(f"torchcodec can't be loaded ({_first_line(error)})") from error
+        index = AvFile(path, stream, size)
+        self.pts, self.durations = index.pts, index.durations
+        self._keys, self._raw = index.keyframes(), index.raw_seconds()
+        transforms = [Resize(size)] if size else []
+        try:
+            self._decoder: Any = VideoDecoder(path, stream_index=stream, transforms=transforms)
+        except Exception as error:
+            raise DecodeError(f"torchcodec can't open it ({_first_line(error)})") from error
+
+    def keyframes(self) -> NDArray[np.int64]:
+        """Places of the key frames."""
+        return self._keys
+
+    def read(self, indices: Sequence[int]) -> Pixels:
+        """The frames at these places, uint8 [T,H,W,3], in the order asked."""
+        try:
+            batch = self._decoder.get_frames_at(list(indices))
+        except Exception as error:
+            raise DecodeError(f"torchcodec can't decode them ({_first_line(error)})") from error
+        if not np.allclose(batch.pts_seconds.numpy(), self._raw[list(indices)], atol=1e-4):
+            raise DecodeError("torchcodec gives frames of other times than the index has")
+        pixels: Pixels = batch.data.permute(0, 2, 3, 1).numpy()
+        return pixels
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,67 @@
+"""Prompts as token ids, and what may not stand in them."""
+
+from __future__ import annotations
+
+import pytest
+
+from flamvid.errors import InputError
+from flamvid.text.prompt import MEDIA, PromptFormat
+from tests.tiny import make_tokenizer
+
+
+@pytest.fixture(scope="module")
+def prompts() -> PromptFormat:
+    tokenizer = make_tokenizer()
+    return PromptFormat(tokenizer, *tokenizer.convert_tokens_to_ids(["<bos>", "<media>", "<end>"]))
+
+
+def text_of(prompts: PromptFormat, ids: list[int]) -> str:
+    text: str = prompts.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    return text
+
+
+def test_a_caption_starts_after_its_media(prompts: PromptFormat) -> None:
+    assert prompts.caption() == prompts.caption("  ") == [prompts.bos_id, prompts.media_id]
+    opened = prompts.caption("  a red ")
+    # The opening is not closed by a space: the next word brings its own.
+    assert text_of(prompts, opened) == "<bos><media> a red"
+
+
+def test_a_question_is_laid_out_as_in_the_paper(prompts: PromptFormat) -> None:
+    ids = prompts.question(" What colour? ")
+    assert text_of(prompts, ids) == "<bos><media> Question: What colour? Answer:"
+
+
+@pytest.mark.parametrize("question", ["", "  ", "\n\t"])
+def test_an_empty_question_is_refused(prompts: PromptFormat, question: str) -> None:
+    with pytest.raises(InputError, match="question is empty"):
+        prompts.question(question)
+
+
+def test_media_stand_where_they_are_put(prompts: PromptFormat) -> None:
+    ids = prompts.encode([MEDIA, " a red wall", MEDIA, " blue"])
+    assert text_of(prompts, ids) == "<bos><media> a red wall<media> blue"
+    assert ids.count(prompts.bos_id) == 1
+
+
+@pytest.mark.parametrize("token", ["<bos>", "<media>", "<end>"])
+@pytest.mark.parametrize("text", ["{}", "a red{}wall", "{0}{0} blue", "\n{}\n"])
+def test_special_tokens_cannot_be_smuggled_in(prompts: PromptFormat, token: str, text: str) -> None:
+    smuggled = text.format(token)
+    with pytest.raises(InputError, match=token):
+        prompts.encode_text(smuggled)
+    with pytest.raises(InputError, match="special tokens"):
+        prompts.caption(smuggled)
+    with pytest.raises(InputError, match="special tokens"):
+        prompts.question(smuggled)
+
+
+@pytest.mark.parametrize("text", ["< media>", "<med ia>", "media", "<MEDIA>", "<end", "a <b> c"])
+def test_what_only_looks_special_is_text(prompts: PromptFormat, text: str) -> None:
+    assert text_of(prompts, prompts.encode_text(text)) == text
+
+
+def test_decoding_leaves_special_tokens_and_spare_spaces_out(prompts: PromptFormat) -> None:
+    ids = [prompts.bos_id, prompts.media_id, *prompts.encode_text("  a red \n wall "), 3]
+    assert prompts.end_id == 3
+    assert prompts.decode(ids) == "a red wall"
