@@ -15,7 +15,9 @@ from flamvid.cli.ask import ask
 from flamvid.cli.caption import caption
 from flamvid.cli.doctor import doctor
 from flamvid.cli.failure import INTERRUPTED, report
+from flamvid.cli.frames import frames
 from flamvid.cli.memory import keep_freed_memory
+from flamvid.cli.probe import probe
 from flamvid.cli.train import train
 
 __all__ = ["app", "main"]
@@ -29,6 +31,8 @@ app = typer.Typer(
 )
 app.command()(caption)
 app.command()(ask)
+app.command()(probe)
+app.command()(frames)
 app.add_typer(models.app, name="models")
 app.command()(train)
 app.command()(doctor)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError  # what torch.load raises; nothing is unpickled here
 from typing import Any
 
 import torch
@@ -11,7 +14,7 @@ import torch
 from flamvid.errors import WeightsError
 from flamvid.models.flamingo import Flamingo
 
-__all__ = ["latest", "restore", "save"]
+__all__ = ["clear", "latest", "restore", "restore_resampler", "save"]
 
 
 def save(path: Path, state: dict[str, Any], keep: int | None = None) -> None:
@@ -33,16 +36,36 @@ def latest(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
+def clear(folder: Path) -> None:
+    """Remove the checkpoints of an earlier run, which a later one must not resume from."""
+    for old in folder.glob("*.pt"):
+        old.unlink()
+
+
 def restore(path: Path, model: Flamingo, optimizer: torch.optim.Optimizer) -> int:
     """Put a checkpoint's state back; returns the number of updates done."""
-    try:
+    with _fitting(path):
         state = torch.load(path, weights_only=True)
         trained = dict(model.trained())
         with torch.no_grad():
             for name, tensor in state["trained"].items():
                 trained[name].copy_(tensor)
         optimizer.load_state_dict(state["optimizer"])
-    except (OSError, RuntimeError, KeyError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        return int(state["step"])
+
+
+def restore_resampler(path: Path, model: Flamingo) -> None:
+    """Put back what the word stage saved."""
+    with _fitting(path):
+        model.resampler.load_state_dict(torch.load(path, weights_only=True))
+
+
+@contextmanager
+def _fitting(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (UnpicklingError, EOFError) as error:  # torch's advice here is to run what it contains
+        raise WeightsError(f"{path} does not fit this run: damaged; start with --fresh") from error
+    except (OSError, RuntimeError, LookupError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
         raise WeightsError(f"{path} does not fit this run: {reason}; start with --fresh") from error
-    return int(state["step"])

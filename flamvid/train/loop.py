@@ -16,7 +16,7 @@ from flamvid.data.consensus import consensus
 from flamvid.data.features import FeatureSet, cache_name, compute_features, load_features
 from flamvid.data.shards import expand
 from flamvid.models.lm import TokenHead
-from flamvid.train.checkpoint import latest, restore, save
+from flamvid.train.checkpoint import clear, latest, restore, restore_resampler, save
 from flamvid.train.precision import HalfLinear, has_fast_bfloat16
 from flamvid.train.recipe import Recipe, read_recipe
 from flamvid.train.step import (
@@ -55,10 +55,12 @@ def run(recipe_path: Path, data: Path | None, out: Path, resume: bool, log: Log)
     stills = features(recipe.data.stills) if recipe.data.stills else None
     log(f"{len(clips)} clips, {len(stills) if stills else 0} stills, {len(validation)} validation")
 
+    if not resume:
+        clear(out)
     with _precision(recipe.precision):
         words = out / "words.pt"
         if resume and words.exists():
-            model.flamingo.resampler.load_state_dict(torch.load(words, weights_only=True))
+            restore_resampler(words, model.flamingo)
         else:
             _train_words(recipe, model, clips, stills, validation, log)
             save(words, model.flamingo.resampler.state_dict())
@@ -193,6 +195,7 @@ def _train_captions(
         ]
         if step < first:  # draw what was drawn, so that a resumed run sees the same samples
             continue
+        torch.manual_seed(recipe.seed + step)  # the same dropout, too
         share = rate(step, stage.steps, stage.warmup, stage.schedule)
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * share
@@ -223,6 +226,8 @@ def _train_captions(
             }
             save(out / f"step-{step + 1:06d}.pt", state, keep=2)
             _write_adapter(out / "adapter.safetensors", recipe, model, vocab, step + 1)
+    if first >= stage.steps:  # it may have been stopped between the checkpoint and the adapter
+        _write_adapter(out / "adapter.safetensors", recipe, model, vocab, first)
     flamingo.resampler.dropout.p = 0.0
     flamingo.eval()
     return out / "adapter.safetensors"

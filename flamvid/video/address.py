@@ -6,6 +6,7 @@ needs and nothing else, so that a playlist from the network can't name files of 
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import ssl
@@ -88,7 +89,7 @@ _FORMATS = {
     Kind.HLS: f"{_MEDIA},hls,ac3,eac3,webvtt",
     Kind.RTSP: "rtsp",
     Kind.RTMP: "flv,live_flv",
-    Kind.UDP: "mpegts,rtp,sdp",  # ffmpeg describes an rtp:// stream to itself in SDP
+    Kind.UDP: "mpegts,rtp",
     Kind.TCP: _MEDIA,
     Kind.SRT: "mpegts",
     Kind.STDIN: _MEDIA,
@@ -105,6 +106,8 @@ def classify(source: str | PathLike[str]) -> Kind:
         return Kind.FILE
     if not source.strip():
         raise SourceError("the source is an empty text; give a file, a URL, - or cam:0")
+    if "\0" in source:
+        raise SourceError(f"{source!r} has a zero byte in it, which no name has")
     if source == "-":
         return Kind.STDIN
     scheme, kind = _scheme(source)
@@ -169,19 +172,19 @@ def input_options(source: str, timeout: float) -> tuple[str, dict[str, str | int
     if kind is Kind.RTSP:
         # Over UDP, a lost packet is a torn frame, and firewalls lose them all.
         options |= {"rtsp_transport": "tcp", "timeout": microseconds}
+    elif kind is Kind.UDP and source.lower().startswith("rtp:"):
+        options |= {"listen_timeout": max(1, math.ceil(timeout))}  # seconds
     elif kind is Kind.UDP:
         # A slow reader loses packets, as it must; that is no reason to end.
-        options |= {"timeout": microseconds}
-        if source.lower().startswith("udp:"):
-            options |= {"overrun_nonfatal": 1}
+        options |= {"timeout": microseconds, "overrun_nonfatal": 1}
     elif kind is Kind.SRT:
         options |= {"timeout": microseconds}
     else:
         options |= {"rw_timeout": microseconds}
     if kind in (Kind.HTTP, Kind.HLS):
-        # What broke off goes on where it was; what can't be reached at all is an error at once.
-        delay = max(1, min(10, int(timeout / 2)))
-        options |= {"reconnect": 1, "reconnect_streamed": 1, "reconnect_delay_max": delay}
+        # A file that breaks off goes on where it was. Not `reconnect_streamed`: what the server
+        # can't wind would begin again at its start, and for ever where it has no known length.
+        options |= {"reconnect": 1, "reconnect_delay_max": max(1, min(4, int(timeout / 3)))}
     scheme, colon, rest = source.partition(":")
     return scheme.lower() + colon + rest, options  # ffmpeg knows schemes in small letters only
 
@@ -201,19 +204,17 @@ def environment() -> dict[str, str]:
 
 def _scheme(source: str) -> tuple[str, Kind | None]:
     """The scheme of a URL and its kind; kind None for a path. One letter is a Windows drive."""
-    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]+)(:|,)(//)?", source)
-    if match is None:
-        return "", None
-    scheme = match[1].lower()
-    ways = "http(s), rtsp(s), rtmp(s), udp, rtp, tcp or srt URL"
-    if scheme in _FFMPEG_ONLY or (match[3] and match[2] == ":" and scheme not in _SCHEMES):
+    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):(//)?", source)
+    scheme = match[1].lower() if match else "subfile" if source.startswith("subfile,") else ""
+    slashes = bool(match and match[2])
+    if scheme in _FFMPEG_ONLY or (slashes and scheme not in _SCHEMES):
         raise SourceError(
-            f"{shown(source)!r}: {scheme} is not read; give a file, a {ways}, - or cam:0 "
-            f"(a file of that name is ./{scheme}...)"
+            f"{shown(source)!r}: {scheme} is not read; give a file, a URL of http(s), rtsp(s), "
+            f"rtmp(s), udp, rtp, tcp or srt, - or cam:0 (a file of that name is ./{scheme}...)"
         )
-    if scheme not in _SCHEMES or match[2] == ",":
+    if scheme not in _SCHEMES:
         return "", None
-    if scheme != "cam" and not match[3]:
+    if scheme != "cam" and not slashes:
         raise SourceError(
             f"{source!r} has no // after {scheme}: ; write {scheme}://... "
             f"(a file of that name is ./{scheme}:...)"

@@ -68,8 +68,9 @@ def open_archive(
     names = list(found)
     some = ", ".join(map(_shown, names[:3])) + (", ..." if len(names) > 3 else "")
     if wanted is None and len(names) > 1:
+        example = next((n for n in names if n and n.isprintable()), "NAME")
         raise InputError(
-            f"{path} holds {len(names)} samples ({some}): choose one, as in {path}#{names[-1]}"
+            f"{path} holds {len(names)} samples ({some}): choose one, as in {path}#{example}"
         )
     if wanted is None:
         wanted = names[0]

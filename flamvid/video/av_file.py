@@ -39,7 +39,11 @@ class AvFile:
         self._container = open_container(path)
         self._stream = self._container.streams[stream]
         self._stream.thread_type = "AUTO"
-        packets = [p for p in self._container.demux(self._stream) if p.size and not p.is_discard]
+        packets = [p for p in self._container.demux(self._stream) if p.size]
+        counted = self._stream.frames
+        if counted and abs(counted - len(packets)) > 1:  # an AVI fills gaps with empty frames
+            raise Distrusted(f"the container counts {counted} frames, but has {len(packets)}")
+        packets = [p for p in packets if not p.is_discard]
         if not packets or any(p.pts is None for p in packets):
             raise Distrusted("frames without pts")
         ticks = np.array([p.pts for p in packets], dtype=np.int64)

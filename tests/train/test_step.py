@@ -52,6 +52,10 @@ def test_only_the_text_and_its_end_are_scored(model: LoadedModel) -> None:
     # Under each token stands the next one; under <BOS> comes the media, which is not scored.
     assert scored(model, batch, head, 0) == ["", "Ġa", "Ġred", "Ġwall", "<end>"]
     assert scored(model, batch, head, 1) == ["", "Ġblue", "Ġpaint", "<end>", ""]
+    # Nor is it where every token is in the head, the media's too.
+    head = model.flamingo.lm.head_of(torch.arange(len(model.prompts.tokenizer)))
+    batch = caption_rows(model.prompts, ["a red wall"], head, 24)
+    assert scored(model, batch, head, 0) == ["", "Ġa", "Ġred", "Ġwall", "<end>"]
 
 
 def test_a_caption_cut_short_does_not_end(model: LoadedModel) -> None:
