@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from os import PathLike, fspath
+from os import PathLike
 
 import torch
 from torch import Tensor
@@ -12,15 +14,20 @@ from torch import Tensor
 from flamvid import video
 from flamvid.errors import InputError
 from flamvid.generate.engine import GenerationConfig, generate
+from flamvid.live.spread import Spread
 from flamvid.ops import media_index
 from flamvid.types import Caption, Frames, Segment
+from flamvid.video.address import shown
 from flamvid.video.isolate import warm_up
+from flamvid.video.live import LiveSource
 from flamvid.video.sample import Fps, Uniform, windows
 from flamvid.weights.load import LoadedModel, load_model
 
 __all__ = ["Captioner", "load"]
 
 _READ_AT_ONCE = 32  # frames in memory, however many are asked for
+_LIVE_FPS = 2.0  # of a stream that is looked at until it ends
+_MOST_OF_LIVE = 128  # frames of it that are kept when --fps asks for all
 
 
 def load(
@@ -160,7 +167,12 @@ class Captioner:
             raise InputError(f"window is {window} without every; give every as well")
         trained = self.model.config.resampler.frames
         sampling = Fps(fps) if fps is not None else Uniform(trained if frames is None else frames)
-        with video.open(source, size=self._decode_size(), timeout=timeout) as opened:
+        with video.open_source(source, size=self._decode_size(), timeout=timeout) as opened:
+            if isinstance(opened, LiveSource):
+                yield from self._watch(
+                    opened, sampling, Segment(start or 0.0, end or math.inf), every, window
+                )
+                return
             length = float(opened.pts[-1] + opened.durations[-1])
             parts = [Segment(start or 0.0, length if end is None else min(end, length))]
             if every is not None and length > 0:
@@ -169,6 +181,56 @@ class Captioner:
                 at = sampling.indices(opened.pts, opened.durations, part.start, part.end).tolist()
                 chunks = [at[i : i + _READ_AT_ONCE] for i in range(0, len(at), _READ_AT_ONCE)]
                 yield part, torch.cat([self.encode(opened.read(chunk)) for chunk in chunks])
+
+    def _watch(
+        self,
+        live: LiveSource,
+        sampling: Uniform | Fps,
+        part: Segment,
+        every: float | None,
+        window: float | None,
+    ) -> Iterator[tuple[Segment, Tensor]]:
+        """As `_look` on what can only be read forward, in bounded memory: windows as they end."""
+        if every is None:
+            most = sampling.n if isinstance(sampling, Uniform) else _MOST_OF_LIVE
+            rate = sampling.rate if isinstance(sampling, Fps) else _LIVE_FPS
+            yield self._watch_whole(live, rate, most, part)
+            return
+        size = window or every
+        rate = sampling.rate if isinstance(sampling, Fps) else sampling.n / size
+        seen: deque[tuple[float, Tensor]] = deque()
+        begin, last = part.start, part.start
+        for time, frame in _between(live, rate, part):
+            while time >= begin + size:
+                if inside := [f for t, f in seen if t >= begin]:
+                    yield Segment(begin, begin + size), torch.cat(inside)
+                begin += every
+            while seen and seen[0][0] < begin:
+                seen.popleft()
+            last = time + 0.5 / rate
+            if time >= begin:
+                seen.append((time, self.encode(frame)))
+        while begin < last - 1e-9:
+            if inside := [f for t, f in seen if t >= begin]:
+                yield Segment(begin, min(begin + size, last)), torch.cat(inside)
+            begin += every
+
+    def _watch_whole(
+        self, live: LiveSource, rate: float, most: int, part: Segment
+    ) -> tuple[Segment, Tensor]:
+        """Everything until the stream ends, by frames spread evenly over it."""
+        spread: Spread[Tensor] = Spread(most)
+        last = part.start
+        for time, frame in _between(live, rate, part):
+            last = time + 0.5 / rate
+            if spread.wants():
+                spread.add(self.encode(frame))
+            else:
+                spread.skip()
+        features = spread.choose()
+        if not features:
+            raise InputError(f"start is {part.start:g} s; {live.name} ended before that")
+        return Segment(part.start, last), torch.cat(features)
 
     def _decode_size(self) -> tuple[int, int] | None:
         """What frames can be resized to while they are decoded, without a crop to come."""
@@ -195,10 +257,20 @@ class Captioner:
         )
         text = prompts.decode(best.ids)
         return Caption(
-            source=fspath(source),
+            source=shown(source),
             start=segment.start,
             end=segment.end,
             text=f"{opening} {text}".strip(),
             logprob=best.logprob,
             model=self.name,
         )
+
+
+def _between(live: LiveSource, rate: float, part: Segment) -> Iterator[tuple[float, Frames]]:
+    """The frames shown at ticks of `rate` per second in a part of a stream, and the ticks."""
+    for tick, frame in enumerate(live.frames(fps=rate)):
+        time = (tick + 0.5) / rate
+        if time >= part.end:
+            return
+        if time >= part.start:
+            yield time, frame

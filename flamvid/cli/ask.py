@@ -9,7 +9,7 @@ import typer
 
 from flamvid.cli import options as opt
 from flamvid.cli.caption import load
-from flamvid.cli.failure import FAILED, guarded, one_line, report, say
+from flamvid.cli.failure import FAILED, guarded, named, report, say
 from flamvid.cli.output import Format, encoder, open_output
 from flamvid.cli.progress import progress
 from flamvid.cli.sources import existing
@@ -70,7 +70,7 @@ def ask(
     kind = Format.text if format is AnswerFormat.text else Format.jsonl
     with progress(1) as bar:
         captioner = load(where, bar, verbose)
-        bar.show(one_line(source))
+        bar.show(named(source))
         keywords = text.keywords("every", "window", "prompt")
         try:
             answer = captioner.ask(source, question, **keywords)  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from flamvid.cli.failure import (
     OutputError,
     guarded,
     log_to_stderr,
-    one_line,
+    named,
     report,
     say,
 )
@@ -107,7 +107,7 @@ def caption(
     with open_output(encoding, output) as out, progress(len(found)) as bar:
         captioner = load(where, bar, verbose)
         for source in found:
-            bar.show(one_line(source))
+            bar.show(named(source))
             failed += not _deliver(captioner, source, text, out, bar, verbose)
             bar.advance()
     return FAILED if failed else 0

@@ -25,6 +25,7 @@ __all__ = [
     "OutputError",
     "guarded",
     "log_to_stderr",
+    "named",
     "one_line",
     "report",
     "say",
@@ -46,6 +47,13 @@ class ClosedPipe(OutputError):  # noqa: N818 - not a failure: the reader has wha
 def one_line(text: str) -> str:
     """`text` on one line and without control characters, which could steer a terminal."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def named(source: str) -> str:
+    """A source as it may be shown: on one line, and without the password of its address."""
+    from flamvid.video.address import shown
+
+    return one_line(shown(source))
 
 
 def say(text: str) -> None:
@@ -71,8 +79,8 @@ def log_to_stderr() -> None:
 def report(error: BaseException | str, source: str | None = None) -> None:
     """One line `flamvid: <error>` that names the source, whether the error did or not."""
     text = one_line(str(error)) or type(error).__name__
-    if source is not None and one_line(source) not in text:
-        text = f"{one_line(source)}: {text}"
+    if source is not None and (name := named(source)) not in text:
+        text = f"{name}: {text}"
     say(f"flamvid: {text}")
 
 

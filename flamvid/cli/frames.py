@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flamvid.cli import options as opt
-from flamvid.cli.failure import OutputError, guarded, log_to_stderr, say
-from flamvid.cli.progress import progress
+from flamvid.cli.failure import OutputError, guarded, log_to_stderr, named, say
 from flamvid.errors import InputError
 
 if TYPE_CHECKING:
     from flamvid.types import Frames
+    from flamvid.video.live import LiveSource
     from flamvid.video.sample import Sampling
     from flamvid.video.source import Source
 
@@ -53,6 +53,7 @@ def frames(
     if verbose:
         log_to_stderr()
     from flamvid import video
+    from flamvid.video.live import LiveSource
     from flamvid.video.sample import Fps, Times, Uniform
 
     sampling: Sampling = Uniform(count or 8)
@@ -60,11 +61,16 @@ def frames(
         sampling = Fps(fps)
     elif times is not None:
         sampling = Times(times)
-    with video.open(source, timeout=decode_timeout) as opened:
-        places = sampling.indices(opened.pts, opened.durations, start, end).tolist()
-        named = times or [float(opened.pts[place]) for place in places]
-        _write(opened, places, list(named), output)
-    say(f"flamvid: {len(places)} frames in {output}")
+    with video.open_source(source, timeout=decode_timeout) as opened:
+        if isinstance(opened, LiveSource):
+            if fps is None:
+                raise InputError(f"{named(source)} is live, of unknown length; give --fps")
+            written = _write(_ticks(opened, fps, start or 0.0, end or math.inf), output)
+        else:
+            places = sampling.indices(opened.pts, opened.durations, start, end).tolist()
+            at_times = times or [float(opened.pts[place]) for place in places]
+            written = _write(zip(at_times, _each(opened, places), strict=True), output)
+    say(f"flamvid: {written} frames in {output}")
     return 0
 
 
@@ -79,42 +85,54 @@ def _seconds(text: str) -> tuple[float, ...]:
     return times
 
 
-def _write(source: Source, places: list[int], times: list[float], folder: Path) -> None:
+def _write(shown: Iterable[tuple[float, Frames]], folder: Path) -> int:
     """Pictures one by one, and a line about each as soon as it is on the disk."""
     from PIL import Image
 
+    number = 0
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with (
-            (folder / "frames.jsonl").open("w", encoding="utf-8") as lines,
-            progress(len(places)) as bar,
-        ):
-            number = 0
-            for chunk in _chunks(source, places):
-                for pixels, pts, duration in zip(
-                    chunk.pixels, chunk.pts_seconds, chunk.duration_seconds, strict=True
-                ):
-                    name = f"{number + 1:05d}_{times[number]:.3f}.png"
-                    bar.show(name)
-                    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(folder / name)
-                    facts = {
-                        "file": name,
-                        "time": times[number],
-                        "pts": float(pts),
-                        "duration": float(duration),
-                    }
-                    lines.write(json.dumps(facts) + "\n")
-                    lines.flush()
-                    number += 1
-                    bar.advance()
+        with (folder / "frames.jsonl").open("w", encoding="utf-8") as lines:
+            for number, (time, frame) in enumerate(shown, 1):
+                name = f"{number:05d}_{time:.3f}.png"
+                Image.fromarray(frame.pixels[0].permute(1, 2, 0).numpy()).save(folder / name)
+                facts = {
+                    "file": name,
+                    "time": time,
+                    "pts": float(frame.pts_seconds[0]),
+                    "duration": float(frame.duration_seconds[0]),
+                }
+                lines.write(json.dumps(facts) + "\n")
+                lines.flush()
     except OSError as error:
         raise OutputError(f"can't write to {folder} ({error.strerror or error})") from error
+    return number
 
 
-def _chunks(source: Source, places: list[int]) -> Iterator[Frames]:
-    """The frames a few at a time, however large they are."""
-    first = source.read(places[:1])
-    yield first
-    step = max(1, _AT_ONCE // max(first.pixels.numel(), 1))
-    for at in range(1, len(places), step):
-        yield source.read(places[at : at + step])
+def _each(source: Source, places: list[int]) -> Iterator[Frames]:
+    """Frames one by one, read a few at a time however large they are."""
+    from flamvid.types import Frames
+
+    step, done = 1, 0
+    while done < len(places):
+        chunk = source.read(places[done : done + step])
+        done += step
+        for i in range(len(chunk)):
+            yield Frames(
+                chunk.pixels[i : i + 1],
+                chunk.pts_seconds[i : i + 1],
+                chunk.duration_seconds[i : i + 1],
+            )
+        step = max(1, _AT_ONCE // chunk.pixels[0].numel())
+
+
+def _ticks(
+    live: LiveSource, fps: float, start: float, end: float
+) -> Iterator[tuple[float, Frames]]:
+    """The frames of a stream shown at each tick of a part of it, until it ends or Ctrl-C."""
+    for tick, frame in enumerate(live.frames(fps=fps)):
+        time = (tick + 0.5) / fps
+        if time >= end:
+            return
+        if time >= start:
+            yield float(frame.pts_seconds[0]), frame

@@ -121,7 +121,12 @@ class TextOptions:
 def command_line(
     verb: str, arguments: list[str], *options: ModelOptions | TextOptions, extra: Sequence[str] = ()
 ) -> str:
-    """The command that does the same again, with every option that has a value spelled out."""
+    """The command that does the same again, with every option that has a value spelled out.
+
+    But for passwords in addresses: it is printed where others may read it.
+    """
+    from flamvid.video.address import shown
+
     words = ["flamvid", verb]
     for part in options:
         for field in fields(part):
@@ -129,7 +134,7 @@ def command_line(
             if value is not None:
                 # = keeps a value that starts with - from being read as a flag
                 words.append(f"{_flag(field.name)}={value}")
-    return shlex.join([*words, *extra, "--", *arguments])
+    return shlex.join([*words, *extra, "--", *map(shown, arguments)])
 
 
 def _flag(name: str) -> str:

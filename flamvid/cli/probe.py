@@ -34,8 +34,8 @@ def probe(
     with video.open(source, timeout=decode_timeout) as opened:
         facts = asdict(opened.info)
         facts["duration"] = float(opened.pts[-1] + opened.durations[-1])
-        facts["decoder"] = getattr(opened, "decoder", "pillow")
-        facts["reason"] = getattr(opened, "reason", "pictures")
+        facts["decoder"] = opened.decoder
+        facts["reason"] = opened.reason
     differences: list[dict[str, Any]] = []
     if verify and facts["decoder"] != "pillow":
         from flamvid.video.verify import verify as audit

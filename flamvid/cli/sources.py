@@ -19,7 +19,7 @@ def expand(arguments: list[str]) -> list[str]:
     """
     out: list[str] = []
     for argument in arguments:
-        if "://" in argument or os.path.lexists(argument) or not glob.has_magic(argument):
+        if _elsewhere(argument) or os.path.lexists(argument) or not glob.has_magic(argument):
             out.append(argument)
             continue
         found = glob.glob(argument, recursive=True)
@@ -33,13 +33,23 @@ def existing(sources: list[str]) -> list[str]:
     """The sources that are there; the others are reported before a model is loaded for nothing."""
     out = []
     for source in sources:
-        if "://" in source or os.path.exists(source):
+        if _elsewhere(source) or os.path.exists(source) or _within(source):
             out.append(source)
         elif glob.has_magic(source):
             report(f"{source}: no file matches; check the pattern and the folder")
         else:
             report(f"{source}: no such file or folder; check the path")
     return out
+
+
+def _elsewhere(source: str) -> bool:
+    """What is no path: an address, standard input, a camera."""
+    return "://" in source or source == "-" or re.fullmatch(r"cam:\d+", source) is not None
+
+
+def _within(source: str) -> bool:
+    """What stands for files without being the name of one: shard.tar#sample, img_%04d.png."""
+    return ".tar#" in source or re.search(r"%0?\d*d", os.path.basename(source)) is not None
 
 
 def _natural(path: str) -> list[tuple[int, int, str]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -21,12 +22,29 @@ from torch import Tensor
 from flamvid.data.shards import read_shard
 from flamvid.errors import SourceError
 
-__all__ = ["FeatureSet", "compute_features", "load_features"]
+__all__ = ["FeatureSet", "Thin", "compute_features", "load_features"]
 
 Encode = Callable[[list[Tensor]], Tensor]
 """Pictures uint8 [3,H,W] to features [len,N,F]."""
 
 _BATCH = 32
+
+
+class Thin:
+    """Leaves frames and patches out of what a model is trained on, or it learns them by heart."""
+
+    def __init__(self, patch_dropout: float, rng: random.Random) -> None:
+        self.patch_dropout, self.rng = patch_dropout, rng
+
+    def frames(self, count: int) -> list[int]:
+        """At least half of `count` frames, in order."""
+        kept = self.rng.randint((count + 1) // 2, count)
+        return sorted(self.rng.sample(range(count), kept))
+
+    def patches(self, count: int) -> list[int]:
+        """All but a share of `count` patches, in order."""
+        kept = max(1, round(count * (1 - self.patch_dropout)))
+        return sorted(self.rng.sample(range(count), kept))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,15 +59,26 @@ class FeatureSet:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def batch(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Features float32 [B,T,N,F], short samples padded with 0, and frame counts [B]."""
-        places = [self.places[r] for r in rows]
-        counts = torch.tensor([n for _, _, n in places])
+    def batch(self, rows: Sequence[int], thin: Thin | None = None) -> tuple[Tensor, Tensor]:
+        """Features float32 [B,T,N,F], short samples padded with 0, and frame counts [B].
+
+        thin: leave some frames and patches out, at random.
+        """
+        chosen = [self._frames(row, thin) for row in rows]
+        counts = torch.tensor([len(frames) for _, frames in chosen])
         N, width = self.shards[0].shape[1:]
-        out = torch.zeros(len(rows), int(counts.max()), N, width)
-        for row, (shard, first, n) in enumerate(places):
-            out[row, :n] = self.shards[shard][first : first + n]
+        patches = thin.patches(N) if thin else range(N)
+        out = torch.zeros(len(rows), int(counts.max()), len(patches), width)
+        for row, (shard, frames) in enumerate(chosen):
+            features_TNF = self.shards[shard][frames]
+            out[row, : len(frames)] = features_TNF[:, list(patches)] if thin else features_TNF
         return out, counts
+
+    def _frames(self, row: int, thin: Thin | None) -> tuple[int, list[int]]:
+        """A sample's shard, and which frames of it to take."""
+        shard, first, count = self.places[row]
+        frames = thin.frames(count) if thin else range(count)
+        return shard, [first + frame for frame in frames]
 
     def __add__(self, other: FeatureSet) -> FeatureSet:
         moved = tuple((s + len(self.shards), a, n) for s, a, n in other.places)

@@ -13,7 +13,13 @@ import torch
 from torch import Tensor
 
 from flamvid.data.consensus import consensus
-from flamvid.data.features import FeatureSet, cache_name, compute_features, load_features
+from flamvid.data.features import (
+    FeatureSet,
+    Thin,
+    cache_name,
+    compute_features,
+    load_features,
+)
 from flamvid.data.shards import expand
 from flamvid.models.lm import TokenHead
 from flamvid.train.checkpoint import clear, latest, restore, restore_resampler, save
@@ -200,7 +206,10 @@ def _train_captions(
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * share
         text = caption_rows(prompts, texts, head, stage.max_tokens)
-        features, counts = media.batch(rows)
+        # Of a generator of its own, so that a resumed run leaves out the same.
+        rng = random.Random(f"{recipe.seed} {step}")
+        thin = Thin(stage.patch_dropout, rng) if stage.patch_dropout else None
+        features, counts = media.batch(rows, thin)
         loss = caption_loss(flamingo, features, counts, text, head, prompts.media_id)
         optimizer.zero_grad()
         loss.backward()

@@ -52,7 +52,11 @@ class WordStage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaptionStage:
-    """Then everything: next-token loss on captions. `batch` media, `captions` of each."""
+    """Then everything: next-token loss on captions. `batch` media, `captions` of each.
+
+    patch_dropout: with it above 0, each update sees so much less of every frame, and of every video
+    a random half of its frames or more.
+    """
 
     steps: int = 900
     batch: int = 32
@@ -66,6 +70,7 @@ class CaptionStage:
     clip: float = 1.0
     max_tokens: int = 24
     feature_dropout: float = 0.1
+    patch_dropout: float = 0.5
     consensus: float = 1.0
     validate_every: int = 100
     save_every: int = 50
@@ -73,6 +78,8 @@ class CaptionStage:
     def __post_init__(self) -> None:
         if self.schedule not in ("cosine", "constant"):
             raise ConfigError(f"captions.schedule is {self.schedule!r}; must be cosine or constant")
+        if not 0 <= self.patch_dropout < 1:
+            raise ConfigError(f"captions.patch_dropout is {self.patch_dropout}; must be in [0, 1)")
         _positive(
             "captions",
             self,

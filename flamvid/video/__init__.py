@@ -10,14 +10,14 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from flamvid.video.source import Source, open_source
-    from flamvid.video.source import open_source as open
+    from flamvid.video.source import Source, open_recorded, open_source
+    from flamvid.video.source import open_recorded as open
 
-__all__ = ["Source", "open", "open_source"]
+__all__ = ["Source", "open", "open_recorded", "open_source"]
 
 
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     source = importlib.import_module("flamvid.video.source")
-    return getattr(source, "open_source" if name == "open" else name)
+    return getattr(source, "open_recorded" if name == "open" else name)

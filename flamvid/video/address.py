@@ -17,7 +17,7 @@ from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from flamvid.errors import SourceError
-from flamvid.video.policy import FORMATS
+from flamvid.video.policy import FORMATS, MOST_PIXELS
 
 __all__ = [
     "PLAYLIST_PROTOCOLS",
@@ -95,7 +95,6 @@ _FORMATS = {
     Kind.STDIN: _MEDIA,
 }
 
-_MOST_PIXELS = 8192 * 4352  # as in `policy.check_size`, said to ffmpeg, which allocates first
 _LAST_CAMERA = 255  # Linux has no more
 _ANALYSED = 1_000_000  # microseconds of a stream that are looked at before its first frame
 
@@ -154,7 +153,8 @@ def input_options(source: str, timeout: float) -> tuple[str, dict[str, str | int
     kind = classify(source)
     if kind is Kind.FILE:
         raise SourceError(f"{source} is a file; files are not opened as streams")
-    options: dict[str, str | int] = {"max_pixels": _MOST_PIXELS}
+    # ffmpeg allocates a frame before we hear of its size.
+    options: dict[str, str | int] = {"max_pixels": MOST_PIXELS}
     if kind is Kind.CAMERA:
         name, device = _device(_camera(source))
         return name, options | device

@@ -77,12 +77,20 @@ def open_image(path: Path, size: tuple[int, int] | None) -> PictureFrames | Anim
 
 
 def is_animated(path: Path) -> bool:
-    """Whether the file is a picture of two frames or more; its first blocks tell."""
+    """Whether the file is a picture of two frames or more; its first blocks tell.
+
+    One that ends before its second frame does counts, so that it is not taken for a still.
+    """
+    found = 0
     try:
         with path.open("rb") as file:
-            return len(list(islice(_durations(file, str(path)), 2))) == 2
-    except (OSError, EOFError, struct.error, FlamvidError):
+            for _ in islice(_durations(file, str(path)), 2):
+                found += 1
+    except (EOFError, struct.error):
+        return found > 0
+    except (OSError, FlamvidError):
         return False  # to open it as a still says what is wrong
+    return found == 2
 
 
 def open_animation(path: Path, size: tuple[int, int] | None) -> AnimationFrames:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from flamvid.errors import DecodeError
 from flamvid.types import Frames, VideoInfo
+from flamvid.video.address import shown as address_shown
 from flamvid.video.ffmpeg_process import running
 from flamvid.video.graph import pictures, shown
 from flamvid.video.policy import check_size, has_alpha, pixel_aspect
@@ -33,20 +34,22 @@ _FRAME = re.compile(
 _LONGEST_SELECT = 64  # runs of frames in one filter expression
 
 
-def time_allowed(path: Path, duration: float = 0.0) -> float:
+def time_allowed(where: Path | str, duration: float = 0.0) -> float:
     """Seconds that one request may take: it grows with the file, and is ample for a sound one."""
-    return 30.0 + path.stat().st_size / 20e6 + 0.5 * duration
+    if isinstance(where, str):  # from the web, as slowly as it would play
+        return 60.0 + duration
+    return 30.0 + where.stat().st_size / 20e6 + 0.5 * duration
 
 
 @dataclass(frozen=True, eq=False)
 class FfmpegFile:
-    """A file read forward; frames are `picture` = (height, width) large."""
+    """A file, or one on the web, read forward; frames are `picture` = (height, width) large."""
 
     info: VideoInfo
     pts: NDArray[np.float64]
     durations: NDArray[np.float64]
     keyframes: NDArray[np.int64]
-    path: Path
+    where: Path | str
     picture: tuple[int, int]
     timeout: float | None
     reason: str
@@ -56,26 +59,27 @@ class FfmpegFile:
     @classmethod
     def open(
         cls,
-        path: Path,
+        where: Path | str,
         info: VideoInfo,
         size: tuple[int, int] | None,
         timeout: float | None = None,
         reason: str = "",
     ) -> FfmpegFile:
         """Decode once to list the frames; `DecodeError` when there are none."""
-        check_size(str(path), info.width, info.height)
+        name = address_shown(where)
+        check_size(name, info.width, info.height)
         times: list[tuple[float, float]] = []
         keys: list[int] = []
         first: tuple[int, int, float, bool] | None = None
-        listing = shown(path, info).filter("showinfo", checksum=0)
+        listing = shown(where, info).filter("showinfo", checksum=0)
         listing = listing.output("pipe:", format="null", fps_mode="passthrough")
-        allowed = timeout or time_allowed(path, info.duration)
-        with running(path, listing, "info", allowed) as process:
+        allowed = timeout or time_allowed(where, info.duration)
+        with running(name, listing, "info", allowed) as process:
             for line in process.log_lines():
                 if (match := _FRAME.search(line)) is None:
                     continue
                 if match[2] == b"NOPTS":
-                    raise DecodeError(f"{path}: frame {int(match[1])} has no time")
+                    raise DecodeError(f"{name}: frame {int(match[1])} has no time")
                 known = match[3] not in (b"NOPTS", b"N/A")
                 times.append((float(match[2]), float(match[3]) if known else 0.0))
                 if match[9] == b"1":
@@ -84,7 +88,7 @@ class FfmpegFile:
                     aspect = pixel_aspect(int(match[4]), int(match[5]))
                     first = int(match[6]), int(match[7]), aspect, match[8] != b"P"
         if first is None:
-            raise DecodeError(f"{path} has no frame that can be decoded; the file is damaged")
+            raise DecodeError(f"{name} has no frame that can be decoded; the file is damaged")
         pts = np.array([t for t, _ in times])
         pts -= pts[0]
         last = times[-1][1] or (float(np.median(np.diff(pts))) if len(pts) > 1 else 0.0)
@@ -99,7 +103,7 @@ class FfmpegFile:
         )
         picture = size or (info.height, info.width)
         places = np.array(keys, dtype=np.int64)
-        return cls(info, pts, durations, places, path, picture, timeout, reason)
+        return cls(info, pts, durations, places, where, picture, timeout, reason)
 
     def read(self, indices: Sequence[int]) -> Frames:
         """The frames at these places, uint8, in the order asked."""
@@ -107,7 +111,7 @@ class FfmpegFile:
         runs = _runs(wanted)
         few = len(runs) <= _LONGEST_SELECT
         numbers: Sequence[int] = wanted if few else range(wanted[-1] + 1)
-        graph = pictures(self.path, self.info, self.picture, runs if few else [])
+        graph = pictures(self.where, self.info, self.picture, runs if few else [])
         frames = graph.output(
             "pipe:",
             format="rawvideo",
@@ -119,13 +123,13 @@ class FfmpegFile:
         kept: dict[int, Tensor] = {}
         height, width = self.picture
         count = height * width * (4 if self._alpha else 3)
-        with running(self.path, frames, "error", self._allowed) as process:
+        with running(self._name, frames, "error", self._allowed) as process:
             for number in numbers:
                 raw = process.read(count)
                 if raw is None:
                     said = process.last_words() or "it ends there"
                     raise DecodeError(
-                        f"{self.path} can't be decoded at {self.pts[number]:.3f} s: {said}"
+                        f"{self._name} can't be decoded at {self.pts[number]:.3f} s: {said}"
                     )
                 if number in keep:
                     kept[number] = self._picture(raw)
@@ -138,8 +142,12 @@ class FfmpegFile:
         return has_alpha(self.info.pixel_format)
 
     @property
+    def _name(self) -> str:
+        return address_shown(self.where)
+
+    @property
     def _allowed(self) -> float:
-        return self.timeout or time_allowed(self.path, float(self.pts[-1] + self.durations[-1]))
+        return self.timeout or time_allowed(self.where, float(self.pts[-1] + self.durations[-1]))
 
     def _picture(self, raw: bytearray) -> Tensor:
         """Raw pixels as [3,H,W]; what is transparent lies on white."""

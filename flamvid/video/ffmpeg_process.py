@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import tempfile
@@ -15,9 +16,10 @@ from typing import IO, Any
 import ffmpeg
 
 from flamvid.errors import DecodeError, DecoderLost
+from flamvid.video.address import environment
 from flamvid.video.probe import ffmpeg_exe
 
-__all__ = ["FfmpegProcess", "running"]
+__all__ = ["FfmpegProcess", "limit_memory", "running"]
 
 _MEMORY = 6 << 30  # bytes of address space, most of which threads reserve and never touch
 _LONGEST_LOG = 256 << 20  # bytes: three days of video at 25 frames per second
@@ -79,11 +81,13 @@ def running(name: Path | str, graph: Any, level: str, timeout: float) -> Iterato
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
+                env=environment(),
                 start_new_session=True,  # Ctrl-C is ours to handle
             )
         except OSError as error:
             raise DecodeError(f"ffmpeg can't be started ({error.strerror})") from error
-        _limit(process.pid)
+        limit_memory(process.pid)
+        _limit_log(process.pid)
         late = threading.Event()
 
         def stop() -> None:
@@ -101,14 +105,20 @@ def running(name: Path | str, graph: Any, level: str, timeout: float) -> Iterato
             process.communicate()
 
 
-def _limit(pid: int) -> None:
-    """Bound its address space and its log, from outside: nothing of ours runs in the child."""
+def limit_memory(pid: int) -> None:
+    """Bound a child's address space, from outside: nothing of ours runs in it."""
     if sys.platform != "linux":
         return
     import resource
 
-    try:
+    with contextlib.suppress(OSError):  # it has ended already
         resource.prlimit(pid, resource.RLIMIT_AS, (_MEMORY, _MEMORY))
-        resource.prlimit(pid, resource.RLIMIT_FSIZE, (_LONGEST_LOG, _LONGEST_LOG))
-    except OSError:  # it has ended already
+
+
+def _limit_log(pid: int) -> None:
+    if sys.platform != "linux":
         return
+    import resource
+
+    with contextlib.suppress(OSError):
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (_LONGEST_LOG, _LONGEST_LOG))

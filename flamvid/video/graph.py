@@ -9,25 +9,34 @@ from typing import Any
 import ffmpeg
 
 from flamvid.types import VideoInfo
+from flamvid.video.address import input_options
 from flamvid.video.probe import allowed
 
 __all__ = ["pictures", "shown"]
 
+_CONNECTION = 15.0  # seconds without a byte after which a web server is given up
 
-def shown(path: Path, info: VideoInfo) -> Any:
-    """The frames that a player would show, upright and progressive: one out for each one in."""
-    playlist = "hls" in info.container.split(",")
-    graph = ffmpeg.input(f"file:{path}", **allowed(playlist))[str(info.stream)]
+
+def shown(where: Path | str, info: VideoInfo) -> Any:
+    """The frames that a player would show, upright and progressive: one out for each one in.
+
+    where: a file, or the address of one on the web.
+    """
+    if isinstance(where, str):
+        name, options = input_options(where, _CONNECTION)
+    else:
+        name, options = f"file:{where}", {**allowed("hls" in info.container.split(","))}
+    graph = ffmpeg.input(name, **options)[str(info.stream)]
     if info.interlaced:
         graph = graph.filter("bwdif", mode="send_frame", deint="interlaced")
     return graph
 
 
 def pictures(
-    path: Path, info: VideoInfo, size: tuple[int, int], runs: Sequence[tuple[int, int]]
+    where: Path | str, info: VideoInfo, size: tuple[int, int], runs: Sequence[tuple[int, int]]
 ) -> Any:
     """Frames in these runs of numbers (all where there are none), of standard range, resized."""
-    graph = shown(path, info)
+    graph = shown(where, info)
     if runs:
         graph = graph.filter("select", "+".join(f"between(n,{a},{b})" for a, b in runs))
     if info.transfer:

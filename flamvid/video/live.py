@@ -7,41 +7,30 @@ line of a frame is flushed before the frame is passed on.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import math
-import os
-import re
-import selectors
 import subprocess
 import sys
-import threading
 import time
-import weakref
-from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, BinaryIO, Self
 
 import ffmpeg
 import numpy as np
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from flamvid.errors import DecodeError, DecoderLost, InputError, SourceError
 from flamvid.types import Frames, VideoInfo
-from flamvid.video.address import Kind, classify, environment, input_options, shown
-from flamvid.video.policy import check_size, pixel_aspect
-from flamvid.video.probe import ffmpeg_exe
+from flamvid.video.address import Kind, classify, input_options, shown
+from flamvid.video.live_child import LiveChild
 from flamvid.video.sample import Fps
 
 __all__ = ["LiveSource", "at_ticks", "is_endless", "open_live", "recorded"]
 
-_MEMORY = 6 << 30  # bytes of address space, most of which threads reserve and never touch
 _LONGEST_GAP = 3600.0  # seconds between two frames; a jump of more is an error of the clock
-_LONGEST_LINE = 4096  # bytes of the log; a stream writes into it what it likes
-_PROMPT = frozenset({Kind.RTSP, Kind.RTMP, Kind.CAMERA})  # cameras: a frame may not be held back
+_PROMPT = frozenset({Kind.RTSP, Kind.RTMP, Kind.CAMERA})  # cameras: we hold no frame back
 
 
 class LiveSource:
@@ -80,7 +69,7 @@ class LiveSource:
         self._clock = _Clock()
         self._ahead: Frames | None = None  # the first frame, where it was read to connect
         graph = _graph(source, self.kind, size, timeout)
-        self._child: _Child | None = _Child(graph, _input_of(self.kind, stdin))
+        self._child: LiveChild | None = LiveChild(graph, _input_of(self.kind, stdin))
 
     def connect(self) -> VideoInfo:
         """Wait for the first frame, which stays to be read; `DecodeError` where none comes."""
@@ -106,7 +95,10 @@ class LiveSource:
         return frames if size is None else (_resized(frame, size) for frame in frames)
 
     def close(self) -> None:
-        """End the child at once; safe to call twice. The same happens when this is forgotten."""
+        """End the child at once; safe to call twice. The same happens when this is forgotten.
+
+        To be called by the thread that reads.
+        """
         if self._child is not None:
             self._child.kill()
             self._child = None
@@ -138,7 +130,7 @@ class LiveSource:
             self.close()
         return frame
 
-    def _next(self, child: _Child, deadline: float) -> Frames | None:
+    def _next(self, child: LiveChild, deadline: float) -> Frames | None:
         try:
             line = child.line(deadline)
             if line is None:
@@ -164,7 +156,7 @@ class LiveSource:
         at, lasts = self._clock.place(int(pts) * above / below if int(pts) > -(1 << 62) else None)
         return Frames(pixels[None], np.array([at]), np.array([lasts]))
 
-    def _check_end(self, child: _Child) -> None:
+    def _check_end(self, child: LiveChild) -> None:
         """`DecodeError` when the stream has not ended by itself, or never began."""
         status, log, at = child.wait(), child.log, f"{self._clock.last:.3f} s"
         if status < 0:
@@ -262,305 +254,6 @@ class _Clock:
         self.lasts = min(at - self.last, max(1.0, self.nominal))
         self.last = at
         return at, self.lasts
-
-
-@dataclass(slots=True)
-class _Log:
-    """What ffmpeg says: facts of the input, and the last errors; the rest is forgotten."""
-
-    container: str = ""
-    duration: float = 0.0
-    streams: dict[int, str] = field(default_factory=dict)
-    turned: dict[int, float] = field(default_factory=dict)
-    stream: int | None = None
-    broken: str = ""
-    cut: bool = False
-    endless: bool = False
-    errors: deque[str] = field(default_factory=lambda: deque(maxlen=20))
-
-    def add(self, line: str) -> None:
-        """One line of it. Streams of the output come after the mapping, and are ours."""
-        if re.search(r"\[(error|fatal)\]|HTTP error", line):
-            said = line.rpartition("] ")[2]
-            self.errors.append(said)
-            if said.startswith("Error during demuxing: "):
-                self.broken = said.partition(": ")[2]
-            self.cut |= said.endswith(("partial file", "File ended prematurely"))
-            self.endless |= f"should be {(1 << 64) - 1}" in said
-        elif self.stream is not None:
-            return
-        elif match := re.match(r"\[info\] Input #0, (.+?), from ", line):
-            self.container = match[1]
-        elif match := re.match(r"\[info\]   Duration: (\d+):(\d+):([\d.]+)", line):
-            self.duration = int(match[1]) * 3600 + int(match[2]) * 60 + float(match[3])
-        elif match := re.match(r"\[info\]   Stream #0:(\d+) -> #0:0 ", line):
-            self.stream = int(match[1])
-        elif match := re.match(r"\[info\]   +Stream #0:(\d+).*: Video: (.*)", line):
-            if len(self.streams) < 64 and "(attached pic)" not in match[2]:
-                self.streams[int(match[1])] = match[2]
-        elif self.streams and (match := re.search(r"rotation of (-?[\d.]+) degrees", line)):
-            self.turned[list(self.streams)[-1]] = float(match[1])
-
-    def info(self, name: str, pixels: Tensor, size: tuple[int, int] | None) -> VideoInfo:
-        """The facts, once the first frame is here; `DecodeError` for HDR."""
-        said = self.streams.get(self.stream or 0, "")
-        form = re.match(r"(\w+)(?: \([^)]*\))*(?:, (\w+)(?:\(([^)]*)\))?)?", said)
-        codec, pixel_format, colour = form.groups("") if form else ("unknown", "", "")
-        for transfer in ("smpte2084", "arib-std-b67"):
-            if transfer in colour:
-                raise DecodeError(
-                    f"{name} is HDR ({transfer}), which is tone-mapped in files only; record it, "
-                    "or let the sender tone-map it"
-                )
-        shape = re.search(r", (\d+)x(\d+)(?:,? \[?SAR (\d+):(\d+))?", said)
-        aspect = pixel_aspect(int(shape[3]), int(shape[4])) if shape and shape[3] else 1.0
-        rotation = round(-self.turned.get(self.stream or 0, 0.0)) % 360
-        height, width = pixels.shape[1:]
-        if size is not None and shape:
-            width, height = max(1, round(int(shape[1]) * aspect)), int(shape[2])
-            width, height = (width, height) if rotation % 180 == 0 else (height, width)
-        fps = re.search(r"([\d.]+)(k?) fps", said) or re.search(r"([\d.]+)(k?) tbr", said)
-        return VideoInfo(
-            path=name,
-            container=self.container,
-            codec=codec,
-            width=width,
-            height=height,
-            fps=float(fps[1]) * (1000 if fps[2] else 1) if fps else 0.0,
-            duration=self.duration,
-            frames=0,
-            rotation=rotation,
-            stream=self.stream or 0,
-            video_streams=max(1, len(self.streams)),
-            pixel_format=pixel_format,
-            pixel_aspect=aspect,
-        )
-
-    def complaint(self, name: str, kind: Kind, timeout: float) -> str:
-        """One line on why there is no further frame, without ffmpeg's words where it may be."""
-        said = "\n".join(self.errors)
-        for pattern, meaning in _MEANINGS:
-            if match := re.search(pattern, said, re.M):
-                words = {"timeout": f"{timeout:g}"} | match.groupdict("")
-                return f"{name} {meaning.format(**words)}"
-        if kind is Kind.STDIN and "Invalid data" in said:
-            return f"{name} holds no video: it is empty, or of no format that ffmpeg reads"
-        if not said or "Invalid data" in said or "Invalid argument" in said:
-            return f"{name} is no video that ffmpeg can read; check the address"
-        causes = [line for line in self.errors if not line.startswith(_CONSEQUENCES)]
-        return f"{name} can't be read: ffmpeg says {(causes or self.errors)[-1]!r}"
-
-    def breach(self, kind: Kind, timeout: float) -> str:
-        """Why a stream ended before its end."""
-        if "timed out" in self.broken:
-            return f"nothing came for {timeout:g} s; check that it is on the air"
-        if kind is Kind.STDIN:
-            return "the data is damaged, or ends too early"
-        return "the connection was cut; open it again to go on"
-
-
-_CONSEQUENCES = ("Error opening", "Task finished", "Terminating thread", "Nothing was written")
-
-# What ffmpeg says, and what it means. The first that fits counts: causes stand before what follows
-# from them.
-_MEANINGS: list[tuple[str, str]] = [
-    (
-        r"(?:HTTP error|failed:|Server returned) (?P<code>401|403)\b",
-        "refuses access ({code}); the address may lack user:password@, or have expired",
-    ),
-    (
-        r"(?:HTTP error|failed:|Server returned) (?P<code>404|410)\b",
-        "does not exist on that server ({code}); check the address",
-    ),
-    (
-        r"(?:HTTP error|failed:|Server returned) (?P<code>[1-5](?:\d\d|XX).*)",
-        "can't be had: the server answers {code}; check the address, or try later",
-    ),
-    (
-        r"Protocol '(?P<to>[^']*)' not on whitelist",
-        "points at a {to}: address, which it may not; only what it is made for is opened",
-    ),
-    (
-        r"Failed to resolve hostname (?P<host>\S+):",
-        "has an unknown host, {host}; check its name, and the network",
-    ),
-    (
-        r"Connection refused",
-        "can't be reached: nothing answers there; check host and port, and that the server runs",
-    ),
-    (r"(?i)timed out", "gave no answer within {timeout} s; check that it is on the air"),
-    (r"unreachable|No route to host", "can't be reached from this network; check the address"),
-    (
-        r"certificate",
-        "has a certificate that this machine does not trust; check the address, or SSL_CERT_FILE",
-    ),
-    (
-        r"Cannot open video device .*: (?:No such|Not a)",
-        "is not there: this machine has no such camera",
-    ),
-    (r"Cannot open video device .*: Permission", "may not be opened; join the group `video`"),
-    (r"Cannot allocate memory", "needs more memory than decoding may take; scale it down first"),
-    (r"resource busy", "is in use by another program; close that one first"),
-    (r"Picture size|max_pixels|max pixel", "has frames larger than 8K; scale them down first"),
-    (
-        r"partial file",
-        "is an MP4 whose index is at its end, where only a file can be wound to: give the file "
-        "itself, or rewrite it with `ffmpeg -i IN -c copy -movflags +faststart OUT`",
-    ),
-    (r"does not contain any stream|matches no streams", "has no video stream, only sound or data"),
-]
-
-
-class _Child:
-    """A running ffmpeg. Its three pipes are read by who asks for a frame, and by nobody else."""
-
-    def __init__(self, graph: Callable[[int], Any], stdin: int | BinaryIO) -> None:
-        self.log = _Log()
-        times, to_times = os.pipe()
-        feeds = not isinstance(stdin, int)
-        try:
-            self.process = subprocess.Popen(
-                [ffmpeg_exe(), *ffmpeg.get_args(graph(to_times))],
-                stdin=subprocess.PIPE if feeds else stdin,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                bufsize=0,
-                pass_fds=(to_times,),
-                env=environment(),
-                start_new_session=True,  # Ctrl-C is ours to handle
-            )
-        except OSError as error:
-            os.close(times)
-            raise DecodeError(f"ffmpeg can't be started ({error.strerror})") from error
-        finally:
-            os.close(to_times)
-        # Also when this is forgotten, and when the interpreter ends.
-        self.kill = weakref.finalize(self, _kill, self.process, times)
-        _limit(self.process.pid)
-        if not isinstance(stdin, int):
-            pump = threading.Thread(target=_pump, args=(stdin, self.process.stdin), daemon=True)
-            pump.start()
-        assert self.process.stdout is not None
-        assert self.process.stderr is not None
-        self._times, self._frames = times, self.process.stdout.fileno()
-        self._said = self.process.stderr.fileno()
-        os.set_blocking(self._frames, False)
-        self._lines, self._tail = b"", b""
-        self._open = True  # the log, until it ends
-
-    def line(self, deadline: float) -> bytes | None:
-        """The next frame's line: pts, time base and bytes; None at the end."""
-        while b"\n" not in self._lines:
-            self._wait(self._times, deadline)
-            got = os.read(self._times, 4096)
-            if not got:
-                return None
-            self._lines += got
-        line, _, self._lines = self._lines.partition(b"\n")
-        return line
-
-    def picture(self, count: int, name: str, deadline: float) -> Tensor | None:
-        """The next frame, [3,H,W]; what is transparent lies on white. None where it is cut off."""
-        header = self._take(min(count, 128), deadline)
-        match = header and re.match(
-            rb"P7\nWIDTH (\d+)\nHEIGHT (\d+)\nDEPTH ([34])\nMAXVAL 255\nTUPLTYPE \w+\nENDHDR\n",
-            header,
-        )
-        if not header or not match:
-            return None
-        width, height, depth = (int(n) for n in match.groups())
-        check_size(name, width, height)
-        assert count == match.end() + width * height * depth, "a line and a frame that differ"
-        data = bytearray(width * height * depth)
-        begun = len(header) - match.end()
-        data[:begun] = header[match.end() :]
-        if not self._fill(memoryview(data)[begun:], deadline):
-            return None
-        pixels = torch.frombuffer(data, dtype=torch.uint8).view(height, width, depth)
-        pixels = pixels.permute(2, 0, 1)
-        if depth == 3:
-            return pixels  # a view: colours stay beside each other in memory, which costs nothing
-        alpha = pixels[3:].float() / 255
-        return (pixels[:3] * alpha + 255 * (1 - alpha)).round().to(torch.uint8)
-
-    def wait(self) -> int:
-        """Its exit status, once its pipes are at their end, and the rest of its log."""
-        with contextlib.suppress(TimeoutError):
-            while self._open:
-                self._wait(None, time.monotonic() + 1)
-        try:
-            return self.process.wait(1)
-        except subprocess.TimeoutExpired:  # its pipes are closed: there is nothing to wait for
-            return 0
-
-    def _take(self, count: int, deadline: float) -> bytes | None:
-        data = bytearray(count)
-        return bytes(data) if self._fill(memoryview(data), deadline) else None
-
-    def _fill(self, view: memoryview, deadline: float) -> bool:
-        while len(view):
-            try:
-                got = os.readv(self._frames, [view])
-            except BlockingIOError:
-                self._wait(self._frames, deadline)
-                continue
-            if not got:
-                return False
-            view = view[got:]
-        return True
-
-    def _wait(self, fd: int | None, deadline: float) -> None:
-        """Until there is something to read; `TimeoutError` at the deadline. Listens to the log."""
-        while True:
-            with selectors.DefaultSelector() as ready:
-                if fd is not None:
-                    ready.register(fd, selectors.EVENT_READ)
-                if self._open:
-                    ready.register(self._said, selectors.EVENT_READ)
-                found = {key.fd for key, _ in ready.select(max(0.0, deadline - time.monotonic()))}
-            if self._said in found:
-                self._listen()
-            if fd in found or (fd is None and not self._open):
-                return
-            if time.monotonic() >= deadline:
-                raise TimeoutError
-
-    def _listen(self) -> None:
-        got = os.read(self._said, 1 << 16)
-        self._open = bool(got)
-        *lines, tail = (self._tail + got).split(b"\n")
-        self._tail = tail[:_LONGEST_LINE]
-        for line in lines if got else [*lines, tail]:
-            self.log.add(line[:_LONGEST_LINE].decode(errors="replace"))
-
-
-def _kill(process: subprocess.Popen[bytes], times: int) -> None:
-    process.kill()
-    for pipe in (process.stdout, process.stderr):
-        if pipe is not None:
-            pipe.close()
-    os.close(times)
-    process.wait()
-
-
-def _limit(pid: int) -> None:
-    """Bound its address space, from outside: nothing of ours runs in the child."""
-    if sys.platform != "linux":
-        return
-    import resource
-
-    with contextlib.suppress(OSError):  # it has ended already
-        resource.prlimit(pid, resource.RLIMIT_AS, (_MEMORY, _MEMORY))
-
-
-def _pump(stream: BinaryIO, pipe: Any) -> None:
-    """Feed a stream that is no file of the system's; ends when the child does."""
-    read = getattr(stream, "read1", stream.read)
-    with contextlib.suppress(OSError, ValueError), pipe:
-        while chunk := read(1 << 16):
-            view = memoryview(chunk)
-            while len(view):
-                view = view[pipe.write(view) :]
 
 
 def _input_of(kind: Kind, stdin: BinaryIO | None) -> int | BinaryIO:

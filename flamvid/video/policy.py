@@ -13,6 +13,7 @@ from flamvid.errors import DecodeError
 
 __all__ = [
     "FORMATS",
+    "MOST_PIXELS",
     "PROTOCOLS",
     "check_size",
     "forward_reason",
@@ -32,7 +33,7 @@ FORMATS = (
     "wav,mp3,aac,flac,aiff"
 )
 
-_MOST_PIXELS = 8192 * 4352  # 8K in either of its shapes, with what codecs pad
+MOST_PIXELS = 8192 * 4352  # 8K in either of its shapes, with what codecs pad
 
 # Without an index, or with one that seeks beside the frame (MPEG-TS with B-frames above all).
 _FORWARD_ONLY = frozenset(
@@ -45,9 +46,9 @@ _ALPHA = ("rgba", "bgra", "argb", "abgr", "yuva", "gbrap", "ya8", "ya16", "pal8"
 
 def check_size(name: str, width: int, height: int) -> None:
     """Refuse a picture over the cap, before anything is allocated for it."""
-    if width * height > _MOST_PIXELS:
+    if width * height > MOST_PIXELS:
         raise DecodeError(
-            f"{name} has frames of {width}x{height}; at most {_MOST_PIXELS} pixels are decoded "
+            f"{name} has frames of {width}x{height}; at most {MOST_PIXELS} pixels are decoded "
             "(8K): scale it down with ffmpeg first"
         )
 

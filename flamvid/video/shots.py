@@ -38,7 +38,7 @@ _DIFFERENT = 0.3  # other scenes differ by 0.4 to 1, one scene in another light 
 _OUTSTANDING = 2.0  # a cut, against what changes around it
 _JUST = 0.2  # seconds on either side of a cut that must differ; flashes are shorter
 _MOST_JUST = 8  # ... and frames
-_AROUND = 0.5  # seconds on either side of a cut that count as around it
+_AROUND = 0.5  # seconds on either side of a cut that count as around it, or the shortest shot
 
 _APART = 1 / 6  # seconds between the frames that fades are looked for in
 _HALF, _SIDE = 3, 3  # of those frames: half of a fade, and what must be calm on either side
@@ -46,8 +46,10 @@ _FADED = 0.4  # what differs across a fade
 _CALM = 4.0  # ... against what changes on either side
 _REACH = (_HALF + _SIDE) * _APART  # seconds
 
-_FLAT = 3 / 255  # deviation of luma that is noise
+_FLAT = 2 / 255  # deviation of luma that is noise
 _BINS = 16  # of luma; of the chromas together its square
+
+_MIDDLE = 0.5 + 0.5 / _BINS  # grey lies in the middle of a bin of chroma, not on an edge
 
 _Floats = NDArray[np.float32]
 
@@ -113,7 +115,7 @@ def find_shots(frames: Source | Iterable[Frames], *, shortest: float = 0.5) -> l
     if not pts:
         raise InputError("there are no frames to find shots in; give at least one")
     bounds = [pts[0], end]
-    for i in _cuts(near.table(), just, max(2, round(_AROUND / step))):
+    for i in _cuts(near.table(), just, max(2, round(min(_AROUND, shortest) / step))):
         _insert(bounds, pts[i], shortest)
     if step <= 1.5 * _APART:
         hard = bounds[1:-1]
@@ -212,7 +214,7 @@ def _look(pixels: torch.Tensor) -> tuple[_Floats, NDArray[np.bool_]]:
     structure = (luma - mean) / np.sqrt(deviation**2 + _FLAT**2)
 
     # One histogram of luma and one of both chromas.
-    bins = np.hstack([_bin(luma), _BINS + _BINS * _bin(blue + 0.5) + _bin(red + 0.5)])
+    bins = np.hstack([_bin(luma), _BINS + _BINS * _bin(blue + _MIDDLE) + _bin(red + _MIDDLE)])
     count = _BINS + _BINS**2
     counts = np.bincount((bins + count * np.arange(T)[:, None]).ravel(), minlength=count * T)
     colours = counts.reshape(T, count) / luma.shape[1]

@@ -1,7 +1,8 @@
-"""One way in: a path to a source that knows its times and reads frames by index."""
+"""One way in: what names a source to frames with their times."""
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from os import PathLike
@@ -13,16 +14,30 @@ from numpy.typing import NDArray
 
 from flamvid.errors import SourceError
 from flamvid.types import Frames, VideoInfo
+from flamvid.video.address import Kind, classify, local_path, shown
+from flamvid.video.animation import open_image
+from flamvid.video.archive import is_archive, open_archive
 from flamvid.video.decode import open_video
-from flamvid.video.pictures import PICTURES, open_folder, open_picture
+from flamvid.video.ffmpeg_file import FfmpegFile
+from flamvid.video.live import LiveSource, is_endless, open_live
+from flamvid.video.pictures import (
+    FOLDER_FPS,
+    PICTURES,
+    is_sequence,
+    open_folder,
+    open_sequence,
+)
 
-__all__ = ["Source", "open_source"]
+__all__ = ["Source", "open_recorded", "open_source"]
+
+_log = logging.getLogger("flamvid.video")
 
 
 class Source(Protocol):
-    """Frames with their times; a context manager.
+    """A recording: frames with their times, in any order; a context manager.
 
-    `pts` and `durations` are float64 [N], in seconds from the first displayable frame.
+    `pts` and `durations` are float64 [N], in seconds from the first displayable frame. `decoder`
+    and `reason` say what reads it, and why that.
     """
 
     @property
@@ -31,6 +46,10 @@ class Source(Protocol):
     def pts(self) -> NDArray[np.float64]: ...
     @property
     def durations(self) -> NDArray[np.float64]: ...
+    @property
+    def decoder(self) -> str: ...
+    @property
+    def reason(self) -> str: ...
 
     def read(self, indices: Sequence[int]) -> Frames:
         """The frames at these places of `pts`, in the order asked, repeats allowed."""
@@ -41,32 +60,74 @@ class Source(Protocol):
 
 
 def open_source(
-    path: str | PathLike[str],
+    source: str | PathLike[str],
     *,
     size: tuple[int, int] | None = None,
     timeout: float | None = None,
-) -> Source:
-    """Open a video file, a still image, or a folder of frames.
+    fps: float = FOLDER_FPS,
+) -> Source | LiveSource:
+    """Open anything that has frames: a `Source` where it is recorded, else a `LiveSource`.
 
-    size: height and width that frames are resized to while they are decoded, which costs less
-    than to decode them whole; None leaves them as they are. timeout: seconds that opening or one
-    read may take; by default it grows with the file.
+    Recorded: a video file, a picture, a folder, tar (`shard.tar#sample`) or numbered sequence
+    (`img_%04d.png`) of pictures, a web address of something that ends. Live, and read forward only:
+    streams (rtsp, rtmp, HLS without an end, udp, tcp, srt), standard input (`-`), cameras
+    (`cam:0`).
+
+    size: height and width that frames are resized to while they are decoded, which costs less than
+    to decode them whole; None leaves them as they are. timeout: seconds that opening or one read
+    may take; by default it grows with the source. fps: of pictures that have no time of their own.
     """
-    where = Path(path)
+    kind = classify(source)
+    if kind is Kind.FILE:
+        return _open_local(local_path(source), size, timeout, fps)
+    assert isinstance(source, str)
+    live = open_live(source, size=size, timeout=timeout or 15.0)
+    if kind in (Kind.HTTP, Kind.HLS) and live.info is not None and not is_endless(live.info):
+        live.close()
+        reason = "what comes over a network is read from its start"
+        return FfmpegFile.open(source, live.info, size, timeout, reason)
+    _log.info("%s: read by ffmpeg: live, forward only", shown(source))
+    return live
+
+
+def open_recorded(
+    source: str | PathLike[str],
+    *,
+    size: tuple[int, int] | None = None,
+    timeout: float | None = None,
+    fps: float = FOLDER_FPS,
+) -> Source:
+    """As `open_source`; `SourceError` for what can't be wound back."""
+    opened = open_source(source, size=size, timeout=timeout, fps=fps)
+    if isinstance(opened, LiveSource):
+        opened.close()
+        raise SourceError(
+            f"{shown(source)} is live and can't be wound back; record it to a file first"
+        )
+    return opened
+
+
+def _open_local(
+    where: Path, size: tuple[int, int] | None, timeout: float | None, fps: float
+) -> Source:
+    if is_archive(where):
+        return open_archive(where, size, fps)
+    if is_sequence(where):
+        return open_sequence(where, size, fps)
     try:
         status = where.stat()
     except FileNotFoundError:
-        raise SourceError(f"{path} does not exist; check the path") from None
+        raise SourceError(f"{where} does not exist; check the path") from None
     except OSError as error:
-        raise SourceError(f"{path} can't be opened: {error.strerror}") from error
+        raise SourceError(f"{where} can't be opened: {error.strerror}") from error
     if where.is_dir():
-        return open_folder(where, size)
+        return open_folder(where, size, fps)
     if not where.is_file():
-        raise SourceError(f"{path} is neither a file nor a folder; give a video, image or folder")
+        raise SourceError(f"{where} is neither a file nor a folder; give a video, image or folder")
     if not os.access(where, os.R_OK):
-        raise SourceError(f"{path} can't be read: permission denied")
+        raise SourceError(f"{where} can't be read: permission denied")
     if status.st_size == 0:
-        raise SourceError(f"{path} is empty (0 bytes); the copy or download has failed")
+        raise SourceError(f"{where} is empty (0 bytes); the copy or download has failed")
     if where.suffix.lower() in PICTURES:
-        return open_picture(where, size)
+        return open_image(where, size)
     return open_video(where, size, timeout)

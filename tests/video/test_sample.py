@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flamvid.errors import InputError
-from flamvid.video.sample import Fps, Stride, Uniform, frame_at, windows
+from flamvid.video.sample import (
+    Fps,
+    Keyframes,
+    Stride,
+    Times,
+    Uniform,
+    frame_at,
+    thinned,
+    windows,
+)
 
 
 @st.composite
@@ -111,5 +120,72 @@ def test_senseless_settings_are_refused(make) -> None:
 
 def test_a_still_has_one_frame_whatever_is_asked() -> None:
     pts, durations = np.zeros(1), np.zeros(1)
-    for sampling in (Uniform(8), Fps(2.0), Stride(8)):
+    for sampling in (Uniform(8), Fps(2.0), Stride(8), Times((0.0,)), Keyframes((0,), 8)):
         assert sampling.indices(pts, durations).tolist() == [0]
+
+
+def test_times_are_given_in_the_order_asked() -> None:
+    pts, durations = np.array([0.0, 0.1, 0.2, 5.0]), np.array([0.1, 0.1, 4.8, 1.0])
+    assert Times((5.5, 0.0, 3.0, 0.15, 0.0)).indices(pts, durations).tolist() == [3, 0, 2, 1, 0]
+
+
+@given(timelines(), st.lists(st.floats(0, 0.999), min_size=1, max_size=20))
+def test_times_give_the_frame_shown(
+    timeline: tuple[np.ndarray, np.ndarray], parts: list[float]
+) -> None:
+    pts, durations = timeline
+    seconds = [p * float(pts[-1] + durations[-1]) for p in parts]
+    at = Times(tuple(seconds)).indices(pts, durations)
+    for t, i in zip(seconds, at, strict=True):
+        assert pts[i] <= t + 1e-6
+        assert i == len(pts) - 1 or pts[i + 1] > t
+
+
+def test_a_pts_written_to_the_microsecond_is_that_frame() -> None:
+    pts, durations = np.arange(300) / 29.97, np.full(300, 1 / 29.97)
+    times = Times(tuple(float(f"{t:.6f}") for t in pts))
+    assert times.indices(pts, durations).tolist() == list(range(300))
+
+
+@pytest.mark.parametrize("t", [-0.1, 4.0, 9.0, float("nan"), float("inf")])
+def test_a_time_outside_the_source_is_refused(t: float) -> None:
+    pts, durations = np.arange(100) / 25, np.full(100, 0.04)
+    with pytest.raises(InputError, match=rf"time {t:g} s .* 4\.000 s long"):
+        Times((1.0, t)).indices(pts, durations)
+    with pytest.raises(InputError, match=r"must be in \[2, 3\.000\)"):
+        Times((1.0,)).indices(pts, durations, 2.0, 3.0)
+    with pytest.raises(InputError, match="no time"):
+        Times(())
+
+
+def test_keyframes() -> None:
+    pts, durations = np.arange(100) / 25, np.full(100, 0.04)
+    keys = Keyframes((0, 30, 60, 90))
+    assert keys.indices(pts, durations).tolist() == [0, 30, 60, 90]
+    assert keys.indices(pts, durations, 1.0, 2.4).tolist() == [30]
+    assert keys.indices(pts, durations, 1.3, 2.0).tolist() == [32]  # none begins there
+    assert Keyframes((0, 30, 60, 90), 2).indices(pts, durations).tolist() == [30, 90]
+    assert Keyframes((0, 30, 60, 90), 9).indices(pts, durations).tolist() == [0, 30, 60, 90]
+    with pytest.raises(InputError, match="at least 1"):
+        Keyframes((0,), 0)
+
+
+def test_keyframes_of_a_source() -> None:
+    class Source:
+        keyframes = np.array([0, 12], dtype=np.int64)
+
+    assert Keyframes.of(Source()) == Keyframes((0, 12))
+    assert Keyframes.of(Source(), 1) == Keyframes((0, 12), 1)
+    with pytest.raises(InputError, match="does not say which of its frames are key frames"):
+        Keyframes.of(object())
+
+
+@given(st.integers(1, 300), st.integers(1, 40))
+def test_thinned_is_even(count: int, n: int) -> None:
+    at = thinned(count, n)
+    assert len(at) == min(n, count)
+    assert at[0] >= 0
+    assert at[-1] < count
+    if len(at) > 1:
+        assert np.diff(at).min() >= 1
+        assert np.diff(at).max() - np.diff(at).min() <= 1

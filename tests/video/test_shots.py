@@ -54,7 +54,7 @@ def cuts(pixels: torch.Tensor, fps: float = FPS) -> list[float]:
 
 
 @pytest.mark.parametrize("fps", [10, 25, 60])
-@pytest.mark.parametrize("speed", [0.0, 1.0, 4.0])
+@pytest.mark.parametrize("speed", [0.0, 1.0, 3.0])
 def test_cuts_are_found_to_the_frame(fps: int, speed: float) -> None:
     lengths = [round(s * fps) for s in (1.0, 0.6, 2.0, 3.0, 0.8, 1.5)]
     joined = torch.cat([scene(seed, n, speed) for seed, n in enumerate(lengths)])

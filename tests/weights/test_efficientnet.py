@@ -38,12 +38,13 @@ def test_imagenet_classes_of_photographs(name: str) -> None:
     encoder = TimmEncoder(f"tf_{name.replace('-', '_')}")
     encoder.load(tensors(name))
     encoder.eval()
+    info = ImageNetInfo()
     for picture, classes in SHOWN.items():
         right = photograph(picture, SIDES[name])
         logits = encoder.classify(torch.cat([right, right.flip(1)]))
-        assert ImageNetInfo().index_to_description(int(logits[0].argmax())) in classes
+        assert info.index_to_description(int(logits[0].argmax())) in classes
         # It is less sure with red and blue swapped: its channels are in our order.
-        mine = [i for i in range(1000) if ImageNetInfo().index_to_description(i) in classes]
+        mine = [i for i in range(1000) if info.index_to_description(i) in classes]
         sure = logits.softmax(-1)[:, mine].sum(-1)
         assert sure[0] > sure[1] + 0.02
 
