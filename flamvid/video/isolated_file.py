@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flamvid.errors import DecodeError, DecoderLost
+from flamvid.errors import DecodeError, DecoderLost, SourceError
 from flamvid.types import Frames, VideoInfo
 from flamvid.video.ffmpeg_file import FfmpegFile, time_allowed
 from flamvid.video.isolate import Child, borrow, give_back
@@ -99,7 +99,7 @@ class IsolatedFile:
     def _ask(self, verb: str, **request: Any) -> tuple[dict[str, Any], list[NDArray[Any]]]:
         with self._lock:
             if self._child is None:
-                raise DecodeError(f"{self.path} was closed; open it again")
+                raise SourceError(f"{self.path} was closed; open it again")
             if self._child.owner != os.getpid() or not self._child.alive:
                 self._open()
             duration = float(self.pts[-1] + self.durations[-1])

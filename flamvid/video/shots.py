@@ -5,6 +5,9 @@ and how little their colours do (histograms, blind to motion): by the geometric 
 is where all frames just before differ from all just after, and by much more than frames around it
 do, so motion, flicker and flashes are no cuts. Fades and dissolves are looked for a second apart,
 between spans that are calm.
+
+A third of the picture overlaid at once counts as a cut; a cut within a pan that crosses the picture
+in half a second is missed, and so is a fade between spans that move.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from flamvid.errors import SourceError
 from flamvid.types import Frames, VideoInfo
 from flamvid.video.address import Kind, classify, local_path, shown
-from flamvid.video.animation import open_image
+from flamvid.video.animation import ANIMATIONS, open_image
 from flamvid.video.archive import is_archive, open_archive
 from flamvid.video.decode import open_video
 from flamvid.video.ffmpeg_file import FfmpegFile
@@ -110,7 +110,7 @@ def open_recorded(
 def _open_local(
     where: Path, size: tuple[int, int] | None, timeout: float | None, fps: float
 ) -> Source:
-    if is_archive(where):
+    if is_archive(where) and not where.is_dir():
         return open_archive(where, size, fps)
     if is_sequence(where):
         return open_sequence(where, size, fps)
@@ -128,6 +128,6 @@ def _open_local(
         raise SourceError(f"{where} can't be read: permission denied")
     if status.st_size == 0:
         raise SourceError(f"{where} is empty (0 bytes); the copy or download has failed")
-    if where.suffix.lower() in PICTURES:
+    if where.suffix.lower() in PICTURES | ANIMATIONS:
         return open_image(where, size)
     return open_video(where, size, timeout)

