@@ -64,6 +64,7 @@ class Captioner:
         max_tokens: int = 20,
         prompt: str | None = None,
         length_penalty: float = 0.0,
+        temperature: float = 0.0,
         seed: int = 0,
         decode_timeout: float | None = None,
     ) -> list[Caption]:
@@ -72,7 +73,8 @@ class Captioner:
         frames: how many to look at (as many as the model was trained on by default), or fps: how
         many per second. start, end: the part to look at, in seconds. every, window: a caption
         every so many seconds, each of `window` seconds (by default `every`). prompt: words that
-        the caption begins with. decode_timeout: seconds that opening the source or reading from it
+        the caption begins with. temperature: above 0, and with 1 beam, words are drawn at random,
+        from the `seed`. decode_timeout: seconds that opening the source or reading from it
         may take at once; by default it grows with the source.
         """
         return list(
@@ -88,6 +90,7 @@ class Captioner:
                 max_tokens=max_tokens,
                 prompt=prompt,
                 length_penalty=length_penalty,
+                temperature=temperature,
                 seed=seed,
                 decode_timeout=decode_timeout,
             )
@@ -107,14 +110,20 @@ class Captioner:
         max_tokens: int = 20,
         prompt: str | None = None,
         length_penalty: float = 0.0,
+        temperature: float = 0.0,
         seed: int = 0,
         decode_timeout: float | None = None,
     ) -> Iterator[Caption]:
         """As `caption`, each as soon as it is made."""
-        search = GenerationConfig(beams=beams, max_tokens=max_tokens, length_penalty=length_penalty)
+        search = GenerationConfig(
+            beams=beams,
+            max_tokens=max_tokens,
+            length_penalty=length_penalty,
+            temperature=temperature,
+            seed=seed,
+        )
         opening = prompt.strip() if prompt else ""
         ids = self.model.prompts.caption(opening)
-        torch.manual_seed(seed)
         for segment, features in self._look(
             source, frames, fps, start, end, every, window, decode_timeout
         ):
@@ -132,13 +141,19 @@ class Captioner:
         beams: int = 3,
         max_tokens: int = 20,
         length_penalty: float = 0.0,
+        temperature: float = 0.0,
         seed: int = 0,
         decode_timeout: float | None = None,
     ) -> Caption:
         """The model's answer to a question about `source`; arguments as for `caption`."""
-        search = GenerationConfig(beams=beams, max_tokens=max_tokens, length_penalty=length_penalty)
+        search = GenerationConfig(
+            beams=beams,
+            max_tokens=max_tokens,
+            length_penalty=length_penalty,
+            temperature=temperature,
+            seed=seed,
+        )
         ids = self.model.prompts.question(question)
-        torch.manual_seed(seed)
         segment, features = next(
             self._look(source, frames, fps, start, end, None, None, decode_timeout)
         )
@@ -176,7 +191,9 @@ class Captioner:
             length = float(opened.pts[-1] + opened.durations[-1])
             parts = [Segment(start or 0.0, length if end is None else min(end, length))]
             if every is not None and length > 0:
-                parts = windows(length, window or every, every, start or 0.0, end)
+                parts = windows(
+                    length, every if window is None else window, every, start or 0.0, end
+                )
             for part in parts:
                 at = sampling.indices(opened.pts, opened.durations, part.start, part.end).tolist()
                 chunks = [at[i : i + _READ_AT_ONCE] for i in range(0, len(at), _READ_AT_ONCE)]
@@ -196,7 +213,7 @@ class Captioner:
             rate = sampling.rate if isinstance(sampling, Fps) else _LIVE_FPS
             yield self._watch_whole(live, rate, most, part)
             return
-        size = window or every
+        size = every if window is None else window
         rate = sampling.rate if isinstance(sampling, Fps) else sampling.n / size
         seen: deque[tuple[float, Tensor]] = deque()
         begin, last = part.start, part.start

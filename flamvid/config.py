@@ -41,7 +41,9 @@ def build(cls: type[T], table: Mapping[str, Any], where: str) -> T:
         default = fields[key].default
         if isinstance(default, bool) or default is dataclasses.MISSING:
             continue
-        if isinstance(default, int | float) and not isinstance(value, int | float):
+        if isinstance(default, int) and (not isinstance(value, int) or isinstance(value, bool)):
+            raise ConfigError(f"{where}.{key} is {value!r}; must be a whole number")
+        if isinstance(default, float) and not isinstance(value, int | float):
             raise ConfigError(f"{where}.{key} is {value!r}; must be a number")
     try:
         return cls(**values)

@@ -37,6 +37,7 @@ def ask(
     beams: opt.Beams = 3,
     max_tokens: opt.MaxTokens = 20,
     length_penalty: opt.LengthPenalty = 0.0,
+    temperature: opt.Temperature = 0.0,
     seed: opt.Seed = 0,
     format: Annotated[
         AnswerFormat, typer.Option("--format", "-f", help="text, or one line of json.")
@@ -55,6 +56,7 @@ def ask(
         beams=beams,
         max_tokens=max_tokens,
         length_penalty=length_penalty,
+        temperature=temperature,
         seed=seed,
         decode_timeout=decode_timeout,
     )

@@ -53,6 +53,7 @@ def caption(
     beams: opt.Beams = 3,
     max_tokens: opt.MaxTokens = 20,
     length_penalty: opt.LengthPenalty = 0.0,
+    temperature: opt.Temperature = 0.0,
     seed: opt.Seed = 0,
     prompt: Annotated[str | None, typer.Option(help="Words that the caption begins with.")] = None,
     format: Annotated[
@@ -82,6 +83,7 @@ def caption(
         beams=beams,
         max_tokens=max_tokens,
         length_penalty=length_penalty,
+        temperature=temperature,
         seed=seed,
         prompt=prompt,
         decode_timeout=decode_timeout,

@@ -29,6 +29,7 @@ __all__ = [
     "ModelOptions",
     "Seed",
     "Start",
+    "Temperature",
     "TextOptions",
     "Verbose",
     "command_line",
@@ -48,7 +49,8 @@ DecodeTimeout = Annotated[
     float | None,
     typer.Option(help="Seconds that reading may take at once (as the source is long)."),
 ]
-Seed = Annotated[int, typer.Option(help="Seed of all that is drawn at random.")]
+Seed = Annotated[int, typer.Option(help="Seed of what --temperature draws.")]
+Temperature = Annotated[float, typer.Option(help="Above 0 draws words at random; for --beams 1.")]
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Say on stderr what is run, and how long it took.")
 ]
@@ -82,12 +84,14 @@ class TextOptions:
     beams: int = 3
     max_tokens: int = 20
     length_penalty: float = 0.0
+    temperature: float = 0.0
     seed: int = 0
     prompt: str | None = None
     decode_timeout: float | None = None
 
     def __post_init__(self) -> None:
-        reals = ("fps", "start", "end", "every", "window", "length_penalty", "decode_timeout")
+        reals = ["fps", "start", "end", "every", "window"]
+        reals += ["length_penalty", "temperature", "decode_timeout"]
         for name in reals:
             value = getattr(self, name)
             if value is not None and not math.isfinite(value):
@@ -105,6 +109,13 @@ class TextOptions:
         if self.end is not None and self.end <= (self.start or 0.0):
             raise InputError(
                 f"--end is {self.end:g}; must be above --start, which is {self.start or 0.0:g}"
+            )
+        if self.temperature < 0:
+            raise InputError(f"--temperature is {self.temperature:g}; must be at least 0")
+        if self.temperature > 0 and self.beams > 1:
+            raise InputError(
+                f"--temperature {self.temperature:g} draws words, which {self.beams} beams do not; "
+                "give --beams 1 as well"
             )
         if self.frames is not None and self.fps is not None:
             raise InputError(f"--frames {self.frames} and --fps {self.fps:g} exclude each other")

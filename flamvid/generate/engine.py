@@ -20,16 +20,29 @@ __all__ = ["Generated", "GenerationConfig", "generate"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationConfig:
-    """How to search. A finished beam scores `logprob / tokens ** length_penalty`."""
+    """How to search. A finished beam scores `logprob / tokens ** length_penalty`.
+
+    temperature: above 0, tokens are drawn with probabilities p ** (1 / temperature) instead, from
+    the generator that `seed` starts; there are no beams then.
+    """
 
     beams: int = 3
     max_tokens: int = 20
     length_penalty: float = 0.0
+    temperature: float = 0.0
+    seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("beams", "max_tokens"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; must be at least 1")
+        if self.temperature < 0:
+            raise InputError(f"temperature is {self.temperature}; must be at least 0")
+        if self.temperature > 0 and self.beams > 1:
+            raise InputError(
+                f"temperature {self.temperature:g} draws tokens, which {self.beams} beams do not; "
+                "give 1 beam"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +113,19 @@ def generate(
     scores[:, 0] = 0.0  # at first all beams of a prompt are the same
     finished = [_Finished(K, config.length_penalty, []) for _ in range(B)]
     done = [False] * B
+    dice = torch.Generator(device=input_ids.device).manual_seed(config.seed)
 
     for step in range(1, config.max_tokens + 1):
         logprobs = to_logits(hidden).float().log_softmax(-1)  # B*K x V
         V = logprobs.shape[-1]
         candidates = (scores[:, :, None] + logprobs.view(B, K, V)).flatten(1)
-        # 2K candidates: however many of them end, K are left to go on.
-        top, where = candidates.topk(min(2 * K, candidates.shape[1]), dim=1)
+        if config.temperature > 0:
+            chances = (logprobs / config.temperature).softmax(-1)
+            where = chances.multinomial(1, generator=dice)  # B x 1
+            top = candidates.gather(1, where)
+        else:
+            # 2K candidates: however many of them end, K are left to go on.
+            top, where = candidates.topk(min(2 * K, candidates.shape[1]), dim=1)
 
         parents, tokens, kept = [], [], []
         for b in range(B):

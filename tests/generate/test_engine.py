@@ -72,3 +72,22 @@ def test_equals_transformers(beams: int, length_penalty: float) -> None:
 def test_bad_settings_are_refused() -> None:
     with pytest.raises(InputError, match="beams is 0"):
         GenerationConfig(beams=0)
+    with pytest.raises(InputError, match="3 beams do not"):
+        GenerationConfig(beams=3, temperature=1.0)
+
+
+def test_drawn_tokens_follow_the_probabilities_of_the_model() -> None:
+    model = blind(3)
+    ids = torch.randint(6, 40, (1, 4))
+    with torch.no_grad():
+        expected = (model.lm.lm(ids).logits[0, -1] / 2.0).softmax(-1)
+
+    def draw(seed: int) -> int:
+        config = GenerationConfig(beams=1, max_tokens=1, temperature=2.0, seed=seed)
+        [best] = generate(model, torch.randn(1, 1, 2, 8), ids, media_index(ids, MEDIA), END, config)
+        return best.ids[0] if best.ids else END
+
+    drawn = torch.bincount(torch.tensor([draw(seed) for seed in range(400)]), minlength=40)
+    # Three deviations of a share of 400 draws are 0.075 at most.
+    assert (drawn / 400 - expected).abs().max() < 0.09
+    assert draw(7) == draw(7)

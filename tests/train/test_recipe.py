@@ -37,7 +37,7 @@ def test_every_recipe_that_ships_is_one(path: Path) -> None:
         ("[words]", "[wrods]", r"has no key 'wrods'; did you mean 'words'\?"),
         ("steps = 40\nbatch = 8", "steps = 0", "captions.steps is 0; must be above 0"),
         ("batch = 8", "batch = -1", "captions.batch is -1; must be above 0"),
-        ("batch = 8", 'batch = "8"', "captions.batch is '8'; must be a number"),
+        ("batch = 8", 'batch = "8"', "captions.batch is '8'; must be a whole number"),
         ("batch = 12", "batch = 0", "words.batch is 0; must be above 0"),
         ("learning_rate = 1e-2", "learning_rate = -1.0", "captions.learning_rate is -1.0"),
         ("save_every = 8", "save_every = 0", "captions.save_every is 0"),
