@@ -92,10 +92,11 @@ class FeatureSet:
 
 def cache_name(shard: Path, encoder: str) -> str:
     """File name of a shard's features: other content, or another encoder, has another name."""
-    stat = shard.stat()
-    key = f"{encoder}|{shard.name}|{stat.st_size}"
-    digest = hashlib.sha256(key.encode()).hexdigest()[:12]
-    return f"{shard.parent.name}-{shard.stem}-{digest}.safetensors"
+    digest = hashlib.sha256(encoder.encode())
+    with shard.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return f"{shard.parent.name}-{shard.stem}-{digest.hexdigest()[:12]}.safetensors"
 
 
 def compute_features(shard: Path, out: Path, encode: Encode) -> None:

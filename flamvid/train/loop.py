@@ -82,7 +82,7 @@ def _features(shards: list[Path], cache: Path, model: LoadedModel, log: Log) -> 
     """Features of all shards, from the cache where they lie there."""
     cache.mkdir(parents=True, exist_ok=True)
     vision = model.config.vision
-    encoder = f"{vision.encoder}|{vision.weights}|{vision.size}|{vision.resize}"
+    encoder = repr(vision)  # weights, size and normalisation, too
 
     def encode(pictures: list[Tensor]) -> Tensor:
         ready = torch.cat([model.transform(picture[None]) for picture in pictures])
