@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,9 @@ from PIL import Image
 
 from flamvid import video
 from flamvid.errors import SourceError
+from flamvid.video.live import LiveSource
 from flamvid.video.truncation import missing_bytes
+from tests.video.media_server import MediaServer
 
 
 def save(path: Path, grey: int, size: tuple[int, int] = (8, 6)) -> None:
@@ -117,3 +120,32 @@ def test_names_that_look_like_options_or_protocols(make_clip, tmp_path: Path) ->
         path.write_bytes(make_clip("plain.ts").read_bytes())
         with video.open(path) as source:
             assert len(source.pts) == 60
+
+
+def test_an_address_of_something_that_ends_is_a_recording(make_clip, numbers) -> None:
+    files = {"/a.mp4": make_clip("a.mp4").read_bytes(), "/a.ts": make_clip("a.ts").read_bytes()}
+    with MediaServer() as server:
+        for name, data in files.items():
+            server.routes[name] = data
+            with video.open_source(server.url(name)) as source:
+                assert not isinstance(source, LiveSource)
+                assert len(source.pts) == 60
+                assert numbers(source.read([40, 3, 3]).pixels) == [40, 3, 3]
+
+
+def test_what_is_live_cannot_be_opened_as_a_recording(
+    make_clip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with make_clip("a.ts").open("rb") as stream:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(stream))
+        assert isinstance(video.open_source("-"), LiveSource)
+        stream.seek(0)
+        with pytest.raises(SourceError, match="is live and can't be wound back"):
+            video.open("-")
+
+
+def test_a_folder_that_is_called_like_an_archive(tmp_path: Path) -> None:
+    (tmp_path / "x.tar").mkdir()
+    save(tmp_path / "x.tar" / "1.png", 7)
+    with video.open(tmp_path / "x.tar") as source:
+        assert source.info.frames == 1
