@@ -76,6 +76,13 @@ def log_to_stderr() -> None:
         log.addHandler(_Say())
 
 
+def _log_no_more() -> None:
+    log = logging.getLogger("flamvid")
+    for handler in [h for h in log.handlers if isinstance(h, _Say)]:
+        log.removeHandler(handler)
+        log.setLevel(logging.NOTSET)
+
+
 def report(error: BaseException | str, source: str | None = None) -> None:
     """One line `flamvid: <error>` that names the source, whether the error did or not."""
     text = one_line(str(error)) or type(error).__name__
@@ -107,6 +114,8 @@ def guarded(command: Callable[P, int]) -> Callable[P, None]:
         except KeyboardInterrupt:
             report("interrupted")
             code = INTERRUPTED
+        finally:
+            _log_no_more()
         raise typer.Exit(code)
 
     # typer reads the hints of the function that it is given

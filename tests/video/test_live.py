@@ -504,7 +504,7 @@ def test_a_stream_that_stalls_is_given_up(stalling: str, numbers) -> None:
 
 
 def test_a_child_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch, hanging: str) -> None:
-    monkeypatch.setattr("flamvid.video.live.ffmpeg_exe", lambda: hanging)
+    monkeypatch.setattr("flamvid.video.live_child.ffmpeg_exe", lambda: hanging)
     live = LiveSource("http://127.0.0.1:9/x", timeout=0.5)
     child = child_of(live)
     with pytest.raises(DecodeError, match=r"gave no answer within 0\.5 s"):
