@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import imageio_ffmpeg
 import numpy as np
 import pytest
 import torch
+
+from tests.video.media_server import MediaServer
 
 MakeClip = Callable[..., Path]
 
@@ -54,3 +57,50 @@ def _numbers() -> Callable[[torch.Tensor], list[int]]:
 @pytest.fixture(name="run_ffmpeg")
 def _run_ffmpeg() -> Callable[..., None]:
     return run_ffmpeg
+
+
+@pytest.fixture(scope="module")
+def clip(make_clip) -> Callable[[str], bytes]:
+    """A clip of 60 numbered frames as bytes, by name; made once."""
+    vfr = {"filters": ",select='lt(n,30)+not(mod(n,3))'"}
+    recipes = {
+        "a.ts": (("-bf", "3"), {}),
+        "a.mkv": (("-bf", "3"), {}),
+        "a.flv": ((), {}),
+        "fast.mp4": (("-movflags", "+faststart"), {}),
+        "slow.mp4": ((), {}),
+        "vfr.mkv": (("-fps_mode", "vfr"), vfr),
+        "vfr.ts": (("-fps_mode", "vfr"), vfr),
+        "cam.h264": (("-bf", "0", "-x264-params", "slices=1:sliced-threads=0"), {}),
+        # Too large to be kept whole while its index is looked for.
+        "large.mp4": (("-crf", "1"), {"size": "160x120", "filters": ",noise=alls=20:allf=t"}),
+    }
+    made: dict[str, bytes] = {}
+
+    def get(name: str) -> bytes:
+        if name not in made:
+            options, more = recipes[name]
+            made[name] = make_clip(name, *options, **more).read_bytes()
+        return made[name]
+
+    return get
+
+
+@pytest.fixture
+def server() -> Iterator[MediaServer]:
+    with MediaServer() as running:
+        yield running
+
+
+@pytest.fixture
+def stalling(clip, server: MediaServer) -> str:
+    """An address that sends half a clip, and then nothing."""
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(200)
+        request.end_headers()
+        request.wfile.write(clip("a.ts")[: 188 * 90])
+        server.over.wait(60)
+
+    server.routes["/stalls.ts"] = answer
+    return server.url("/stalls.ts")

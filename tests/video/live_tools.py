@@ -1,0 +1,69 @@
+"""What the tests of live reading share."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import imageio_ffmpeg
+import pytest
+import torch
+
+from flamvid.types import Frames
+from flamvid.video.live import LiveSource, open_live
+
+FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
+VFR = [*range(30), *range(30, 60, 3)]  # of 60 frames the first 30, then every third
+
+
+@contextmanager
+def ffmpeg(*args: str, **pipes: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A sender or a server of ffmpeg's, gone at the end of the block."""
+    command = [FFMPEG, "-hide_banner", "-loglevel", "error", "-nostdin", *args]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, **pipes)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+def piped(data: bytes, **options) -> LiveSource:
+    """The bytes as standard input: through a pipe, which can't seek."""
+    return open_live("-", stdin=io.BytesIO(data), **options)
+
+
+def contents(frames: list[Frames], numbers) -> tuple[list[int], list[float]]:
+    shown = numbers(torch.cat([frame.pixels for frame in frames]))
+    return shown, [float(frame.pts_seconds[0]) for frame in frames]
+
+
+def child_of(live: LiveSource) -> subprocess.Popen[bytes]:
+    assert live._child is not None
+    return live._child.process
+
+
+def one_line(raised: pytest.ExceptionInfo[Exception], *foreign: str) -> None:
+    text = str(raised.value)
+    assert text.isprintable()
+    assert not any(word in text for word in ("@ 0x", "fd:", "Error opening", *foreign))
+
+
+def running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def gone(pid: int, within: float) -> bool:
+    deadline = time.monotonic() + within
+    while time.monotonic() < deadline and running(pid):
+        time.sleep(0.02)
+    return not running(pid)
