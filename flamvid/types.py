@@ -22,8 +22,9 @@ class VideoInfo:
 
     `width` and `height` are of the picture as shown: after `rotation` (degrees, clockwise) and with
     square pixels (`pixel_aspect` is the width of a stored one). `duration` is in seconds; `frames`
-    is 0 when the container does not say. `stream` is the stream's index in the container,
-    `video_streams` how many there are to choose from. `transfer` is named where it means HDR.
+    is 0 when the container does not say; `start` is the time of its first frame by its own clock.
+    `stream` is the stream's index in the container, `video_streams` how many there are to choose
+    from. `transfer` is named where it means HDR.
     """
 
     path: str
@@ -41,6 +42,7 @@ class VideoInfo:
     pixel_aspect: float = 1.0
     interlaced: bool = False
     transfer: str = ""
+    start: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

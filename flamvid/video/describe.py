@@ -61,6 +61,7 @@ def _info(path: str, container: Any, stream: Any, count: int, rotation: int) -> 
         pixel_format=stream.codec_context.pix_fmt or "",
         pixel_aspect=aspect,
         interlaced=int(stream.codec_context.field_order or 0) >= _INTERLACED,
+        start=float((stream.start_time or 0) * stream.time_base),
         transfer=_TRANSFERS.get(int(stream.codec_context.color_trc or 0), ""),
     )
 

@@ -27,8 +27,9 @@ from flamvid.video.policy import check_size, has_alpha, pixel_aspect
 
 __all__ = ["FfmpegFile", "time_allowed"]
 
-_FRAME = re.compile(
-    rb" n: *(\d+) pts: *\S+ +pts_time:(\S+) +duration: *\S+ +duration_time:(\S+) .*?"
+_BASE = re.compile(rb"config in time_base: (\d+)/(\d+)")
+_FRAME = re.compile(  # pts in ticks: seconds are printed with six digits, too few after an hour
+    rb" n: *(\d+) pts: *(\S+) +pts_time:\S+ +duration: *(\S+) +duration_time:\S+ .*?"
     rb" sar:(\d+)/(\d+) s:(\d+)x(\d+) i:(\w)(?: iskey:(\d))?"
 )
 _LONGEST_SELECT = 64  # runs of frames in one filter expression
@@ -71,17 +72,20 @@ class FfmpegFile:
         times: list[tuple[float, float]] = []
         keys: list[int] = []
         first: tuple[int, int, float, bool] | None = None
+        base = 0.0
         listing = shown(where, info).filter("showinfo", checksum=0)
         listing = listing.output("pipe:", format="null", fps_mode="passthrough")
         allowed = timeout or time_allowed(where, info.duration)
         with running(name, listing, "info", allowed) as process:
             for line in process.log_lines():
+                if match := _BASE.search(line):
+                    base = int(match[1]) / int(match[2])
                 if (match := _FRAME.search(line)) is None:
                     continue
                 if match[2] == b"NOPTS":
                     raise DecodeError(f"{name}: frame {int(match[1])} has no time")
                 known = match[3] not in (b"NOPTS", b"N/A")
-                times.append((float(match[2]), float(match[3]) if known else 0.0))
+                times.append((int(match[2]) * base, int(match[3]) * base if known else 0.0))
                 if match[9] == b"1":
                     keys.append(len(times) - 1)
                 if first is None:

@@ -25,6 +25,8 @@ from flamvid.video.reader import Distrusted, Reader
 
 __all__ = ["main"]
 
+_LAST_EXACT = 2.0**14  # seconds: decord's are float32, a millisecond apart from there on
+
 Answer = tuple[dict[str, Any], list[NDArray[Any]]]
 
 
@@ -96,6 +98,8 @@ def _choose(
             why = "pixels that are not square"
         elif "avi" in info.container.split(","):
             why = "a container without pts"
+        elif abs(info.start) + info.duration > _LAST_EXACT:
+            why = f"times over {_LAST_EXACT:.0f} s, which decord rounds"
         if not why:
             try:
                 from flamvid.video.decord_file import DecordFile

@@ -6,32 +6,18 @@ lists what it shows and when.
 
 from __future__ import annotations
 
-import re
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-import imageio_ffmpeg
 import numpy as np
 import pytest
 
 from flamvid import video
 from flamvid.video.sample import frame_at
-
-FRAMES, WIDTH, HEIGHT = 75, 64, 32
-FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
-BARS = f"geq=lum='if(mod(floor(N/pow(2,floor(X/{WIDTH // 8}))),2),235,16)':cb=128:cr=128"
-VARIABLE = "select='lt(n,30)+not(mod(n,3))'"  # 25 frames per second, then a third of that
+from tests.video.numbered import BARS, FRAMES, HEIGHT, VARIABLE, WIDTH, bars, ffmpeg, truth
 
 CONTAINERS = ("mp4", "mkv", "webm", "avi", "ts", "m2ts", "m3u8", "gif")
 STARTS = ("start0", "start5", "cut")
-
-
-def ffmpeg(*arguments: str | Path) -> bytes:
-    command = [FFMPEG, "-hide_banner", "-y", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr.decode()[-800:]
-    return done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -71,25 +57,6 @@ def build(stream: Path, container: str, start: str, folder: Path) -> Path:
         copy += ["-bsf:v", "h264_mp4toannexb"]
     ffmpeg(*before, "-i", stream, *copy, *after, out)
     return out
-
-
-def bars(frames: np.ndarray) -> list[int]:
-    """The numbers of grey frames [N,H,W]."""
-    middle = frames[:, HEIGHT // 4 : -HEIGHT // 4].reshape(len(frames), -1, 8, WIDTH // 8)
-    bits = middle[..., 2:-2].mean(axis=(1, 3)) > 125
-    found: list[int] = (bits @ (1 << np.arange(8))).tolist()
-    return found
-
-
-def truth(clip: Path) -> tuple[np.ndarray, list[int]]:
-    """When ffmpeg shows each frame, from the first one on, and its number."""
-    command = [FFMPEG, "-hide_banner", "-i", clip, "-vf", "showinfo", "-fps_mode", "passthrough"]
-    command += ["-f", "rawvideo", "-pix_fmt", "gray", "-"]
-    done = subprocess.run(command, capture_output=True, check=True)
-    pts = [float(t) for t in re.findall(rb" pts_time:(\S+)", done.stderr)]
-    frames = np.frombuffer(done.stdout, np.uint8).reshape(-1, HEIGHT, WIDTH)
-    assert len(pts) == len(frames) > 10
-    return np.array(pts) - pts[0], bars(frames)
 
 
 def cases() -> list[tuple[str, int, int, str, str]]:

@@ -38,10 +38,10 @@ for _ in range(int(sys.argv[1])):
         began = time.perf_counter()
         captioner.caption(clip)
         times.setdefault(clip, []).append(time.perf_counter() - began)
-peak = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
 from flamvid.video import isolate
-children = [open(f"/proc/{c._process.pid}/status").read() for c in isolate._idle]
-peak[1] = max([int(c.partition("VmHWM:")[2].split()[0]) for c in children])
+children = [open(f"/proc/{child._process.pid}/status").read() for child in isolate._idle]
+peak = [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]
+peak.append(max(int(status.partition("VmHWM:")[2].split()[0]) for status in children))
 print(json.dumps({"times": times, "peak": peak}))
 """
 
