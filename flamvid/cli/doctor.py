@@ -148,6 +148,7 @@ def _libraries() -> list[Callable[[], Check]]:
     return [
         check("transformers", True, "runs the language model"),
         check("timm", True, "runs the vision encoder"),
+        check("av", True, "describes files, and reads some"),
         check("ffmpeg-python", True, "reads containers and streams"),
         check("lmdb", False, "keeps stores of features"),
         check("pytorchvideo", False, "gives clip samplers and video encoders"),

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from flamvid.cli import options as opt
-from flamvid.cli.failure import FAILED, guarded, one_line, report
+from flamvid.cli.failure import FAILED, guarded, named, one_line, report
+from flamvid.errors import InputError
 
 __all__ = ["probe"]
 
 
 @guarded
 def probe(
-    source: Annotated[Path, typer.Argument(metavar="FILE", help="A video, picture or folder.")],
+    source: Annotated[
+        str, typer.Argument(metavar="FILE", help="A video, picture, folder or web address.")
+    ],
     verify: Annotated[
         bool, typer.Option("--verify", help="Compare its frames with ffmpeg's, read forward.")
     ] = False,
@@ -38,9 +40,12 @@ def probe(
         facts["reason"] = opened.reason
     differences: list[dict[str, Any]] = []
     if verify and facts["decoder"] != "pillow":
+        from flamvid.video.address import local_path
         from flamvid.video.verify import verify as audit
 
-        outcome = audit(source, frames, decode_timeout)
+        if not local_path(source).is_file():
+            raise InputError(f"--verify reads files only; record {named(source)} to one first")
+        outcome = audit(local_path(source), frames, decode_timeout)
         differences = [asdict(difference) for difference in outcome.differences]
         facts["verified"] = {"frames": outcome.checked, "differences": differences}
     if as_json:
@@ -50,7 +55,7 @@ def probe(
     for difference in differences:
         where = "" if difference["frame"] < 0 else f"frame {difference['frame']} "
         where += f"at {difference['pts']:.3f} s: " if where else ""
-        report(f"{where}{difference['what']}", str(source))
+        report(f"{where}{difference['what']}", source)
     return FAILED if differences else 0
 
 
