@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from flamvid import video
 from flamvid.errors import InputError
 from flamvid.generate.engine import GenerationConfig, generate
 from flamvid.live.spread import Spread
 from flamvid.ops import media_index
+from flamvid.text.prompt import MEDIA, Media
 from flamvid.types import Caption, Frames, Segment
 from flamvid.video.address import shown
 from flamvid.video.isolate import warm_up
@@ -159,6 +161,44 @@ class Captioner:
         )
         return self._generate(source, segment, features, ids, search, "")
 
+    def complete(
+        self,
+        *parts: str | PathLike[str],
+        frames: int | None = None,
+        beams: int = 3,
+        max_tokens: int = 20,
+        length_penalty: float = 0.0,
+        temperature: float = 0.0,
+        seed: int = 0,
+        decode_timeout: float | None = None,
+    ) -> str:
+        """The text that goes on from media and text in any order, such as shots and a question.
+
+        A `Path` is a video, a picture or a folder, a `str` is text. Each text sees the medium in
+        front of it: `complete(Path("a.jpg"), "Output: a cat.", Path("b.mp4"), "Output:")`.
+        """
+        search = GenerationConfig(
+            beams=beams,
+            max_tokens=max_tokens,
+            length_penalty=length_penalty,
+            temperature=temperature,
+            seed=seed,
+        )
+        prompt: list[str | Media] = []
+        seen: list[Tensor] = []
+        for part in parts:
+            if isinstance(part, str):
+                prompt.append(part if part[:1].isspace() else f" {part}")
+                continue
+            look = self._look(part, frames, None, None, None, None, None, decode_timeout)
+            seen.append(next(look)[1])
+            prompt.append(MEDIA)
+        if not seen:
+            raise InputError(
+                "there is no medium among the parts; give a Path to a video or picture"
+            )
+        return self._continue(seen, self.model.prompts.encode(prompt), search)[0]
+
     def encode(self, frames: Frames) -> Tensor:
         """Frozen features [T,N,F] of decoded frames."""
         pictures = self.model.transform(frames.pixels)
@@ -254,7 +294,6 @@ class Captioner:
         vision = self.model.config.vision
         return (vision.size, vision.size) if vision.resize == "squash" else None
 
-    @torch.inference_mode()
     def _generate(
         self,
         source: str | PathLike[str],
@@ -264,23 +303,37 @@ class Captioner:
         search: GenerationConfig,
         opening: str,
     ) -> Caption:
-        flamingo, prompts = self.model.flamingo, self.model.prompts
-        input_ids = torch.tensor([prompt_ids], device=self.model.device)
-        latents_BMLD = flamingo.resample(features_TNF[None, None])
-        index_BS = media_index(input_ids, prompts.media_id)
-        end = prompts.end_id
-        [best] = generate(
-            flamingo, latents_BMLD, input_ids, index_BS, end, search, head=self.model.head
-        )
-        text = prompts.decode(best.ids)
+        text, logprob = self._continue([features_TNF], prompt_ids, search)
         return Caption(
             source=shown(source),
             start=segment.start,
             end=segment.end,
             text=f"{opening} {text}".strip(),
-            logprob=best.logprob,
+            logprob=logprob,
             model=self.name,
         )
+
+    @torch.inference_mode()
+    def _continue(
+        self, media_TNF: Sequence[Tensor], prompt_ids: list[int], search: GenerationConfig
+    ) -> tuple[str, float]:
+        """The best text after a prompt with these media, features [T,N,F] each; its logprob."""
+        flamingo, prompts = self.model.flamingo, self.model.prompts
+        counts_M = torch.tensor([len(features) for features in media_TNF])
+        features_MTNF = pad_sequence(list(media_TNF), batch_first=True)
+        latents_BMLD = flamingo.resample(features_MTNF[None], counts_M[None])
+        input_ids = torch.tensor([prompt_ids], device=self.model.device)
+        index_BS = media_index(input_ids, prompts.media_id)
+        [best] = generate(
+            flamingo,
+            latents_BMLD,
+            input_ids,
+            index_BS,
+            prompts.end_id,
+            search,
+            head=self.model.head,
+        )
+        return prompts.decode(best.ids), best.logprob
 
 
 def _between(live: LiveSource, rate: float, part: Segment) -> Iterator[tuple[float, Frames]]:
