@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flamvid.errors import DecodeError, DecoderLost, SourceError
+from flamvid.errors import DecodeError, DecoderLost, InputError, SourceError
 from flamvid.types import Frames, VideoInfo
 from flamvid.video.ffmpeg_file import FfmpegFile, time_allowed
 from flamvid.video.isolate import Child, borrow, give_back
@@ -38,6 +38,9 @@ class IsolatedFile:
         self._open()
 
     def _open(self) -> None:
+        decoder = os.environ.get("FLAMVID_DECODER") or None
+        if decoder not in (None, "av", "torchcodec"):
+            raise InputError(f"FLAMVID_DECODER is {decoder!r}; must be av, torchcodec, or unset")
         child = borrow()
         try:
             head, arrays = child.ask(
@@ -45,7 +48,7 @@ class IsolatedFile:
                 self.timeout or time_allowed(self.path),
                 path=str(self.path),
                 size=self.size,
-                decoder=os.environ.get("FLAMVID_DECODER") or None,
+                decoder=decoder,
             )
         except BaseException:
             give_back(child)

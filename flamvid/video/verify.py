@@ -20,6 +20,7 @@ __all__ = ["Audit", "Difference", "verify"]
 _SIZE = (72, 128)  # height and width at which pictures are compared
 _PTS_SECONDS = 2e-3  # containers round to milliseconds
 _LEVELS = 1.0  # of 255, mean over the picture: builds of swscale may round otherwise
+_OTHER_SCALER = 3.0  # torchcodec resizes linearly
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,13 @@ def verify(path: Path, frames: int = 16, timeout: float | None = None) -> Audit:
         shared = min(len(source.pts), len(truth.pts))
         at = Uniform(frames).indices(truth.pts[:shared], truth.durations[:shared]).tolist()
         found += _times(source.pts, truth.pts, at)
-        found += _pictures(source.read(at).pixels.numpy(), truth.read(at).pixels.numpy(), truth, at)
+        found += _pictures(
+            source.read(at).pixels.numpy(),
+            truth.read(at).pixels.numpy(),
+            truth.pts[at],
+            at,
+            _OTHER_SCALER if source.decoder == "torchcodec" else _LEVELS,
+        )
         return Audit(source.decoder, source.reason, len(at), tuple(found))
 
 
@@ -71,11 +78,15 @@ def _times(
 
 
 def _pictures(
-    ours: NDArray[np.uint8], theirs: NDArray[np.uint8], truth: FfmpegFile, at: Sequence[int]
+    ours: NDArray[np.uint8],
+    theirs: NDArray[np.uint8],
+    pts: NDArray[np.float64],
+    at: Sequence[int],
+    most: float,
 ) -> list[Difference]:
     away = np.abs(ours.astype(np.float32) - theirs).mean(axis=(1, 2, 3))
     return [
-        Difference(i, float(truth.pts[i]), f"another picture, {level:.1f} levels from ffmpeg's")
-        for i, level in zip(at, away.tolist(), strict=True)
-        if level > _LEVELS
+        Difference(i, float(time), f"another picture, {level:.1f} levels from ffmpeg's")
+        for i, time, level in zip(at, pts, away.tolist(), strict=True)
+        if level > most
     ]

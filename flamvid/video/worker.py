@@ -47,7 +47,7 @@ class _Service:
             interlaced=info.interlaced,
             pixel_format=info.pixel_format,
         )
-        if reason is not None and decoder is None:
+        if reason is not None:
             return {"info": asdict(info), "reader": None, "reason": reason}, []
         wanted = (size[0], size[1]) if size else None
         self.reader, reason = _choose(path, info, wanted, decoder)
@@ -88,10 +88,9 @@ def _choose(
     if decoder == "torchcodec":
         from flamvid.video.torchcodec_file import TorchcodecFile
 
-        return TorchcodecFile(path, info.stream, size), "asked for by FLAMVID_DECODER"
-    why = "asked for by FLAMVID_DECODER" if decoder else ""
-    if decoder != "av":
-        why = ""
+        return TorchcodecFile(path, info.stream, size), "FLAMVID_DECODER asks for it"
+    why = "FLAMVID_DECODER asks for it" if decoder else ""
+    if not decoder:
         if info.video_streams > 1:
             why = f"{info.video_streams} video streams"
         elif info.pixel_aspect != 1 and size is None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from flamvid import video
-from flamvid.errors import DecodeError
+from flamvid.errors import DecodeError, InputError
 from flamvid.video.ffmpeg_file import _runs
 
 SHARED = Path(__file__).parents[3] / "shared"
@@ -128,3 +128,15 @@ def test_damage_in_the_middle_is_an_error_that_names_the_file(make_clip, tmp_pat
 
 def test_runs() -> None:
     assert _runs([1, 2, 3, 7, 9, 10]) == [(1, 3), (7, 7), (9, 10)]
+
+
+def test_a_decoder_that_is_asked_for(make_clip, numbers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLAMVID_DECODER", "av")
+    with video.open(make_clip("a.mp4", "-bf", "3")) as source:
+        assert (source.decoder, source.reason.endswith("asks for it")) == ("av", True)
+        assert numbers(source.read([40, 3, 31]).pixels) == [40, 3, 31]
+    with video.open(make_clip("a.ts", "-bf", "3")) as source:  # where it would be wrong, never
+        assert source.decoder == "ffmpeg"
+    monkeypatch.setenv("FLAMVID_DECODER", "magic")
+    with pytest.raises(InputError, match="FLAMVID_DECODER is 'magic'"):
+        video.open(make_clip("a.mp4"))
