@@ -39,29 +39,32 @@ class AvFile:
         self._container = open_container(path)
         self._stream = self._container.streams[stream]
         self._stream.thread_type = "AUTO"
-        packets = [p for p in self._container.demux(self._stream) if p.size]
+        # Of each packet its facts alone: together their data are the file.
+        packets = [
+            (p.pts, p.duration or 0, p.is_keyframe, p.is_discard)
+            for p in self._container.demux(self._stream)
+            if p.size
+        ]
         counted = self._stream.frames
         if counted and abs(counted - len(packets)) > 1:  # an AVI fills gaps with empty frames
             raise Distrusted(f"the container counts {counted} frames, but has {len(packets)}")
-        packets = [p for p in packets if not p.is_discard]
-        if not packets or any(p.pts is None for p in packets):
+        seen = [(pts, duration, key) for pts, duration, key, discard in packets if not discard]
+        if not seen or any(pts is None for pts, _, _ in seen):
             raise Distrusted("frames without pts")
-        ticks = np.array([p.pts for p in packets], dtype=np.int64)
-        order = np.argsort(ticks, kind="stable")
-        self._ticks: list[int] = ticks[order].tolist()
-        if (np.diff(ticks[order]) <= 0).any():
+        ticks, durations, keys = np.array(sorted(seen), dtype=np.int64).T
+        if (np.diff(ticks) <= 0).any():
             raise Distrusted("pts that do not rise")
         # An AVI holds no pts: where frames are reordered, those that it seems to have are guesses.
         if self._container.format.name == "avi" and self._stream.codec_context.has_b_frames:
             raise Distrusted("reordered frames in a container without pts")
-        keys = np.array([p.is_keyframe for p in packets])[order]
+        self._ticks: list[int] = ticks.tolist()
         self._keys = np.flatnonzero(keys)
-        if keys[:1] != [True] and self._container.format.name != "mov,mp4,m4a,3gp,3g2,mj2":
+        if not keys[0] and self._container.format.name != "mov,mp4,m4a,3gp,3g2,mj2":
             raise Distrusted("the first frame shown is no key frame")
         base = self._stream.time_base
-        seconds: NDArray[np.float64] = ticks[order] * np.float64(base)
+        seconds: NDArray[np.float64] = ticks * np.float64(base)
         self._seconds = seconds
-        last = float((packets[int(order[-1])].duration or 0) * base)
+        last = float(durations[-1]) * float(base)
         if last <= 0:
             last = float(np.median(np.diff(seconds))) if len(seconds) > 1 else 0.0
         self.pts = seconds - seconds[0]
