@@ -72,7 +72,7 @@ class Captioner:
     ) -> list[Caption]:
         """One caption of `source`, or with `every` one for each window of time.
 
-        frames: how many to look at (as many as the model was trained on by default), or fps: how
+        frames: how many to look at (by default what suits the model), or fps: how
         many per second. start, end: the part to look at, in seconds. every, window: a caption
         every so many seconds, each of `window` seconds (by default `every`). prompt: words that
         the caption begins with. temperature: above 0, and with 1 beam, words are drawn at random,
@@ -220,8 +220,9 @@ class Captioner:
             raise InputError("both frames and fps are given; choose one")
         if window is not None and every is None:
             raise InputError(f"window is {window} without every; give every as well")
-        trained = self.model.config.resampler.frames
-        sampling = Fps(fps) if fps is not None else Uniform(trained if frames is None else frames)
+        config = self.model.config
+        usual = config.frames or config.resampler.frames
+        sampling = Fps(fps) if fps is not None else Uniform(usual if frames is None else frames)
         with video.open_source(source, size=self._decode_size(), timeout=timeout) as opened:
             if isinstance(opened, LiveSource):
                 yield from self._watch(

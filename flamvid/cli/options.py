@@ -38,7 +38,9 @@ __all__ = [
 Model = Annotated[str, typer.Option(help="Name of a model, or path of its .toml.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; CUDA if there is one.")]
 Dtype = Annotated[str | None, typer.Option(help="float32 (the default), bfloat16 or float16.")]
-Frames = Annotated[int | None, typer.Option(help="How many frames to look at (as trained).")]
+Frames = Annotated[
+    int | None, typer.Option(help="How many frames to look at (what suits the model).")
+]
 Fps = Annotated[float | None, typer.Option(help="Frames per second to look at, instead.")]
 Start = Annotated[float | None, typer.Option(help="Begin here, in seconds.")]
 End = Annotated[float | None, typer.Option(help="Stop here, in seconds.")]

@@ -29,7 +29,10 @@ class TokenConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """A whole model: the parts by name or size, and the file with the trained weights."""
+    """A whole model: the parts by name or size, and the file with the trained weights.
+
+    frames: how many are looked at unless told otherwise; 0 for as many as it was trained on.
+    """
 
     name: str
     lm: str
@@ -38,6 +41,7 @@ class ModelConfig:
     vision: VisionConfig
     resampler: ResamplerConfig
     xattn: XattnConfig
+    frames: int = 0
 
 
 def preset_names() -> list[str]:
