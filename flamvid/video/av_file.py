@@ -22,9 +22,15 @@ from flamvid.video.reader import Distrusted, Pixels
 __all__ = ["AvFile", "open_container"]
 
 
-def open_container(path: str) -> Any:
-    """Open with the formats and protocols that a local file may use; av's errors pass."""
+def open_container(path: str, *, briefly: bool = False) -> Any:
+    """Open with the formats and protocols that a local file may use; av's errors pass.
+
+    briefly: look at a packet or two instead of five seconds of them, which is enough where the
+    header tells of the codec.
+    """
     options = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
+    if briefly:
+        options["analyzeduration"] = "1"
     return av.open(f"file:{path}", options=options, metadata_errors="replace")
 
 

@@ -22,7 +22,10 @@ def describe(path: str, *, rotation: bool = False) -> VideoInfo:
     a tenth of captioning a short clip, and readers turn frames by themselves.
     """
     try:
-        container = open_container(path)
+        with open(path, "rb") as file:
+            head = file.read(8)
+        mp4_or_matroska = head[4:] == b"ftyp" or head[:4] == b"\x1a\x45\xdf\xa3"
+        container = open_container(path, briefly=mp4_or_matroska)
     except (OSError, ValueError) as error:  # av's errors are both, by kind
         raise DecodeError(f"av can't open it ({error})") from error
     with container:

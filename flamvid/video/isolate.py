@@ -42,6 +42,7 @@ class Child:
         path = os.pathsep.join(filter(None, (_ROOT, os.environ.get("PYTHONPATH"))))
         environment = {"FLAMVID_DECODE_MEMORY": str(_MEMORY), **os.environ, "PYTHONPATH": path}
         self.owner = os.getpid()
+        self._owed = 0  # answers that nobody waited for
         self._process = subprocess.Popen(
             # -P: the folder that the user stands in holds no modules of ours.
             [sys.executable, "-P", "-m", "flamvid.video.worker"],
@@ -59,11 +60,11 @@ class Child:
         """The answer and its arrays; `DecodeError` if it is one, `DecoderLost` if none comes."""
         deadline = time.monotonic() + timeout
         try:
-            assert self._process.stdin is not None
-            self._process.stdin.write(json.dumps({"verb": verb, **request}).encode() + b"\n")
-            (length,) = struct.unpack("<I", self._read(np.empty(4, np.uint8), deadline))
-            head = json.loads(bytes(self._read(np.empty(length, np.uint8), deadline)))
-            arrays = [self._array(a["dtype"], a["shape"], deadline) for a in head["arrays"]]
+            self._send(verb, request)
+            while self._owed:
+                self._receive(deadline)
+                self._owed -= 1
+            head, arrays = self._receive(deadline)
         except TimeoutError:
             self.kill()
             raise DecoderLost(
@@ -78,6 +79,23 @@ class Child:
         if "error" in head:
             raise DecodeError(head["error"])
         return head, arrays
+
+    def tell(self, verb: str) -> None:
+        """Ask for something whose answer does not matter, and do not wait for it."""
+        if not self.alive:
+            return
+        with contextlib.suppress(OSError):  # it has gone just now, as who asks next will find
+            self._send(verb, {})
+            self._owed += 1
+
+    def _send(self, verb: str, request: dict[str, Any]) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"verb": verb, **request}).encode() + b"\n")
+
+    def _receive(self, deadline: float) -> Answer:
+        (length,) = struct.unpack("<I", self._read(np.empty(4, np.uint8), deadline))
+        head = json.loads(bytes(self._read(np.empty(length, np.uint8), deadline)))
+        return head, [self._array(a["dtype"], a["shape"], deadline) for a in head["arrays"]]
 
     def kill(self) -> None:
         """End the process at once."""
@@ -161,8 +179,7 @@ def give_back(child: Child) -> None:
     """Keep a child for the next file, without the one that it has open; a dead one is ended."""
     if child.owner != os.getpid():
         return
-    with contextlib.suppress(DecodeError):
-        child.ask("close", 5.0)  # or it would go on reading ahead
+    child.tell("close")  # or it would go on reading ahead
     _keep(child)
 
 
