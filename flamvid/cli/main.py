@@ -16,8 +16,8 @@ from flamvid.cli.caption import caption
 from flamvid.cli.doctor import doctor
 from flamvid.cli.failure import INTERRUPTED, report
 from flamvid.cli.frames import frames
-from flamvid.cli.memory import keep_freed_memory
 from flamvid.cli.probe import probe
+from flamvid.cli.process import prepare
 from flamvid.cli.train import train
 
 __all__ = ["app", "main"]
@@ -63,7 +63,7 @@ def flamvid(
 def main() -> None:
     """The entry point; SIGTERM is treated as Ctrl-C, so what is done is kept."""
     signal.signal(signal.SIGTERM, _terminate)
-    keep_freed_memory()
+    prepare()
     try:
         app(prog_name="flamvid")
     except KeyboardInterrupt:  # before a command could catch it

@@ -28,8 +28,8 @@ print(imported - began, time.perf_counter() - imported)
 
 CAPTION = """
 import json, resource, sys, time
-from flamvid.cli.memory import keep_freed_memory
-keep_freed_memory()
+from flamvid.cli.process import prepare
+prepare()
 import flamvid
 captioner = flamvid.load()
 times = {}

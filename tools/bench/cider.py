@@ -20,7 +20,7 @@ from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
-from flamvid.cli.memory import keep_freed_memory
+from flamvid.cli.process import prepare
 from flamvid.data.shards import Sample, expand, read_shard
 from flamvid.generate.engine import GenerationConfig, generate
 from flamvid.ops import media_index
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--captions", type=Path, help="also write the captions here, as JSON lines")
     options = parser.parse_args()
 
-    keep_freed_memory()
+    prepare()
     samples = [s for shard in expand([options.shards], options.data) for s in read_shard(shard)]
     model = load_model(options.model)
     search = GenerationConfig(
