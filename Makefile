@@ -9,10 +9,15 @@ STAMP := .venv/.flamvid-installed
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml setup.py CMakeLists.txt
+KERNELS := $(wildcard kernels/CMakeLists.txt kernels/*.cpp kernels/*.h kernels/*/*.cpp kernels/*/*.h)
+
+$(STAMP): pyproject.toml setup.py CMakeLists.txt $(KERNELS)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet 'setuptools>=77' 'cmake>=3.28' ninja
+	# Without isolation, so that the kernels are built for this torch; PATH, to find this cmake.
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation \
+		--editable '.[dev]'
 	touch $@
 
 caption: setup

@@ -165,15 +165,17 @@ def _xformers() -> Check:
 
 
 def _kernels() -> Check:
-    if os.environ.get("FLAMVID_KERNELS") == "0":
-        detail = "reference in PyTorch, as FLAMVID_KERNELS=0 asks"
-        return Check("kernels", Status.note, detail, "unset FLAMVID_KERNELS")
-    if importlib.util.find_spec("flamvid._C") is None:
-        return Check("kernels", Status.ok, "reference in PyTorch: no compiled module here")
-    import torch  # noqa: F401 - its libraries must be loaded before ours
+    from flamvid.ops import implementation
 
-    importlib.import_module("flamvid._C")
-    return Check("kernels", Status.ok, "compiled")
+    device = "cuda" if _cuda() else "cpu"
+    parts = []
+    for op in ("media_index", "media_attention"):
+        served = implementation(op, device)
+        parts.append(f"{op}: {served.name} ({served.why})")
+    asked = os.environ.get("FLAMVID_KERNELS") == "0"
+    status = Status.note if asked else Status.ok
+    fix = "unset FLAMVID_KERNELS" if asked else ""
+    return Check("kernels", status, f"on {device}, {', '.join(parts)}", fix)
 
 
 def _attention() -> Check:
