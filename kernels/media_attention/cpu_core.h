@@ -88,15 +88,50 @@ FLAMVID_CLONES inline void weigh(const float* weight, const float* b, float* acc
 FLAMVID_CLONES inline void weigh_rows(const float* weight, const float* a, float* acc, int rows,
                                       int keys, int width) {
   for (int j = 0; j < keys; ++j) {
+    int c = 0;
+    for (; c + 64 <= width; c += 64) {
+      float sum[64];
+      for (int e = 0; e < 64; ++e) sum[e] = acc[j * width + c + e];
+      for (int r = 0; r < rows; ++r) {
+        const float w = weight[r * KEYS + j];
+        for (int e = 0; e < 64; ++e) sum[e] += w * a[r * width + c + e];
+      }
+      for (int e = 0; e < 64; ++e) acc[j * width + c + e] = sum[e];
+    }
+    if (c == width) continue;
     for (int r = 0; r < rows; ++r) {
       const float w = weight[r * KEYS + j];
-      for (int c = 0; c < width; ++c) acc[j * width + c] += w * a[r * width + c];
+      for (int e = c; e < width; ++e) acc[j * width + e] += w * a[r * width + e];
     }
   }
 }
 
-FLAMVID_CLONES inline void exp_minus(float* score, float peak, int keys) {
-  for (int j = 0; j < keys; ++j) score[j] = fast_exp(score[j] - peak);
+// score = exp(score - peak); returns the sum, added up in 16 lanes.
+FLAMVID_CLONES inline float exp_minus(float* score, float peak, int keys) {
+  float lanes[16] = {};
+  int j = 0;
+  for (; j + 16 <= keys; j += 16) {
+    for (int e = 0; e < 16; ++e) {
+      score[j + e] = fast_exp(score[j + e] - peak);
+      lanes[e] += score[j + e];
+    }
+  }
+  float sum = 0.0f;
+  for (int e = 0; e < 16; ++e) sum += lanes[e];
+  for (; j < keys; ++j) sum += score[j] = fast_exp(score[j] - peak);
+  return sum;
+}
+
+FLAMVID_CLONES inline float highest(const float* score, float peak, int keys) {
+  float lanes[16];
+  for (int e = 0; e < 16; ++e) lanes[e] = peak;
+  int j = 0;
+  for (; j + 16 <= keys; j += 16) {
+    for (int e = 0; e < 16; ++e) lanes[e] = lanes[e] < score[j + e] ? score[j + e] : lanes[e];
+  }
+  for (int e = 0; e < 16; ++e) peak = std::max(peak, lanes[e]);
+  for (; j < keys; ++j) peak = std::max(peak, score[j]);
+  return peak;
 }
 
 // One row of decoding: no transposed tile pays for a single row.
@@ -180,12 +215,9 @@ void forward_unit(int64_t id, const Problem& p, const View<const T>& q, const Vi
       }
       for (int r = 0; r < n; ++r) {
         float* score = &s.score[r * KEYS];
-        float top = peak[r];
-        for (int j = 0; j < keys; ++j) top = std::max(top, score[j]);
+        const float top = highest(score, peak[r], keys);
         const float fix = top == peak[r] ? 1.0f : std::exp(peak[r] - top);
-        exp_minus(score, top, keys);
-        float total = 0.0f;
-        for (int j = 0; j < keys; ++j) total += score[j];
+        const float total = exp_minus(score, top, keys);
         sum[r] = sum[r] * fix + total;
         peak[r] = top;
         if (fix != 1.0f) {
