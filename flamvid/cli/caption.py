@@ -52,7 +52,7 @@ def caption(
     ] = None,
     beams: opt.Beams = 3,
     max_tokens: opt.MaxTokens = 20,
-    length_penalty: opt.LengthPenalty = 0.0,
+    length_penalty: opt.LengthPenalty = 1.0,
     temperature: opt.Temperature = 0.0,
     seed: opt.Seed = 0,
     prompt: Annotated[str | None, typer.Option(help="Words that the caption begins with.")] = None,

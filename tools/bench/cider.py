@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--shards", default="msrvtt/validate-*.tar")
     parser.add_argument("--model", default="flamvid-base", help="name, or path of a model's .toml")
     parser.add_argument("--beams", type=int, default=3)
-    parser.add_argument("--length-penalty", type=float, default=0.0)
+    parser.add_argument("--length-penalty", type=float, default=1.0)
     parser.add_argument("--max-tokens", type=int, default=20)
     parser.add_argument("--captions", type=Path, help="also write the captions here, as JSON lines")
     options = parser.parse_args()
