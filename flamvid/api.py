@@ -125,10 +125,10 @@ class Captioner:
             seed=seed,
         )
         opening = prompt.strip() if prompt else ""
-        ids = self.model.prompts.caption(opening)
         for segment, features in self._look(
             source, frames, fps, start, end, every, window, decode_timeout
         ):
+            ids = self.model.prompts.caption(opening, self.model.name(features))
             yield self._generate(source, segment, features, ids, search, opening)
 
     def ask(

@@ -10,7 +10,7 @@ import json
 import os
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 
@@ -79,6 +79,11 @@ class FeatureSet:
         shard, first, count = self.places[row]
         frames = thin.frames(count) if thin else range(count)
         return shard, [first + frame for frame in frames]
+
+    def plain(self) -> FeatureSet:
+        """The same with captions in lower case, without a full stop at the end."""
+        captions = tuple(tuple(c.lower().rstrip(" .") for c in group) for group in self.captions)
+        return replace(self, captions=captions)
 
     def __add__(self, other: FeatureSet) -> FeatureSet:
         moved = tuple((s + len(self.shards), a, n) for s, a, n in other.places)

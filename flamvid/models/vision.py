@@ -19,7 +19,11 @@ __all__ = ["ClipEncoder", "TimmEncoder", "VisionConfig", "build_vision"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VisionConfig:
-    """Which encoder (`timm:NAME` or `clip:FOLDER-OR-ID`), and the pictures it was trained on."""
+    """Which encoder (`timm:NAME` or `clip:FOLDER-OR-ID`), and the pictures it was trained on.
+
+    labels: so many of the encoder's own class names are said in the prompt of a caption, of those
+    that it is sure of by at least `label_share`; ImageNet encoders only.
+    """
 
     encoder: str
     weights: str = ""
@@ -27,6 +31,8 @@ class VisionConfig:
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     resize: str = "squash"
+    labels: int = 0
+    label_share: float = 0.1
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -35,6 +41,16 @@ class VisionConfig:
             raise ConfigError(
                 f"vision.encoder is {self.encoder!r}; must be timm:NAME or clip:FOLDER-OR-ID"
             )
+        if self.labels < 0 or (self.labels and not self.encoder.startswith("timm:")):
+            raise ConfigError(
+                f"vision.labels is {self.labels}; must be 0, or above it with a timm encoder"
+            )
+
+    @property
+    def features(self) -> str:
+        """What features depend on, as text: they are the same where this is."""
+        look = (self.size, self.mean, self.std, self.resize)
+        return " ".join(str(part) for part in (self.encoder, self.weights, *look))
 
 
 class TimmEncoder(nn.Module):
@@ -72,9 +88,9 @@ class TimmEncoder(nn.Module):
         out: Tensor = features.contiguous()
         return out
 
-    def classify(self, pictures_B3HW: Tensor) -> Tensor:
-        """Logits over the classes that the encoder was trained on, [B,classes]."""
-        out: Tensor = self.model(pictures_B3HW)
+    def classify(self, features_BNF: Tensor) -> Tensor:
+        """Logits over the classes that a convnet was trained on, [B,classes], of its features."""
+        out: Tensor = self.model.get_classifier()(features_BNF.mean(1))
         return out
 
 

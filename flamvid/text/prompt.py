@@ -56,10 +56,17 @@ class PromptFormat:
                 )
         return ids
 
-    def caption(self, prompt: str = "") -> list[int]:
-        """The ids in front of a caption: `<BOS><media>` and an optional opening to go on from."""
+    def caption(self, prompt: str = "", labels: Sequence[str] = ()) -> list[int]:
+        """The ids in front of a caption: `<BOS><media>` and an optional opening to go on from.
+
+        labels: names of what the media shows, as `<BOS> dog, guitar.<media>`.
+        """
         text = prompt.strip()
-        return self.encode([MEDIA, f" {text}"] if text else [MEDIA])
+        parts: list[str | Media] = [f" {', '.join(labels)}."] if labels else []
+        parts.append(MEDIA)
+        if text:
+            parts.append(f" {text}")
+        return self.encode(parts)
 
     def question(self, question: str) -> list[int]:
         """The paper's layout for visual question answering, without shots."""

@@ -22,7 +22,9 @@ from flamvid.data.features import (
 )
 from flamvid.data.shards import expand
 from flamvid.models.lm import TokenHead
+from flamvid.models.vision import TimmEncoder
 from flamvid.train.checkpoint import clear, latest, restore, restore_resampler, save
+from flamvid.train.labels import LabelNoise, label_media
 from flamvid.train.precision import HalfLinear, has_fast_bfloat16
 from flamvid.train.recipe import Recipe, read_recipe
 from flamvid.train.step import (
@@ -55,7 +57,8 @@ def run(recipe_path: Path, data: Path | None, out: Path, resume: bool, log: Log)
     model = load_model(recipe.model, trained=False)
 
     def features(patterns: tuple[str, ...]) -> FeatureSet:
-        return _features(expand(patterns, root), out.parent / "features", model, log)
+        found = _features(expand(patterns, root), out.parent / "features", model, log)
+        return found.plain() if recipe.data.plain else found
 
     clips, validation = features(recipe.data.clips), features(recipe.data.validation)
     stills = features(recipe.data.stills) if recipe.data.stills else None
@@ -81,8 +84,7 @@ def _precision(name: str) -> AbstractContextManager[object]:
 def _features(shards: list[Path], cache: Path, model: LoadedModel, log: Log) -> FeatureSet:
     """Features of all shards, from the cache where they lie there."""
     cache.mkdir(parents=True, exist_ok=True)
-    vision = model.config.vision
-    encoder = repr(vision)  # weights, size and normalisation, too
+    encoder = model.config.vision.features
 
     def encode(pictures: list[Tensor]) -> Tensor:
         ready = torch.cat([model.transform(picture[None]) for picture in pictures])
@@ -175,7 +177,10 @@ def _train_captions(
 ) -> Path:
     stage, flamingo, prompts = recipe.captions, model.flamingo, model.prompts
     media = clips + stills if stills else clips
-    vocab = vocabulary(prompts, media.captions)
+    words = model.labels.words if model.labels else ()
+    vocab = vocabulary(prompts, [*media.captions, words])
+    labels, held_out = (_labels(model, x) for x in (media, validation))
+    noise = LabelNoise(drop=stage.label_drop, drop_all=stage.label_drop_all, swap=stage.label_swap)
     head = flamingo.lm.head_of(vocab)
     weights = [[max(w, 1e-3) ** stage.consensus for w in g] for g in consensus(media.captions)]
 
@@ -205,9 +210,13 @@ def _train_captions(
         share = rate(step, stage.steps, stage.warmup, stage.schedule)
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * share
-        text = caption_rows(prompts, texts, head, stage.max_tokens)
         # Of a generator of its own, so that a resumed run leaves out the same.
         rng = random.Random(f"{recipe.seed} {step}")
+        named = [labels[row] for row in rows for _ in range(stage.captions)]
+        if words:
+            pairs = [noise(n, t, words, rng) for n, t in zip(named, texts, strict=True)]
+            named, texts = [n for n, _ in pairs], [t for _, t in pairs]
+        text = caption_rows(prompts, texts, head, stage.max_tokens, named)
         thin = Thin(stage.patch_dropout, rng) if stage.patch_dropout else None
         features, counts = media.batch(rows, thin)
         loss = caption_loss(flamingo, features, counts, text, head, prompts.media_id)
@@ -225,7 +234,7 @@ def _train_captions(
             )
         last = step + 1 == stage.steps
         if (step + 1) % stage.validate_every == 0 or last:
-            value = _validate(recipe, model, validation, head)
+            value = _validate(recipe, model, validation, held_out, head)
             log(f"validation {step + 1}/{stage.steps} loss {value:.4f}")
         if (step + 1) % stage.save_every == 0 or last:
             state = {
@@ -242,15 +251,30 @@ def _train_captions(
     return out / "adapter.safetensors"
 
 
+def _labels(model: LoadedModel, media: FeatureSet) -> list[tuple[str, ...]]:
+    """What the prompt of each sample says; nothing where the model's prompts don't."""
+    vision = model.flamingo.vision
+    if model.labels is None or not isinstance(vision, TimmEncoder):
+        return [()] * len(media)
+    return label_media(media, vision, model.labels)
+
+
 @torch.no_grad()
-def _validate(recipe: Recipe, model: LoadedModel, validation: FeatureSet, head: TokenHead) -> float:
+def _validate(
+    recipe: Recipe,
+    model: LoadedModel,
+    validation: FeatureSet,
+    labels: list[tuple[str, ...]],
+    head: TokenHead,
+) -> float:
     """Mean loss over the first two captions of every validation clip."""
     model.flamingo.eval()
     losses = []
     for start in range(0, len(validation), 32):
         rows = range(start, min(start + 32, len(validation)))
         texts = [c for r in rows for c in validation.captions[r][:2]]
-        text = caption_rows(model.prompts, texts, head, recipe.captions.max_tokens)
+        named = [labels[r] for r in rows for _ in range(2)]
+        text = caption_rows(model.prompts, texts, head, recipe.captions.max_tokens, named)
         features, counts = validation.batch(rows)
         loss = caption_loss(model.flamingo, features, counts, text, head, model.prompts.media_id)
         losses.append(loss.item() * len(rows))

@@ -16,13 +16,15 @@ __all__ = ["CaptionStage", "DataConfig", "Recipe", "WordStage", "read_recipe"]
 class DataConfig:
     """Shards by glob, relative to `root`. `clips` are drawn more often than `stills`.
 
-    root: relative to the recipe; `flamvid train --data` replaces it.
+    root: relative to the recipe; `flamvid train --data` replaces it. plain: captions in lower case
+    without a full stop, or corpora that disagree on this teach two ways to write.
     """
 
     clips: tuple[str, ...]
     validation: tuple[str, ...]
     stills: tuple[str, ...] = ()
     stills_share: float = 0.25
+    plain: bool = False
     root: str = "."
 
     def __post_init__(self) -> None:
@@ -55,7 +57,7 @@ class CaptionStage:
     """Then everything: next-token loss on captions. `batch` media, `captions` of each.
 
     patch_dropout: with it above 0, each update sees so much less of every frame, and of every video
-    a random half of its frames or more.
+    a random half of its frames or more. label_*: see `LabelNoise`, for models that say labels.
     """
 
     steps: int = 900
@@ -72,6 +74,9 @@ class CaptionStage:
     feature_dropout: float = 0.1
     patch_dropout: float = 0.5
     consensus: float = 1.0
+    label_drop: float = 0.2
+    label_drop_all: float = 0.15
+    label_swap: float = 0.3
     validate_every: int = 100
     save_every: int = 50
 
@@ -80,6 +85,9 @@ class CaptionStage:
             raise ConfigError(f"captions.schedule is {self.schedule!r}; must be cosine or constant")
         if not 0 <= self.patch_dropout < 1:
             raise ConfigError(f"captions.patch_dropout is {self.patch_dropout}; must be in [0, 1)")
+        for name in ("label_drop", "label_drop_all", "label_swap"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"captions.{name} is {getattr(self, name)}; must be in [0, 1]")
         _positive(
             "captions",
             self,

@@ -42,15 +42,20 @@ def vocabulary(prompts: PromptFormat, captions: Sequence[Sequence[str]]) -> Tens
 
 
 def caption_rows(
-    prompts: PromptFormat, captions: Sequence[str], head: TokenHead, max_tokens: int
+    prompts: PromptFormat,
+    captions: Sequence[str],
+    head: TokenHead,
+    max_tokens: int,
+    labels: Sequence[Sequence[str]] | None = None,
 ) -> TextBatch:
     """Captions as `<BOS><media> text<EOC>`; loss on the text and the end only (A.3.2).
 
-    Targets are places among the head's tokens; what it does not have is not scored.
+    Targets are places among the head's tokens; what it does not have is not scored. labels: those
+    of each caption's media, said in front of it.
     """
-    opening = prompts.caption()
+    openings = [prompts.caption(labels=said) for said in labels or [()] * len(captions)]
     rows = []
-    for caption in captions:
+    for opening, caption in zip(openings, captions, strict=True):
         text = prompts.encode_text(f" {caption}")
         # A caption cut short does not end: no end token after it.
         whole = [*text, prompts.end_id]
@@ -60,8 +65,8 @@ def caption_rows(
     ids = torch.tensor([row + [prompts.end_id] * (S - len(row)) for row in rows])
     targets = head.columns(ids[:, 1:].contiguous())
     at = torch.arange(1, S)
-    lengths = torch.tensor([len(row) for row in rows])[:, None]
-    targets = targets.masked_fill((at < len(opening)) | (at >= lengths), -100)
+    starts, lengths = (torch.tensor([len(x) for x in each])[:, None] for each in (openings, rows))
+    targets = targets.masked_fill((at < starts) | (at >= lengths), -100)
     return TextBatch(ids, targets)
 
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from flamvid.errors import ConfigError, InputError, WeightsError
 from flamvid.models.build import ModelConfig, assemble, read_model_config
 from flamvid.models.flamingo import Flamingo
+from flamvid.models.labels import Labels
 from flamvid.models.lm import TokenHead, load_causal_lm
 from flamvid.models.vision import TimmEncoder, build_vision
 from flamvid.text.prompt import PromptFormat
@@ -44,6 +45,15 @@ class LoadedModel:
     device: torch.device
     dtype: torch.dtype
     head: TokenHead | None  # None: every token of the LM may be generated
+    labels: Labels | None = None  # None: the model's prompts name nothing
+
+    def name(self, features_TNF: Tensor) -> tuple[str, ...]:
+        """What a caption's prompt says of a media, by its features; perhaps nothing."""
+        vision = self.flamingo.vision
+        if self.labels is None or not isinstance(vision, TimmEncoder):
+            return ()
+        with torch.inference_mode():
+            return self.labels(vision.classify(features_TNF))
 
 
 def load_model(
@@ -79,7 +89,9 @@ def load_model(
         resize=config.vision.resize,
     )
     prompts = _prompts(tokenizer, config)
-    return LoadedModel(config, flamingo, prompts, transform, where, kind, head)
+    look = config.vision
+    labels = Labels(look.labels, look.label_share) if look.labels else None
+    return LoadedModel(config, flamingo, prompts, transform, where, kind, head, labels)
 
 
 def load_trained(flamingo: Flamingo, path: Path) -> Tensor | None:

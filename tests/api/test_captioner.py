@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from flamvid import api, video
 from flamvid.api import Captioner
 from flamvid.errors import ConfigError, InputError, SourceError
 from flamvid.generate.engine import GenerationConfig, generate
+from flamvid.models.labels import Labels
 from flamvid.ops import media_index
 from flamvid.types import Caption
 from flamvid.video.sample import Uniform
@@ -112,6 +114,28 @@ def test_the_frames_asked_for_are_those_that_are_seen(
     [made] = captioner.caption(clip, frames=frames)
     assert made.text == model.prompts.decode(best.ids)
     assert made.logprob == pytest.approx(best.logprob, abs=1e-3)
+
+
+def test_a_prompt_says_what_the_encoder_is_sure_of(captioner: Captioner, clip: Path) -> None:
+    labels = Labels(1, 0.0)
+    model = replace(captioner.model, labels=labels)
+    with video.open(clip, size=(64, 64)) as source:
+        at = Uniform(4).indices(source.pts, source.durations)
+        features = captioner.encode(source.read(at.tolist()))
+    [label] = model.name(features)
+    assert label in labels.words
+    opening = model.prompts.caption("a", [label])
+    ids = torch.tensor([opening])
+    latents = model.flamingo.resample(features[None, None])
+    index = media_index(ids, model.prompts.media_id)
+    [best] = generate(model.flamingo, latents, ids, index, model.prompts.end_id, GenerationConfig())
+    [made] = Captioner(model).caption(clip, prompt="a")
+    assert made.logprob == pytest.approx(best.logprob, abs=1e-3)
+    # Without labels it says something else.
+    [plain] = captioner.caption(clip, prompt="a")
+    assert plain.logprob != pytest.approx(made.logprob, abs=1e-3)
+    # A share that nothing reaches leaves the prompt as it was.
+    assert Captioner(replace(model, labels=Labels(1, 1.0))).caption(clip, prompt="a") == [plain]
 
 
 def test_as_many_frames_as_trained_unless_told(captioner: Captioner, clip: Path) -> None:

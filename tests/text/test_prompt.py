@@ -27,6 +27,12 @@ def test_a_caption_starts_after_its_media(prompts: PromptFormat) -> None:
     assert text_of(prompts, opened) == "<bos><media> a red"
 
 
+def test_labels_stand_in_front_of_the_media(prompts: PromptFormat) -> None:
+    ids = prompts.caption("a red", ["dog", "swing"])
+    assert text_of(prompts, ids) == "<bos> dog, swing.<media> a red"
+    assert prompts.caption("a red", []) == prompts.caption("a red")
+
+
 def test_a_question_is_laid_out_as_in_the_paper(prompts: PromptFormat) -> None:
     ids = prompts.question(" What colour? ")
     assert text_of(prompts, ids) == "<bos><media> Question: What colour? Answer:"

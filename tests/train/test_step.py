@@ -43,6 +43,19 @@ def test_the_vocabulary_is_what_captions_use_and_the_end(model: LoadedModel) -> 
     assert ids.tolist() == sorted(ids.tolist())
 
 
+def test_labels_are_said_but_not_scored(model: LoadedModel) -> None:
+    head = model.flamingo.lm.head_of(torch.arange(len(model.prompts.tokenizer)))
+    labels = [("red", "wall"), ()]
+    batch = caption_rows(model.prompts, ["a red wall", "blue paint"], head, 24, labels)
+    opening = model.prompts.caption(labels=labels[0])
+    assert batch.ids[0, : len(opening)].tolist() == opening
+    assert len(opening) > 2
+    told = scored(model, batch, head, 0)
+    assert told[: len(opening) - 1] == [""] * (len(opening) - 1)
+    assert told[len(opening) - 1 :] == ["Ġa", "Ġred", "Ġwall", "<end>"]
+    assert scored(model, batch, head, 1)[:4] == ["", "Ġblue", "Ġpaint", "<end>"]
+
+
 def test_only_the_text_and_its_end_are_scored(model: LoadedModel) -> None:
     head = head_for(model, CAPTIONS)
     batch = caption_rows(model.prompts, ["a red wall", "blue paint"], head, 24)

@@ -41,7 +41,7 @@ def test_imagenet_classes_of_photographs(name: str) -> None:
     info = ImageNetInfo()
     for picture, classes in SHOWN.items():
         right = photograph(picture, SIDES[name])
-        logits = encoder.classify(torch.cat([right, right.flip(1)]))
+        logits = encoder.classify(encoder(torch.cat([right, right.flip(1)])))
         assert info.index_to_description(int(logits[0].argmax())) in classes
         # It is less sure with red and blue swapped: its channels are in our order.
         mine = [i for i in range(1000) if info.index_to_description(i) in classes]
@@ -58,7 +58,9 @@ def test_the_encoder_is_timms_own_model() -> None:
     theirs = timm.create_model("tf_efficientnet_lite2", pretrained=False).eval()
     theirs.load_state_dict(state, strict=False)
     pictures = torch.cat([photograph("chelsea", 260), photograph("coffee", 260)])
-    torch.testing.assert_close(encoder.classify(pictures), theirs(pictures), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        encoder.classify(encoder(pictures)), theirs(pictures), atol=1e-4, rtol=1e-4
+    )
     # The grid is what timm pools: row by row, features last.
     grid = theirs.forward_features(pictures)
     assert grid.shape == (2, 1280, 9, 9)

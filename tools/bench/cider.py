@@ -34,22 +34,26 @@ def captions(
     model: LoadedModel, samples: list[Sample], search: GenerationConfig
 ) -> Iterator[tuple[Sample, str]]:
     """A caption of each sample, a batch of samples at a time."""
-    prompt = model.prompts.caption()
+    end = model.prompts.end_id
     for first in range(0, len(samples), BATCH):
         batch = samples[first : first + BATCH]
-        latents = torch.cat([_latents(model, sample) for sample in batch])
-        ids = torch.tensor([prompt] * len(batch))
+        seen = [_features(model, sample) for sample in batch]
+        latents = torch.cat([model.flamingo.resample(features[None, None]) for features in seen])
+        rows = [model.prompts.caption(labels=model.name(features)) for features in seen]
+        ids = torch.tensor([[end] * (max(map(len, rows)) - len(row)) + row for row in rows])
+        real = torch.tensor([[0] * (ids.shape[1] - len(row)) + [1] * len(row) for row in rows])
         index = media_index(ids, model.prompts.media_id)
         texts = generate(
-            model.flamingo, latents, ids, index, model.prompts.end_id, search, head=model.head
+            model.flamingo, latents, ids, index, end, search, attention_mask=real, head=model.head
         )
         for sample, text in zip(batch, texts, strict=True):
             yield sample, model.prompts.decode(text.ids)
 
 
-def _latents(model: LoadedModel, sample: Sample) -> torch.Tensor:
+def _features(model: LoadedModel, sample: Sample) -> torch.Tensor:
+    """Features [T,N,F] of a sample's pictures."""
     frames = torch.cat([model.transform(picture[None]) for picture in sample.pictures])
-    return model.flamingo.resample(model.flamingo.encode(frames)[None, None])
+    return model.flamingo.encode(frames)
 
 
 def score(references: dict[str, list[str]], said: dict[str, str]) -> tuple[float, float]:
