@@ -1,10 +1,11 @@
-"""Greedy and beam search over a Flamingo, with cached keys of the LM and of the media.
+"""Greedy search, beam search and drawing over a Flamingo, with cached keys of the LM and the media.
 
 Legend: B prompts, K beams, S tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,45 +13,15 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from flamvid.errors import InputError
+from flamvid.generate.choose import draw, forbid
+from flamvid.generate.config import Generated, GenerationConfig
 from flamvid.models.flamingo import Flamingo
 from flamvid.models.lm import MediaContext, TokenHead
 
-__all__ = ["Generated", "GenerationConfig", "generate"]
+__all__ = ["Generated", "GenerationConfig", "OnToken", "generate", "search"]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GenerationConfig:
-    """How to search. A finished beam scores `logprob / tokens ** length_penalty`.
-
-    temperature: above 0, tokens are drawn with probabilities p ** (1 / temperature) instead, from
-    the generator that `seed` starts; there are no beams then.
-    """
-
-    beams: int = 3
-    max_tokens: int = 20
-    length_penalty: float = 0.0
-    temperature: float = 0.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("beams", "max_tokens"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; must be at least 1")
-        if self.temperature < 0:
-            raise InputError(f"temperature is {self.temperature}; must be at least 0")
-        if self.temperature > 0 and self.beams > 1:
-            raise InputError(
-                f"temperature {self.temperature:g} draws tokens, which {self.beams} beams do not; "
-                "give 1 beam"
-            )
-
-
-@dataclass(frozen=True, slots=True)
-class Generated:
-    """Token ids without the end token, and the sum of their log-probabilities (end included)."""
-
-    ids: tuple[int, ...]
-    logprob: float
+OnToken = Callable[[int, int], None]
+"""Called with the row of the prompt and the id of each token as it is chosen."""
 
 
 @dataclass(slots=True)
@@ -75,7 +46,6 @@ class _Finished:
         return self.beams[-1][0] >= reachable
 
 
-@torch.inference_mode()
 def generate(
     model: Flamingo,
     latents_BMLD: Tensor,
@@ -86,29 +56,55 @@ def generate(
     attention_mask: Tensor | None = None,
     head: TokenHead | None = None,
 ) -> list[Generated]:
-    """The best continuation of each prompt, until `end_id` or `max_tokens`.
+    """The best continuation of each prompt; arguments as for `search`."""
+    found = search(
+        model, latents_BMLD, input_ids, index_BS, end_id, config, attention_mask, head=head
+    )
+    return [texts[0] for texts in found]
+
+
+@torch.inference_mode()
+def search(
+    model: Flamingo,
+    latents_BMLD: Tensor,
+    input_ids: Tensor,
+    index_BS: Tensor,
+    end_id: int,
+    config: GenerationConfig,
+    attention_mask: Tensor | None = None,
+    *,
+    head: TokenHead | None = None,
+    on_token: OnToken | None = None,
+) -> list[list[Generated]]:
+    """`config.returns` continuations of each prompt, the best first, to `end_id` or `max_tokens`.
 
     input_ids, index_BS, attention_mask [B,S], padded on the left; with `head` only its tokens are
-    chosen from. Beams share the media: latents are encoded once and read once per layer.
+    chosen from. Beams share the media: latents are encoded once and read once per layer. on_token
+    hears of every token at once, which beams can't: they change their mind.
     """
-    B, K = input_ids.shape[0], config.beams
+    if on_token and (config.beams > 1 or config.returns > 1):
+        raise InputError("tokens can't be told one by one of several beams or texts; ask for one")
+    # Draws of one prompt are prompts of their own, each with the one beam that it is.
+    draws = config.returns if config.draws else 1
+    B, K = input_ids.shape[0] * draws, config.beams
     cache = DynamicCache(config=model.lm.lm.config)
     mask = attention_mask
     to_logits = head or model.lm.head
     end = int(head.columns(torch.tensor(end_id, device=input_ids.device))) if head else end_id
     media = model.read(latents_BMLD, index_BS)
 
-    # Read the prompts once, then let each stand for its K beams.
+    # Read the prompts once, then let each stand for its beams or draws.
     hidden = model.lm(input_ids, media, mask, cache)[:, -1]  # B x D
-    cache.batch_repeat_interleave(K)
+    rows_each = K * draws
+    cache.batch_repeat_interleave(rows_each)
     media = MediaContext(
-        tuple(layer.repeat(K) for layer in media.layers),
-        index_BS[:, -1:].repeat_interleave(K, 0),  # what the last token sees, the next ones see
+        tuple(layer.repeat(rows_each) for layer in media.layers),
+        index_BS[:, -1:].repeat_interleave(rows_each, 0),  # what the last token sees, the next do
     )
-    mask = None if mask is None else mask.repeat_interleave(K, 0)
-    hidden = hidden.repeat_interleave(K, 0)  # B*K x D
+    mask = None if mask is None else mask.repeat_interleave(rows_each, 0)
+    hidden = hidden.repeat_interleave(rows_each, 0)  # B*K x D
 
-    ids = input_ids.new_empty(B * K, 0)
+    texts: list[list[int]] = [[] for _ in range(B * K)]  # as columns of the logits
     scores = torch.full((B, K), float("-inf"), device=input_ids.device)
     scores[:, 0] = 0.0  # at first all beams of a prompt are the same
     finished = [_Finished(K, config.length_penalty, []) for _ in range(B)]
@@ -117,11 +113,11 @@ def generate(
 
     for step in range(1, config.max_tokens + 1):
         logprobs = to_logits(hidden).float().log_softmax(-1)  # B*K x V
+        logprobs = forbid(logprobs, texts, end, config)
         V = logprobs.shape[-1]
         candidates = (scores[:, :, None] + logprobs.view(B, K, V)).flatten(1)
-        if config.temperature > 0:
-            chances = (logprobs / config.temperature).softmax(-1)
-            where = chances.multinomial(1, generator=dice)  # B x 1
+        if config.draws:
+            where = draw(logprobs, config, dice)  # B x 1
             top = candidates.gather(1, where)
         else:
             # 2K candidates: however many of them end, K are left to go on.
@@ -137,7 +133,7 @@ def generate(
                     continue
                 if token == end:
                     if rank < K and not done[b]:
-                        finished[b].add(ids[beam].tolist(), score, step)
+                        finished[b].add(texts[beam], score, step)
                 elif len(rows) < K:
                     rows.append((beam, token, score))
             rows += [(b * K, end, float("-inf"))] * (K - len(rows))
@@ -145,15 +141,17 @@ def generate(
             parents += [r[0] for r in rows]
             tokens += [r[1] for r in rows]
             kept.append([r[2] for r in rows])
+            if on_token and not done[b] and rows[0][2] > float("-inf"):
+                on_token(b, int(head.ids[rows[0][1]]) if head else rows[0][1])
 
-        parent = torch.tensor(parents, device=ids.device)
-        token_ids = torch.tensor(tokens, device=ids.device, dtype=ids.dtype)[:, None]
-        if head:
-            token_ids = head.ids[token_ids]
-        ids = torch.cat([ids[parent], token_ids], dim=1)
-        scores = torch.tensor(kept, device=ids.device)
+        texts = [[*texts[p], token] for p, token in zip(parents, tokens, strict=True)]
+        scores = torch.tensor(kept, device=input_ids.device)
         if all(done) or step == config.max_tokens:
             break
+        parent = torch.tensor(parents, device=input_ids.device)
+        token_ids = torch.tensor(tokens, device=input_ids.device)[:, None]
+        if head:
+            token_ids = head.ids[token_ids]
         if K > 1:
             cache.reorder_cache(parent)
         if mask is not None:
@@ -164,5 +162,16 @@ def generate(
         if not done[b]:  # out of tokens: what is still running competes as it stands
             for k in range(K):
                 if scores[b, k] > float("-inf"):
-                    finished[b].add(ids[b * K + k].tolist(), float(scores[b, k]), ids.shape[1])
-    return [f.beams[0][1] for f in finished]
+                    finished[b].add(texts[b * K + k], float(scores[b, k]), config.max_tokens)
+    out = []
+    for b in range(0, B, draws):
+        beams = sorted((x for f in finished[b : b + draws] for x in f.beams), key=lambda x: -x[0])
+        out.append([_named(made, head) for _, made in beams[: config.returns]])
+    return out
+
+
+def _named(made: Generated, head: TokenHead | None) -> Generated:
+    """The same with the ids of its tokens for their columns."""
+    if head is None:
+        return made
+    return Generated(tuple(head.ids[list(made.ids)].tolist()), made.logprob)
