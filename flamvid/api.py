@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-import math
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
+from typing import Unpack
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from flamvid import video
 from flamvid.errors import InputError
-from flamvid.generate.engine import GenerationConfig, generate
-from flamvid.live.spread import Spread
+from flamvid.generate.config import Generated, GenerationConfig, Search
+from flamvid.generate.engine import search as run_search
+from flamvid.generate.score import score_options
+from flamvid.live.look import Looker, View
 from flamvid.ops import media_index
-from flamvid.text.prompt import MEDIA, Media
+from flamvid.text.prompt import MEDIA, Media, PromptFormat
 from flamvid.types import Caption, Frames, Segment
 from flamvid.video.address import shown
 from flamvid.video.isolate import warm_up
-from flamvid.video.live import LiveSource
-from flamvid.video.sample import Fps, Uniform, windows
 from flamvid.weights.load import LoadedModel, load_model
 
-__all__ = ["Captioner", "load"]
+__all__ = ["Captioner", "OnText", "Seen", "load"]
 
-_READ_AT_ONCE = 32  # frames in memory, however many are asked for
-_LIVE_FPS = 2.0  # of a stream that is looked at until it ends
-_MOST_OF_LIVE = 128  # frames of it that are kept when --fps asks for all
+OnText = Callable[[str], None]
+"""Called with each piece of a text as it is made."""
 
 
 def load(
@@ -41,9 +37,28 @@ def load(
     return Captioner(load_model(model, device, dtype or "float32"))
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Seen:
+    """A source that was looked at once, to be captioned and questioned as often as one likes.
+
+    latents: [1,L,D], all that the language model reads of it. labels: what its prompt says.
+    """
+
+    source: str
+    segment: Segment
+    latents: Tensor
+    labels: tuple[str, ...]
+
+
+Source = str | PathLike[str] | Seen
+
+
 @dataclass(frozen=True, slots=True)
 class Captioner:
-    """Describes videos and pictures. Keeps nothing between calls; threads may share one."""
+    """Describes videos and pictures. Keeps nothing between calls; threads may share one.
+
+    Search options are the fields of `GenerationConfig`, such as `beams=1` or `temperature=0.7`.
+    """
 
     model: LoadedModel
 
@@ -54,7 +69,7 @@ class Captioner:
 
     def caption(
         self,
-        source: str | PathLike[str],
+        source: Source,
         *,
         frames: int | None = None,
         fps: float | None = None,
@@ -62,22 +77,18 @@ class Captioner:
         end: float | None = None,
         every: float | None = None,
         window: float | None = None,
-        beams: int = 3,
-        max_tokens: int = 20,
         prompt: str | None = None,
-        length_penalty: float = 1.0,
-        temperature: float = 0.0,
-        seed: int = 0,
         decode_timeout: float | None = None,
+        **search: Unpack[Search],
     ) -> list[Caption]:
         """One caption of `source`, or with `every` one for each window of time.
 
         frames: how many to look at (by default what suits the model), or fps: how
         many per second. start, end: the part to look at, in seconds. every, window: a caption
         every so many seconds, each of `window` seconds (by default `every`). prompt: words that
-        the caption begins with. temperature: above 0, and with 1 beam, words are drawn at random,
-        from the `seed`. decode_timeout: seconds that opening the source or reading from it
-        may take at once; by default it grows with the source.
+        the caption begins with. decode_timeout: seconds that opening the source or reading from it
+        may take at once; by default it grows with the source. With `returns` above 1, so many
+        captions of each part, the likeliest first.
         """
         return list(
             self.iter_captions(
@@ -88,19 +99,15 @@ class Captioner:
                 end=end,
                 every=every,
                 window=window,
-                beams=beams,
-                max_tokens=max_tokens,
                 prompt=prompt,
-                length_penalty=length_penalty,
-                temperature=temperature,
-                seed=seed,
                 decode_timeout=decode_timeout,
+                **search,
             )
         )
 
     def iter_captions(
         self,
-        source: str | PathLike[str],
+        source: Source,
         *,
         frames: int | None = None,
         fps: float | None = None,
@@ -108,240 +115,193 @@ class Captioner:
         end: float | None = None,
         every: float | None = None,
         window: float | None = None,
-        beams: int = 3,
-        max_tokens: int = 20,
         prompt: str | None = None,
-        length_penalty: float = 1.0,
-        temperature: float = 0.0,
-        seed: int = 0,
         decode_timeout: float | None = None,
+        **search: Unpack[Search],
     ) -> Iterator[Caption]:
         """As `caption`, each as soon as it is made."""
-        search = GenerationConfig(
-            beams=beams,
-            max_tokens=max_tokens,
-            length_penalty=length_penalty,
-            temperature=temperature,
-            seed=seed,
+        config = GenerationConfig(**_favour_length(search))
+        view = View(
+            frames=frames,
+            fps=fps,
+            start=start,
+            end=end,
+            every=every,
+            window=window,
+            timeout=decode_timeout,
         )
         opening = prompt.strip() if prompt else ""
-        for segment, features in self._look(
-            source, frames, fps, start, end, every, window, decode_timeout
-        ):
-            ids = self.model.prompts.caption(opening, self.model.name(features))
-            yield self._generate(source, segment, features, ids, search, opening)
+        for seen in self._look(source, view):
+            ids = self.model.prompts.caption(opening, seen.labels)
+            for made in self._continue([seen], ids, config):
+                yield self._caption(seen, made, opening)
 
     def ask(
         self,
-        source: str | PathLike[str],
+        source: Source,
         question: str,
         *,
         frames: int | None = None,
         fps: float | None = None,
         start: float | None = None,
         end: float | None = None,
-        beams: int = 3,
-        max_tokens: int = 20,
-        length_penalty: float = 0.0,
-        temperature: float = 0.0,
-        seed: int = 0,
         decode_timeout: float | None = None,
+        on_text: OnText | None = None,
+        **search: Unpack[Search],
     ) -> Caption:
-        """The model's answer to a question about `source`; arguments as for `caption`."""
-        search = GenerationConfig(
-            beams=beams,
-            max_tokens=max_tokens,
-            length_penalty=length_penalty,
-            temperature=temperature,
-            seed=seed,
-        )
+        """The model's answer to a question about `source`; arguments as for `caption`.
+
+        on_text: hears of the answer piece by piece as it is made; with `beams=1`.
+        """
+        config = GenerationConfig(**search)
+        view = View(frames=frames, fps=fps, start=start, end=end, timeout=decode_timeout)
         ids = self.model.prompts.question(question)
-        segment, features = next(
-            self._look(source, frames, fps, start, end, None, None, decode_timeout)
-        )
-        return self._generate(source, segment, features, ids, search, "")
+        seen = next(self._look(source, view))
+        [made] = self._continue([seen], ids, config, on_text)[:1]
+        return self._caption(seen, made, "")
+
+    def choose(
+        self,
+        source: Source,
+        question: str,
+        options: Sequence[str],
+        *,
+        frames: int | None = None,
+        fps: float | None = None,
+        start: float | None = None,
+        end: float | None = None,
+        decode_timeout: float | None = None,
+    ) -> list[float]:
+        """The log-probability of each option as the answer, its end included; the best is largest.
+
+        Nothing is searched for: each option is scored as it stands (the paper's close-ended tasks).
+        """
+        prompts = self.model.prompts
+        view = View(frames=frames, fps=fps, start=start, end=end, timeout=decode_timeout)
+        ids = prompts.question(question)
+        rows = [[*prompts.encode_text(f" {option.strip()}"), prompts.end_id] for option in options]
+        seen = next(self._look(source, view))
+        latents, input_ids, index = self._inputs([seen], ids)
+        scores = score_options(self.model.flamingo, latents, input_ids, index, rows)
+        return [sum(score) for score in scores]
 
     def complete(
         self,
-        *parts: str | PathLike[str],
+        *parts: Source,
         frames: int | None = None,
-        beams: int = 3,
-        max_tokens: int = 20,
-        length_penalty: float = 1.0,
-        temperature: float = 0.0,
-        seed: int = 0,
         decode_timeout: float | None = None,
+        on_text: OnText | None = None,
+        **search: Unpack[Search],
     ) -> str:
         """The text that goes on from media and text in any order, such as shots and a question.
 
         A `Path` is a video, a picture or a folder, a `str` is text. Each text sees the medium in
         front of it: `complete(Path("a.jpg"), "Output: a cat.", Path("b.mp4"), "Output:")`.
         """
-        search = GenerationConfig(
-            beams=beams,
-            max_tokens=max_tokens,
-            length_penalty=length_penalty,
-            temperature=temperature,
-            seed=seed,
-        )
+        config = GenerationConfig(**_favour_length(search))
+        view = View(frames=frames, timeout=decode_timeout)
         prompt: list[str | Media] = []
-        seen: list[Tensor] = []
+        seen: list[Seen] = []
         for part in parts:
             if isinstance(part, str):
                 prompt.append(part if part[:1].isspace() else f" {part}")
                 continue
-            look = self._look(part, frames, None, None, None, None, None, decode_timeout)
-            seen.append(next(look)[1])
+            seen.append(next(self._look(part, view)))
             prompt.append(MEDIA)
         if not seen:
             raise InputError(
                 "there is no medium among the parts; give a Path to a video or picture"
             )
-        return self._continue(seen, self.model.prompts.encode(prompt), search)[0]
+        made = self._continue(seen, self.model.prompts.encode(prompt), config, on_text)
+        return self.model.prompts.decode(made[0].ids)
+
+    def see(
+        self,
+        source: str | PathLike[str],
+        *,
+        frames: int | None = None,
+        fps: float | None = None,
+        start: float | None = None,
+        end: float | None = None,
+        decode_timeout: float | None = None,
+    ) -> Seen:
+        """Look at a source once; what this gives stands for the source in the other verbs."""
+        view = View(frames=frames, fps=fps, start=start, end=end, timeout=decode_timeout)
+        return next(self._look(source, view))
 
     def encode(self, frames: Frames) -> Tensor:
         """Frozen features [T,N,F] of decoded frames."""
-        pictures = self.model.transform(frames.pixels)
-        return self.model.flamingo.encode(pictures.to(self.model.device, self.model.dtype))
+        return Looker(self.model).encode(frames)
 
-    def _look(
-        self,
-        source: str | PathLike[str],
-        frames: int | None,
-        fps: float | None,
-        start: float | None,
-        end: float | None,
-        every: float | None,
-        window: float | None,
-        timeout: float | None,
-    ) -> Iterator[tuple[Segment, Tensor]]:
-        """The parts of the source that get a text each, and features [T,N,F] of their frames."""
-        if frames is not None and fps is not None:
-            raise InputError("both frames and fps are given; choose one")
-        if window is not None and every is None:
-            raise InputError(f"window is {window} without every; give every as well")
-        config = self.model.config
-        usual = config.frames or config.resampler.frames
-        sampling = Fps(fps) if fps is not None else Uniform(usual if frames is None else frames)
-        with video.open_source(source, size=self._decode_size(), timeout=timeout) as opened:
-            if isinstance(opened, LiveSource):
-                yield from self._watch(
-                    opened, sampling, Segment(start or 0.0, end or math.inf), every, window
+    def _look(self, source: Source, view: View) -> Iterator[Seen]:
+        if isinstance(source, Seen):
+            if view != View():
+                raise InputError(
+                    f"{source.source} was looked at before; say which part when it is seen"
                 )
-                return
-            length = float(opened.pts[-1] + opened.durations[-1])
-            parts = [Segment(start or 0.0, length if end is None else min(end, length))]
-            if every is not None and length > 0:
-                parts = windows(
-                    length, every if window is None else window, every, start or 0.0, end
-                )
-            for part in parts:
-                at = sampling.indices(opened.pts, opened.durations, part.start, part.end).tolist()
-                chunks = [at[i : i + _READ_AT_ONCE] for i in range(0, len(at), _READ_AT_ONCE)]
-                yield part, torch.cat([self.encode(opened.read(chunk)) for chunk in chunks])
-
-    def _watch(
-        self,
-        live: LiveSource,
-        sampling: Uniform | Fps,
-        part: Segment,
-        every: float | None,
-        window: float | None,
-    ) -> Iterator[tuple[Segment, Tensor]]:
-        """As `_look` on what can only be read forward, in bounded memory: windows as they end."""
-        if every is None:
-            most = sampling.n if isinstance(sampling, Uniform) else _MOST_OF_LIVE
-            rate = sampling.rate if isinstance(sampling, Fps) else _LIVE_FPS
-            yield self._watch_whole(live, rate, most, part)
+            yield source
             return
-        size = every if window is None else window
-        rate = sampling.rate if isinstance(sampling, Fps) else sampling.n / size
-        seen: deque[tuple[float, Tensor]] = deque()
-        begin, last = part.start, part.start
-        for time, frame in _between(live, rate, part):
-            while time >= begin + size:
-                if inside := [f for t, f in seen if t >= begin]:
-                    yield Segment(begin, begin + size), torch.cat(inside)
-                begin += every
-            while seen and seen[0][0] < begin:
-                seen.popleft()
-            last = time + 0.5 / rate
-            if time >= begin:
-                seen.append((time, self.encode(frame)))
-        while begin < last - 1e-9:
-            if inside := [f for t, f in seen if t >= begin]:
-                yield Segment(begin, min(begin + size, last)), torch.cat(inside)
-            begin += every
+        for segment, features_TNF in Looker(self.model).look(source, view):
+            with torch.inference_mode():
+                latents_11LD = self.model.flamingo.resample(features_TNF[None, None])
+            labels = self.model.name(features_TNF)
+            yield Seen(shown(source), segment, latents_11LD[0], labels)
 
-    def _watch_whole(
-        self, live: LiveSource, rate: float, most: int, part: Segment
-    ) -> tuple[Segment, Tensor]:
-        """Everything until the stream ends, by frames spread evenly over it."""
-        spread: Spread[Tensor] = Spread(most)
-        last = part.start
-        for time, frame in _between(live, rate, part):
-            last = time + 0.5 / rate
-            if spread.wants():
-                spread.add(self.encode(frame))
-            else:
-                spread.skip()
-        features = spread.choose()
-        if not features:
-            raise InputError(f"start is {part.start:g} s; {live.name} ended before that")
-        return Segment(part.start, last), torch.cat(features)
+    def _inputs(self, seen: Sequence[Seen], ids: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents [1,M,L,D], ids [1,S] and which of the media each token sees, [1,S]."""
+        latents_1MLD = torch.cat([one.latents for one in seen])[None]
+        input_ids = torch.tensor([list(ids)], device=self.model.device)
+        return latents_1MLD, input_ids, media_index(input_ids, self.model.prompts.media_id)
 
-    def _decode_size(self) -> tuple[int, int] | None:
-        """What frames can be resized to while they are decoded, without a crop to come."""
-        vision = self.model.config.vision
-        return (vision.size, vision.size) if vision.resize == "squash" else None
-
-    def _generate(
+    def _continue(
         self,
-        source: str | PathLike[str],
-        segment: Segment,
-        features_TNF: Tensor,
-        prompt_ids: list[int],
-        search: GenerationConfig,
-        opening: str,
-    ) -> Caption:
-        text, logprob = self._continue([features_TNF], prompt_ids, search)
+        seen: Sequence[Seen],
+        ids: Sequence[int],
+        config: GenerationConfig,
+        on_text: OnText | None = None,
+    ) -> list[Generated]:
+        """The texts after a prompt with these media, the best first."""
+        latents, input_ids, index = self._inputs(seen, ids)
+        [texts] = run_search(
+            self.model.flamingo,
+            latents,
+            input_ids,
+            index,
+            self.model.prompts.end_id,
+            config,
+            head=self.model.head,
+            on_token=_Teller(self.model.prompts, on_text) if on_text else None,
+        )
+        return texts
+
+    def _caption(self, seen: Seen, made: Generated, opening: str) -> Caption:
         return Caption(
-            source=shown(source),
-            start=segment.start,
-            end=segment.end,
-            text=f"{opening} {text}".strip(),
-            logprob=logprob,
+            source=seen.source,
+            start=seen.segment.start,
+            end=seen.segment.end,
+            text=f"{opening} {self.model.prompts.decode(made.ids)}".strip(),
+            logprob=made.logprob,
             model=self.name,
         )
 
-    @torch.inference_mode()
-    def _continue(
-        self, media_TNF: Sequence[Tensor], prompt_ids: list[int], search: GenerationConfig
-    ) -> tuple[str, float]:
-        """The best text after a prompt with these media, features [T,N,F] each; its logprob."""
-        flamingo, prompts = self.model.flamingo, self.model.prompts
-        counts_M = torch.tensor([len(features) for features in media_TNF])
-        features_MTNF = pad_sequence(list(media_TNF), batch_first=True)
-        latents_BMLD = flamingo.resample(features_MTNF[None], counts_M[None])
-        input_ids = torch.tensor([prompt_ids], device=self.model.device)
-        index_BS = media_index(input_ids, prompts.media_id)
-        [best] = generate(
-            flamingo,
-            latents_BMLD,
-            input_ids,
-            index_BS,
-            prompts.end_id,
-            search,
-            head=self.model.head,
-        )
-        return prompts.decode(best.ids), best.logprob
+
+class _Teller:
+    """Turns tokens into the pieces of text that they add."""
+
+    def __init__(self, prompts: PromptFormat, on_text: OnText) -> None:
+        self.prompts, self.on_text = prompts, on_text
+        self.ids: list[int] = []
+        self.told = ""
+
+    def __call__(self, row: int, token: int) -> None:
+        self.ids.append(token)
+        text = self.prompts.decode(self.ids)
+        # Half a letter is not told: the bytes of one may be spread over tokens.
+        if not text.endswith("\ufffd"):
+            self.on_text(text[len(self.told) :])
+            self.told = text
 
 
-def _between(live: LiveSource, rate: float, part: Segment) -> Iterator[tuple[float, Frames]]:
-    """The frames shown at ticks of `rate` per second in a part of a stream, and the ticks."""
-    for tick, frame in enumerate(live.frames(fps=rate)):
-        time = (tick + 0.5) / rate
-        if time >= part.end:
-            return
-        if time >= part.start:
-            yield time, frame
+def _favour_length(search: Search) -> Search:
+    """The settings that captions are searched with unless told otherwise."""
+    return {"length_penalty": 1.0, **search}

@@ -36,8 +36,12 @@ def ask(
     end: opt.End = None,
     beams: opt.Beams = 3,
     max_tokens: opt.MaxTokens = 20,
+    min_tokens: opt.MinTokens = 0,
     length_penalty: opt.LengthPenalty = 0.0,
+    no_repeat_ngram: opt.NoRepeatNgram = 0,
     temperature: opt.Temperature = 0.0,
+    top_k: opt.TopK = 0,
+    top_p: opt.TopP = 1.0,
     seed: opt.Seed = 0,
     format: Annotated[
         AnswerFormat, typer.Option("--format", "-f", help="text, or one line of json.")
@@ -55,8 +59,12 @@ def ask(
         end=end,
         beams=beams,
         max_tokens=max_tokens,
+        min_tokens=min_tokens,
         length_penalty=length_penalty,
+        no_repeat_ngram=no_repeat_ngram,
         temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
         seed=seed,
         decode_timeout=decode_timeout,
     )
@@ -73,7 +81,7 @@ def ask(
     with progress(1) as bar:
         captioner = load(where, bar, verbose)
         bar.show(named(source))
-        keywords = text.keywords("every", "window", "prompt")
+        keywords = text.keywords("every", "window", "prompt", "returns")
         try:
             answer = captioner.ask(source, question, **keywords)  # type: ignore[arg-type]
         except FlamvidError as error:

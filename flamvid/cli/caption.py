@@ -52,9 +52,16 @@ def caption(
     ] = None,
     beams: opt.Beams = 3,
     max_tokens: opt.MaxTokens = 20,
+    min_tokens: opt.MinTokens = 0,
     length_penalty: opt.LengthPenalty = 1.0,
+    no_repeat_ngram: opt.NoRepeatNgram = 0,
     temperature: opt.Temperature = 0.0,
+    top_k: opt.TopK = 0,
+    top_p: opt.TopP = 1.0,
     seed: opt.Seed = 0,
+    returns: Annotated[
+        int, typer.Option(help="How many captions of each part, the likeliest first.")
+    ] = 1,
     prompt: Annotated[str | None, typer.Option(help="Words that the caption begins with.")] = None,
     format: Annotated[
         Format | None,
@@ -82,9 +89,14 @@ def caption(
         window=window,
         beams=beams,
         max_tokens=max_tokens,
+        min_tokens=min_tokens,
         length_penalty=length_penalty,
+        no_repeat_ngram=no_repeat_ngram,
         temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
         seed=seed,
+        returns=returns,
         prompt=prompt,
         decode_timeout=decode_timeout,
     )
@@ -95,6 +107,11 @@ def caption(
         raise InputError(
             f"--format {kind} describes one source, but {len(wanted)} are given; "
             "run once for each, or choose --format jsonl"
+        )
+    if kind in (Format.srt, Format.vtt) and returns > 1:
+        raise InputError(
+            f"--format {kind} has one caption for each time, but --returns is {returns}; "
+            "choose --format jsonl"
         )
     check_target(output, wanted)
     if verbose:

@@ -25,12 +25,16 @@ __all__ = [
     "Frames",
     "LengthPenalty",
     "MaxTokens",
+    "MinTokens",
     "Model",
     "ModelOptions",
+    "NoRepeatNgram",
     "Seed",
     "Start",
     "Temperature",
     "TextOptions",
+    "TopK",
+    "TopP",
     "Verbose",
     "command_line",
 ]
@@ -46,6 +50,12 @@ Start = Annotated[float | None, typer.Option(help="Begin here, in seconds.")]
 End = Annotated[float | None, typer.Option(help="Stop here, in seconds.")]
 Beams = Annotated[int, typer.Option(help="Beams of the search; 1 is greedy.")]
 MaxTokens = Annotated[int, typer.Option(help="Longest text, in tokens.")]
+MinTokens = Annotated[int, typer.Option(help="Shortest text, in tokens.")]
+NoRepeatNgram = Annotated[
+    int, typer.Option(help="No so many tokens in a row stand twice in a text (0: they may).")
+]
+TopK = Annotated[int, typer.Option(help="Draw among so many likeliest tokens (0: all).")]
+TopP = Annotated[float, typer.Option(help="Draw among the likeliest that sum to this much.")]
 LengthPenalty = Annotated[float, typer.Option(help="Above 0 favours long texts.")]
 DecodeTimeout = Annotated[
     float | None,
@@ -85,23 +95,38 @@ class TextOptions:
     window: float | None = None
     beams: int = 3
     max_tokens: int = 20
+    min_tokens: int = 0
     length_penalty: float = 0.0
+    no_repeat_ngram: int = 0
     temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    returns: int = 1
     seed: int = 0
     prompt: str | None = None
     decode_timeout: float | None = None
 
     def __post_init__(self) -> None:
         reals = ["fps", "start", "end", "every", "window"]
-        reals += ["length_penalty", "temperature", "decode_timeout"]
+        reals += ["length_penalty", "temperature", "top_p", "decode_timeout"]
         for name in reals:
             value = getattr(self, name)
             if value is not None and not math.isfinite(value):
                 raise InputError(f"{_flag(name)} is {value}; must be a finite number")
-        for name in ("frames", "beams", "max_tokens"):
+        for name in ("frames", "beams", "max_tokens", "returns"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{_flag(name)} is {value}; must be at least 1")
+        for name in ("min_tokens", "no_repeat_ngram", "top_k"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{_flag(name)} is {getattr(self, name)}; must be at least 0")
+        if self.min_tokens > self.max_tokens:
+            raise InputError(
+                f"--min-tokens is {self.min_tokens}; must be at most --max-tokens, "
+                f"which is {self.max_tokens}"
+            )
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"--top-p is {self.top_p:g}; must be above 0 and at most 1")
         for name in ("fps", "every", "window", "decode_timeout"):
             value = getattr(self, name)
             if value is not None and value <= 0:
@@ -118,6 +143,15 @@ class TextOptions:
             raise InputError(
                 f"--temperature {self.temperature:g} draws words, which {self.beams} beams do not; "
                 "give --beams 1 as well"
+            )
+        if self.temperature == 0 and (self.top_k or self.top_p < 1):
+            raise InputError(
+                "--top-k and --top-p choose among words drawn at random; give --temperature as well"
+            )
+        if self.temperature == 0 and self.returns > self.beams:
+            raise InputError(
+                f"--returns is {self.returns}, but {self.beams} beams end in no more captions; "
+                "give more --beams, or --temperature"
             )
         if self.frames is not None and self.fps is not None:
             raise InputError(f"--frames {self.frames} and --fps {self.fps:g} exclude each other")

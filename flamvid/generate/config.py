@@ -3,10 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypedDict
 
 from flamvid.errors import InputError
 
-__all__ = ["Generated", "GenerationConfig"]
+__all__ = ["Generated", "GenerationConfig", "Search"]
+
+
+class Search(TypedDict, total=False):
+    """The fields of `GenerationConfig` as keyword arguments."""
+
+    beams: int
+    max_tokens: int
+    min_tokens: int
+    length_penalty: float
+    temperature: float
+    top_k: int
+    top_p: float
+    no_repeat_ngram: int
+    returns: int
+    seed: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

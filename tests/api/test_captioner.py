@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import flamvid
 from flamvid import api, video
 from flamvid.api import Captioner
 from flamvid.errors import ConfigError, InputError, SourceError
+from flamvid.generate.config import Search
 from flamvid.generate.engine import GenerationConfig, generate
 from flamvid.models.labels import Labels
 from flamvid.ops import media_index
@@ -252,3 +253,43 @@ def test_half_precision_says_much_the_same(captioner: Captioner, tmp_path: Path)
     file = save(tmp_path / "a.png", (9, 99, 200))
     one, other = (c.caption(file, beams=1, max_tokens=1)[0] for c in (captioner, half))
     assert other.logprob == pytest.approx(one.logprob, abs=0.3)
+
+
+def test_a_source_is_looked_at_once_and_asked_often(captioner: Captioner, clip: Path) -> None:
+    seen = captioner.see(clip, frames=3, start=1)
+    assert seen.latents.shape == (1, 4, 16)
+    assert captioner.caption(seen) == captioner.caption(clip, frames=3, start=1)
+    asked = captioner.ask(seen, "What colour?")
+    assert asked == captioner.ask(clip, "What colour?", frames=3, start=1)
+    with pytest.raises(InputError, match="was looked at before"):
+        captioner.caption(seen, frames=3)
+
+
+def test_several_captions_of_a_part_come_best_first(captioner: Captioner, clip: Path) -> None:
+    captions = captioner.caption(clip, every=3, beams=4, returns=3, length_penalty=0.0)
+    assert [made.start for made in captions] == [0.0] * 3 + [3.0] * 3
+    first = captions[:3]
+    assert first == sorted(first, key=lambda made: -made.logprob)
+    assert captioner.caption(clip, every=3, beams=4, length_penalty=0.0) == captions[::3]
+
+
+def test_an_answer_is_told_as_it_is_made(captioner: Captioner, clip: Path) -> None:
+    pieces: list[str] = []
+    answer = captioner.ask(clip, "What colour?", beams=1, on_text=pieces.append)
+    assert len(pieces) > 1
+    assert "".join(pieces) == answer.text
+
+
+def test_a_choice_is_the_likeliest_answer(captioner: Captioner, clip: Path) -> None:
+    options = ["red", "a green wall", "blue"]
+    scores = captioner.choose(clip, "What colour?", options)
+    assert all(score < 0 for score in scores)
+    # Each is as likely as it is alone.
+    for option, score in zip(options, scores, strict=True):
+        assert captioner.choose(clip, "What colour?", [option]) == [pytest.approx(score, abs=1e-4)]
+
+
+def test_a_search_option_that_is_none_is_named(captioner: Captioner, clip: Path) -> None:
+    with pytest.raises(TypeError, match="beam_count"):
+        captioner.caption(clip, beam_count=3)  # type: ignore[call-arg]
+    assert set(Search.__annotations__) == {f.name for f in fields(GenerationConfig)}

@@ -18,7 +18,7 @@ def test_one_source_is_only_its_sentence(run: Any, fake: Any) -> None:
 
 def test_flags_reach_the_captioner(run: Any, fake: Any) -> None:
     flags = "--fps 2 --start 1 --end 9 --beams 5 --max-tokens 7 --length-penalty -0.5 --seed 3"
-    flags += " --decode-timeout 60"
+    flags += " --decode-timeout 60 --min-tokens 2 --no-repeat-ngram 3 --returns 4"
     result = run("caption", *flags.split(), "--prompt", "in it", "--every", "2", "a.mp4")
     assert result.exit_code == 0
     assert fake.calls[0][1] == {
@@ -30,8 +30,13 @@ def test_flags_reach_the_captioner(run: Any, fake: Any) -> None:
         "window": None,
         "beams": 5,
         "max_tokens": 7,
+        "min_tokens": 2,
         "length_penalty": -0.5,
+        "no_repeat_ngram": 3,
         "temperature": 0.0,
+        "top_k": 0,
+        "top_p": 1.0,
+        "returns": 4,
         "seed": 3,
         "prompt": "in it",
         "decode_timeout": 60.0,
@@ -106,6 +111,12 @@ def test_subtitles_are_of_one_source(run: Any, fake: Any) -> None:
         ("--start -1", "--start is -1; must be at least 0"),
         ("--frames 4 --fps 2", "--frames 4 and --fps 2 exclude each other"),
         ("--temperature 1", "--temperature 1 draws words, which 3 beams do not; give --beams 1"),
+        ("--top-k 3", "choose among words drawn at random; give --temperature as well"),
+        ("--top-p 0", "--top-p is 0; must be above 0 and at most 1"),
+        ("--returns 4", "--returns is 4, but 3 beams end in no more captions"),
+        ("--returns 2 -f srt", "srt has one caption for each time, but --returns is 2"),
+        ("--min-tokens 30", "--min-tokens is 30; must be at most --max-tokens, which is 20"),
+        ("--no-repeat-ngram -1", "--no-repeat-ngram is -1; must be at least 0"),
         ("--temperature -1 --beams 1", "--temperature is -1; must be at least 0"),
         ("--decode-timeout 0", "--decode-timeout is 0; must be above 0"),
         ("--seed -1", "--seed is -1; must be at least 0"),
@@ -185,8 +196,12 @@ def test_ask_answers(run: Any, fake: Any) -> None:
         "end": None,
         "beams": 3,
         "max_tokens": 20,
+        "min_tokens": 0,
         "length_penalty": 0.0,
+        "no_repeat_ngram": 0,
         "temperature": 0.0,
+        "top_k": 0,
+        "top_p": 1.0,
         "seed": 0,
         "decode_timeout": None,
     }
