@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from flamvid.errors import InputError
 from flamvid.generate.choose import draw, forbid
@@ -87,7 +86,7 @@ def search(
     # Draws of one prompt are prompts of their own, each with the one beam that it is.
     draws = config.returns if config.draws else 1
     B, K = input_ids.shape[0] * draws, config.beams
-    cache = DynamicCache(config=model.lm.lm.config)
+    cache = model.lm.new_cache()
     mask = attention_mask
     to_logits = head or model.lm.head
     end = int(head.columns(torch.tensor(end_id, device=input_ids.device))) if head else end_id
@@ -152,7 +151,7 @@ def search(
         token_ids = torch.tensor(tokens, device=input_ids.device)[:, None]
         if head:
             token_ids = head.ids[token_ids]
-        if K > 1:
+        if parents != list(range(B * K)):
             cache.reorder_cache(parent)
         if mask is not None:
             mask = torch.cat([mask, mask.new_ones(B * K, 1)], dim=1)

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import DynamicCache
 
 from flamvid.errors import InputError
 from flamvid.models.flamingo import Flamingo
@@ -46,7 +45,7 @@ def score_options(
         raise InputError("an option has tokens that the model never says; score without its head")
 
     # What the prompt leaves behind, once for each option.
-    cache = DynamicCache(config=model.lm.lm.config)
+    cache = model.lm.new_cache()
     media = model.read(latents_1MLD, index_1S)
     last = model.lm(input_ids, media, None, cache)[:, -1:].expand(O, -1, -1)  # O x 1 x D
     hidden = last

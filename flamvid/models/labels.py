@@ -9,10 +9,11 @@ Legend: T frames, C classes of the encoder, W everyday words.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
-from timm.data.imagenet_info import ImageNetInfo
 from torch import Tensor
 
 from flamvid.errors import ConfigError
@@ -138,12 +139,25 @@ class Labels:
 
 def _names() -> list[str]:
     """The everyday word of each class, by number."""
-    info = ImageNetInfo()
-    names = [info.index_to_description(i).split(",")[0].lower() for i in range(CLASSES)]
+    names = [name.lower() for name in _class_names()]
     for word, parts in _EVERYDAY.items():
         for number in _numbers(parts):
             names[number] = word
     return names
+
+
+def _class_names() -> list[str]:
+    """The first of WordNet's names for each class, from timm's lists; timm is slow to import."""
+    spec = importlib.util.find_spec("timm")
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigError("vision.labels needs the names of classes; install timm")
+    info = Path(spec.submodule_search_locations[0]) / "data" / "_info"
+    lemmas = dict(
+        line.split("\t", 1)
+        for line in (info / "imagenet_synset_to_lemma.txt").read_text(encoding="utf-8").splitlines()
+    )
+    order = (info / "imagenet_synsets.txt").read_text(encoding="utf-8").split()
+    return [lemmas[synset].split(",")[0] for synset in order]
 
 
 def _numbers(parts: tuple[int | tuple[int, int], ...]) -> Iterator[int]:

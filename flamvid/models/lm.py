@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from flamvid.errors import ConfigError, WeightsError
 from flamvid.models.gated_xattn import GatedCrossAttention, MediaKeyValues
+from flamvid.models.llama import KeyValueCache, Llama, load_llama, read_llama_config
 
 __all__ = ["LanguageModel", "MediaContext", "TokenHead", "load_causal_lm"]
 
@@ -62,7 +62,7 @@ _media: ContextVar[MediaContext | None] = ContextVar("flamvid_media", default=No
 class LanguageModel(nn.Module):
     """The frozen host: hidden states and logits, with or without media."""
 
-    def __init__(self, lm: PreTrainedModel, inserted: Mapping[int, GatedCrossAttention]) -> None:
+    def __init__(self, lm: Any, inserted: Mapping[int, GatedCrossAttention]) -> None:
         super().__init__()
         self.lm = lm.requires_grad_(False).eval()
         self.body = _body(lm)
@@ -85,6 +85,14 @@ class LanguageModel(nn.Module):
         assert isinstance(weight, Tensor)
         return TokenHead(weight.detach()[ids], ids)
 
+    def new_cache(self) -> Any:
+        """An empty cache of keys and values, as `forward` extends it."""
+        if isinstance(self.lm, Llama):
+            return KeyValueCache(self.lm.config.num_hidden_layers)
+        from transformers import DynamicCache
+
+        return DynamicCache(config=self.lm.config)
+
     def train(self, mode: bool = True) -> LanguageModel:
         """Train the inserted layers; the frozen part stays in evaluation mode."""
         super().train(mode)
@@ -100,8 +108,7 @@ class LanguageModel(nn.Module):
     ) -> Tensor:
         """Hidden states [B,S,D] after the last norm; `head` makes logits of them.
 
-        attention_mask int [B, past + S], 1 where a token is real; `cache`, a transformers Cache,
-        is extended in place.
+        attention_mask int [B, past + S], 1 where a token is real; `cache` is extended in place.
         """
         inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
         if attention_mask is not None and self._takes_positions:
@@ -143,8 +150,15 @@ def decoder_layers(lm: nn.Module) -> nn.ModuleList:
     return found[0]
 
 
-def load_causal_lm(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """Load a causal LM from a local folder: safetensors only, no remote code, no download."""
+def load_causal_lm(folder: Path, dtype: torch.dtype) -> Any:
+    """Load a causal LM from a local folder: safetensors only, no remote code, no download.
+
+    A plain Llama is ours, any other is transformers'.
+    """
+    if config := read_llama_config(folder):
+        return load_llama(folder, config, dtype)
+    from transformers import AutoModelForCausalLM, PreTrainedModel
+
     try:
         lm = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -160,7 +174,7 @@ def load_causal_lm(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     return lm
 
 
-def _body(lm: PreTrainedModel) -> nn.Module:
+def _body(lm: Any) -> nn.Module:
     """The LM without its head."""
     body = getattr(lm, lm.base_model_prefix, None)
     if not isinstance(body, nn.Module):

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 
 from flamvid.errors import ConfigError, WeightsError
+from flamvid.models.efficientnet_lite import EfficientNetLite, is_lite
 
 __all__ = ["ClipEncoder", "TimmEncoder", "VisionConfig", "build_vision"]
 
@@ -58,23 +59,22 @@ class TimmEncoder(nn.Module):
 
     def __init__(self, name: str) -> None:
         super().__init__()
-        try:
-            self.model = timm.create_model(name, pretrained=False)
-        except RuntimeError as error:
-            near = ", ".join(timm.list_models(f"*{name}*")[:3]) or "see timm.list_models()"
-            raise ConfigError(f"timm has no model {name!r}; near: {near}") from error
+        self.model: Any = EfficientNetLite(name) if is_lite(name) else _timm(name)
         self.width: int = self.model.num_features
         # Convolutions on a CPU run about twice as fast on channels-last memory.
         self.to(memory_format=torch.channels_last)
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy `tensors` (timm's names) in; missing or unexpected ones are an error."""
-        result = self.model.load_state_dict(dict(tensors), strict=False)
-        missing = [k for k in result.missing_keys if not k.endswith("num_batches_tracked")]
-        if missing or result.unexpected_keys:
+        if isinstance(self.model, EfficientNetLite):
+            missing, extra = self.model.load(tensors)
+        else:
+            result = self.model.load_state_dict(dict(tensors), strict=False)
+            missing, extra = result.missing_keys, result.unexpected_keys
+            missing = [k for k in missing if not k.endswith("num_batches_tracked")]
+        if missing or extra:
             raise WeightsError(
-                f"vision weights do not fit: missing {missing[:3]}, "
-                f"unexpected {result.unexpected_keys[:3]}"
+                f"vision weights do not fit: missing {missing[:3]}, unexpected {extra[:3]}"
             )
 
     def forward(self, pictures_B3HW: Tensor) -> Tensor:
@@ -92,6 +92,16 @@ class TimmEncoder(nn.Module):
         """Logits over the classes that a convnet was trained on, [B,classes], of its features."""
         out: Tensor = self.model.get_classifier()(features_BNF.mean(1))
         return out
+
+
+def _timm(name: str) -> Any:
+    import timm  # a second, which only its own models are worth
+
+    try:
+        return timm.create_model(name, pretrained=False)
+    except RuntimeError as error:
+        near = ", ".join(timm.list_models(f"*{name}*")[:3]) or "see timm.list_models()"
+        raise ConfigError(f"timm has no model {name!r}; near: {near}") from error
 
 
 class ClipEncoder(nn.Module):

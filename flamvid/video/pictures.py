@@ -19,8 +19,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as F
 
 from flamvid.errors import DecodeError, FlamvidError, InputError, SourceError
 from flamvid.types import Frames, VideoInfo
@@ -213,6 +211,10 @@ def fit(picture: Tensor, size: tuple[int, int] | None) -> Tensor:
     """The picture at this height and width; None leaves it as it is."""
     if size is None or tuple(picture.shape[1:]) == size:
         return picture
+    # Half a second to import, which a video decoded to size does without.
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.v2 import functional as F
+
     resized: Tensor = F.resize(picture, list(size), InterpolationMode.BICUBIC, antialias=True)
     return resized
 

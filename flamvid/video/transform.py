@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as F
 
 from flamvid.errors import ConfigError
 
@@ -36,14 +34,19 @@ class FrameTransform:
 
     def __call__(self, pixels_T3HW: Tensor) -> Tensor:
         resized = self._resize(pixels_T3HW)
-        mean, std = list(self.mean), list(self.std)
-        normalised: Tensor = F.normalize(F.to_dtype(resized, torch.float32, scale=True), mean, std)
-        return normalised
+        mean, std = (
+            torch.tensor(x, device=resized.device)[:, None, None] for x in (self.mean, self.std)
+        )
+        return (resized.float() / 255 - mean) / std
 
     def _resize(self, pixels: Tensor) -> Tensor:
         (height, width), (H, W) = self.size, pixels.shape[-2:]
         if (height, width) == (H, W):
             return pixels
+        # Half a second, which frames that were decoded to size do without.
+        from torchvision.transforms import InterpolationMode
+        from torchvision.transforms.v2 import functional as F
+
         to = (height, width)
         if self.resize != "squash":
             ratios = height / H, width / W

@@ -9,7 +9,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
 
 from flamvid.errors import ConfigError, InputError, WeightsError
 from flamvid.models.build import ModelConfig, assemble, read_model_config
@@ -18,6 +17,7 @@ from flamvid.models.labels import Labels
 from flamvid.models.lm import TokenHead, load_causal_lm
 from flamvid.models.vision import TimmEncoder, build_vision
 from flamvid.text.prompt import PromptFormat
+from flamvid.text.tokenizer import FastTokenizer
 from flamvid.video.transform import FrameTransform
 from flamvid.weights import hub
 from flamvid.weights.adapter import load_adapter
@@ -69,7 +69,7 @@ def load_model(
 
     folder = hub.resolve(config.lm)
     lm = load_causal_lm(folder, kind)
-    tokenizer = _tokenizer(folder)
+    tokenizer = FastTokenizer(folder)
     encoder_kind, _, encoder_name = config.vision.encoder.partition(":")
     tower = str(hub.resolve(encoder_name)) if encoder_kind == "clip" else None
     vision = build_vision(config.vision, tower)
@@ -148,15 +148,6 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    try:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{folder} holds no tokenizer.json that can be read") from error
-    assert isinstance(tokenizer, PreTrainedTokenizerFast)
-    return tokenizer
-
-
 def _load_vision(vision: TimmEncoder, folder: Path) -> None:
     try:
         vision.load(load_file(folder / "model.safetensors"))
@@ -165,7 +156,7 @@ def _load_vision(vision: TimmEncoder, folder: Path) -> None:
         raise WeightsError(f"{folder} holds no weights that fit the encoder: {reason}") from error
 
 
-def _prompts(tokenizer: PreTrainedTokenizerFast, config: ModelConfig) -> PromptFormat:
+def _prompts(tokenizer: FastTokenizer, config: ModelConfig) -> PromptFormat:
     ids = []
     for token in (config.tokens.bos, config.tokens.media, config.tokens.end):
         at = tokenizer.convert_tokens_to_ids(token)

@@ -1,0 +1,325 @@
+"""Llama, written for decoding: fused projections, keys in one buffer, and quick to import.
+
+transformers hosts every other language model, and this one's logits are tested against its. It is
+ours because importing transformers' models takes longer than captioning a clip.
+
+Legend: B batch, S new tokens, T all tokens so far, H heads, G key heads, d head width, D width.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from flamvid.errors import WeightsError
+
+__all__ = ["KeyValueCache", "Llama", "LlamaConfig", "load_llama", "read_llama_config"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LlamaConfig:
+    """Sizes of a Llama, under transformers' names."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    rope_theta: float
+    rms_norm_eps: float
+    tie_word_embeddings: bool
+
+
+def read_llama_config(folder: Path) -> LlamaConfig | None:
+    """The sizes in a folder's config.json; None for another model, or a Llama with extras."""
+    try:
+        table: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    rope = table.get("rope_parameters") or {}
+    heads = table.get("num_attention_heads", 0)
+    plain = (
+        table.get("model_type") == "llama"
+        and table.get("hidden_act") == "silu"
+        and rope.get("rope_type") == "default"
+        and rope.get("partial_rotary_factor", 1.0) == 1.0
+        and not (table.get("attention_bias") or table.get("mlp_bias"))
+        and (folder / "model.safetensors").is_file()
+    )
+    if not plain:
+        return None
+    try:
+        return LlamaConfig(
+            hidden_size=table["hidden_size"],
+            intermediate_size=table["intermediate_size"],
+            num_hidden_layers=table["num_hidden_layers"],
+            num_attention_heads=heads,
+            num_key_value_heads=table.get("num_key_value_heads") or heads,
+            head_dim=table.get("head_dim") or table["hidden_size"] // heads,
+            vocab_size=table["vocab_size"],
+            rope_theta=rope["rope_theta"],
+            rms_norm_eps=table["rms_norm_eps"],
+            tie_word_embeddings=table.get("tie_word_embeddings", False),
+        )
+    except KeyError:
+        return None
+
+
+class KeyValueCache:
+    """Keys and values of all layers, each a buffer [B,G,room,d] that doubles when it is full."""
+
+    def __init__(self, layers: int) -> None:
+        self._keys: list[Tensor | None] = [None] * layers
+        self._values: list[Tensor | None] = [None] * layers
+        self.length = 0  # of the last layer that was updated before the new tokens
+
+    def get_seq_length(self) -> int:
+        """How many tokens the cache holds."""
+        return self.length
+
+    def update(self, layer: int, k_BGSd: Tensor, v_BGSd: Tensor) -> tuple[Tensor, Tensor]:
+        """Append a layer's new keys and values; returns all of them, [B,G,T,d]."""
+        T = self.length + k_BGSd.shape[2]
+        keys = self._grown(self._keys[layer], k_BGSd, T)
+        values = self._grown(self._values[layer], v_BGSd, T)
+        keys[:, :, self.length : T] = k_BGSd
+        values[:, :, self.length : T] = v_BGSd
+        self._keys[layer], self._values[layer] = keys, values
+        return keys[:, :, :T], values[:, :, :T]
+
+    def _grown(self, buffer: Tensor | None, new: Tensor, room: int) -> Tensor:
+        if buffer is not None and buffer.shape[2] >= room:
+            return buffer
+        B, G, _, d = new.shape
+        grown = new.new_empty(B, G, max(64, 2 * room), d)
+        if buffer is not None:
+            grown[:, :, : self.length] = buffer[:, :, : self.length]
+        return grown
+
+    def batch_repeat_interleave(self, times: int) -> None:
+        """Each row `times` times in succession."""
+        if times > 1:
+            self._map(lambda x: x.repeat_interleave(times, 0))
+
+    def reorder_cache(self, rows: Tensor) -> None:
+        """Let row i be what row `rows[i]` was."""
+        self._map(lambda x: x.index_select(0, rows))
+
+    def _map(self, change: Any) -> None:
+        for buffers in (self._keys, self._values):
+            for layer, buffer in enumerate(buffers):
+                if buffer is not None:
+                    buffers[layer] = change(buffer)
+
+
+class _Linear(nn.Linear):
+    """Without random weights: they are always read from a file."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
+class _Embedding(nn.Embedding):
+    def reset_parameters(self) -> None:
+        pass
+
+
+class _Layer(nn.Module):
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        D, d = config.hidden_size, config.head_dim
+        self.heads, self.key_heads, self.width = (
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            d,
+        )
+        self.eps = config.rms_norm_eps
+        self.norm_attention = nn.Parameter(torch.empty(D))
+        self.qkv = _Linear(D, (self.heads + 2 * self.key_heads) * d, bias=False)
+        self.out = _Linear(self.heads * d, D, bias=False)
+        self.norm_mlp = nn.Parameter(torch.empty(D))
+        self.gate_up = _Linear(D, 2 * config.intermediate_size, bias=False)
+        self.down = _Linear(config.intermediate_size, D, bias=False)
+
+    def forward(
+        self,
+        x_BSD: Tensor,
+        turn: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        cache: KeyValueCache | None,
+        at: int,
+    ) -> Tensor:
+        B, S, D = x_BSD.shape
+        qkv = self.qkv(F.rms_norm(x_BSD, (D,), self.norm_attention, self.eps))
+        qkv = qkv.view(B, S, -1, self.width).transpose(1, 2)  # B x (H+2G) x S x d
+        q, k, v = qkv.split([self.heads, self.key_heads, self.key_heads], dim=1)
+        q, k = _rotate(q, turn), _rotate(k, turn)
+        if cache is not None:
+            k, v = cache.update(at, k, v)
+        attended = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            is_causal=mask is None and S > 1,
+            enable_gqa=self.heads != self.key_heads,
+        )
+        x_BSD = x_BSD + self.out(attended.transpose(1, 2).reshape(B, S, -1))
+        gate, up = self.gate_up(F.rms_norm(x_BSD, (D,), self.norm_mlp, self.eps)).chunk(2, -1)
+        out: Tensor = x_BSD + self.down(F.silu(gate) * up)
+        return out
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Hidden:
+    """What transformers' bodies give back, as far as it is read."""
+
+    last_hidden_state: Tensor
+
+
+class _Body(nn.Module):
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = _Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(_Layer(config) for _ in range(config.num_hidden_layers))
+        self.norm = nn.Parameter(torch.empty(config.hidden_size))
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: KeyValueCache | None = None,
+        use_cache: bool = False,
+    ) -> Hidden:
+        """Hidden states [B,S,D] after the last norm."""
+        x_BSD = self.embed_tokens(input_ids)
+        S = input_ids.shape[1]
+        past = past_key_values.length if past_key_values is not None else 0
+        if position_ids is None:
+            position_ids = torch.arange(past, past + S, device=input_ids.device)[None]
+        turn = _turn(position_ids, self.config, x_BSD.dtype)
+        mask = _visible(attention_mask, past, S, input_ids.device)
+        for at, layer in enumerate(self.layers):
+            x_BSD = layer(x_BSD, turn, mask, past_key_values, at)
+        if past_key_values is not None:
+            past_key_values.length = past + S
+        D = self.config.hidden_size
+        return Hidden(F.rms_norm(x_BSD, (D,), self.norm, self.config.rms_norm_eps))
+
+
+class Llama(nn.Module):
+    """A causal Llama with the names that a transformers host has."""
+
+    base_model_prefix = "model"
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = _Body(config)
+        self.lm_head = _Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The table of token embeddings."""
+        return self.model.embed_tokens
+
+    def get_output_embeddings(self) -> nn.Linear:
+        """Hidden states to logits."""
+        return self.lm_head
+
+
+def load_llama(folder: Path, config: LlamaConfig, dtype: torch.dtype) -> Llama:
+    """Read transformers' layout of a Llama, each tensor once, into ours."""
+    lm = Llama(config).to(dtype)
+    path = folder / "model.safetensors"
+    try:
+        with safe_open(path, framework="pt") as file, torch.no_grad():
+            left = set(file.keys())
+            if config.tie_word_embeddings:
+                left.discard("lm_head.weight")
+            for name, target in _places(lm):
+                if name not in left:
+                    raise WeightsError(f"{path} lacks {name}; copy or pull it again")
+                _copy(file.get_tensor(name), target, f"{path}: {name}")
+                left.discard(name)
+    except (SafetensorError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise WeightsError(f"{path} is damaged ({reason}); copy or pull it again") from error
+    if left:
+        raise WeightsError(f"{path} holds {min(left)}, which no Llama has")
+    return lm.eval()
+
+
+def _copy(tensor: Tensor, target: Tensor, name: str) -> None:
+    if tensor.shape != target.shape:
+        raise WeightsError(
+            f"{name} has shape {tuple(tensor.shape)}, but its config.json says "
+            f"{tuple(target.shape)}"
+        )
+    target.copy_(tensor)
+
+
+def _places(lm: Llama) -> Iterator[tuple[str, Tensor]]:
+    """Where each tensor of transformers' layout goes."""
+    c = lm.config
+    yield "model.embed_tokens.weight", lm.model.embed_tokens.weight
+    yield "model.norm.weight", lm.model.norm
+    if not c.tie_word_embeddings:
+        yield "lm_head.weight", lm.lm_head.weight
+    queries, keys = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+    for at, layer in enumerate(lm.model.layers):
+        assert isinstance(layer, _Layer)
+        q, k, v = layer.qkv.weight.split([queries, keys, keys])
+        gate, up = layer.gate_up.weight.chunk(2)
+        for name, tensor in {
+            "input_layernorm": layer.norm_attention,
+            "self_attn.q_proj": q,
+            "self_attn.k_proj": k,
+            "self_attn.v_proj": v,
+            "self_attn.o_proj": layer.out.weight,
+            "post_attention_layernorm": layer.norm_mlp,
+            "mlp.gate_proj": gate,
+            "mlp.up_proj": up,
+            "mlp.down_proj": layer.down.weight,
+        }.items():
+            yield f"model.layers.{at}.{name}.weight", tensor
+
+
+def _turn(positions_BS: Tensor, config: LlamaConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of the rotary embedding (Su et al. 2021), each [B,1,S,d]."""
+    d, device = config.head_dim, positions_BS.device
+    powers = torch.arange(0, d, 2, device=device, dtype=torch.float32) / d
+    angles = positions_BS[:, None, :, None].float() / config.rope_theta**powers
+    angles = torch.cat([angles, angles], dim=-1)
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def _rotate(x_BHSd: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
+    cos, sin = turn
+    first, second = x_BHSd.chunk(2, dim=-1)
+    return x_BHSd * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+def _visible(real_BT: Tensor | None, past: int, new: int, device: torch.device) -> Tensor | None:
+    """Which tokens each new one may attend to, bool [B or 1,1,S,T]; None: by place alone."""
+    if real_BT is None and (past == 0 or new == 1):
+        return None
+    at = torch.arange(past + new, device=device)
+    causal_ST = at <= at[past:, None]
+    if real_BT is None:
+        return causal_ST[None, None]
+    itself_ST = at == at[past:, None]  # padding sees itself, or its softmax would be of nothing
+    return (causal_ST & real_BT.bool()[:, None, :] | itself_ST)[:, None]
