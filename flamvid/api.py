@@ -333,6 +333,7 @@ class Captioner:
             prompts.end_id,
             search,
             head=self.model.head,
+            media_id=prompts.media_id,
         )
         return prompts.decode(best.ids), best.logprob
 

@@ -14,6 +14,7 @@ from transformers import DynamicCache
 from flamvid.errors import InputError
 from flamvid.models.flamingo import Flamingo
 from flamvid.models.lm import MediaContext, TokenHead
+from flamvid.ops import media_index
 
 __all__ = ["Generated", "GenerationConfig", "generate"]
 
@@ -85,11 +86,13 @@ def generate(
     config: GenerationConfig,
     attention_mask: Tensor | None = None,
     head: TokenHead | None = None,
+    media_id: int | None = None,
 ) -> list[Generated]:
     """The best continuation of each prompt, until `end_id` or `max_tokens`.
 
     input_ids, index_BS, attention_mask [B,S], padded on the left; with `head` only its tokens are
-    chosen from. Beams share the media: latents are encoded once and read once per layer.
+    chosen from. Beams share the media: latents are encoded once and read once per layer. With
+    `media_id` a media token that is written moves its beam on to the next media, as in a prompt.
     """
     B, K = input_ids.shape[0], config.beams
     cache = DynamicCache(config=model.lm.lm.config)
@@ -101,10 +104,9 @@ def generate(
     # Read the prompts once, then let each stand for its K beams.
     hidden = model.lm(input_ids, media, mask, cache)[:, -1]  # B x D
     cache.batch_repeat_interleave(K)
-    media = MediaContext(
-        tuple(layer.repeat(K) for layer in media.layers),
-        index_BS[:, -1:].repeat_interleave(K, 0),  # what the last token sees, the next ones see
-    )
+    layers = tuple(layer.repeat(K) for layer in media.layers)
+    index = index_BS[:, -1:].repeat_interleave(K, 0)  # what the last token sees, the next ones see
+    M = latents_BMLD.shape[1]
     mask = None if mask is None else mask.repeat_interleave(K, 0)
     hidden = hidden.repeat_interleave(K, 0)  # B*K x D
 
@@ -158,7 +160,12 @@ def generate(
             cache.reorder_cache(parent)
         if mask is not None:
             mask = torch.cat([mask, mask.new_ones(B * K, 1)], dim=1)
-        hidden = model.lm(token_ids, media, mask, cache)[:, -1]
+        index = index[parent]
+        if media_id is not None:
+            # Past the last media there is nothing new to see.
+            seen = index[:, 0] + 1
+            index = media_index(token_ids, media_id, seen=seen).clamp_max(M - 1)
+        hidden = model.lm(token_ids, MediaContext(layers, index), mask, cache)[:, -1]
 
     for b in range(B):
         if not done[b]:  # out of tokens: what is still running competes as it stands

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flamvid.errors import InputError
+
 __all__ = ["media_attention"]
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -31,7 +33,9 @@ def media_attention(
     """q [B,H,S,d], k and v [B,H,K,d], index int32 [B,S] from `media_index` -> [B,H,S,d].
 
     `latents_per_media`: one number for all media, or one for each; `scale`: d^-1/2 if not given.
-    Rows of tokens that see no media (-1) are exactly 0, their gradients too.
+    Rows of tokens that see no media (-1) are exactly 0, their gradients too. All of float32,
+    bfloat16 or float16, d up to 256. Raises InputError for anything else, before it is touched.
+    Source: Flamingo, section 2.3 and appendix A.1.3: a token attends to one media only.
     """
     offsets = _offsets(latents_per_media, k)
     _check(q, k, v, index, len(offsets) - 1)
@@ -44,37 +48,46 @@ def media_attention(
 def _offsets(latents: int | Sequence[int], k: Tensor) -> Tensor:
     """int64 [M+1]: media m owns latents offsets[m] .. offsets[m+1]."""
     if k.dim() != 4:
-        raise ValueError(f"k has shape {tuple(k.shape)}; must be [B,H,K,d]")
+        raise InputError(f"k has shape {tuple(k.shape)}; must be [B,H,K,d]")
     total = k.shape[2]
     if isinstance(latents, int):
         if latents < 1 or total % latents:
-            raise ValueError(f"latents_per_media is {latents}; must divide the {total} rows of k")
+            raise InputError(
+                f"latents_per_media is {latents}; must divide the {total} rows of k, "
+                "or be a list of one number per media"
+            )
         return torch.arange(0, total + 1, latents, device=k.device)
     if any(n < 0 for n in latents) or sum(latents) != total:
-        raise ValueError(f"latents_per_media is {latents}; must add up to the {total} rows of k")
-    ends = [sum(latents[:m]) for m in range(len(latents) + 1)]
+        raise InputError(f"latents_per_media is {latents}; must add up to the {total} rows of k")
+    ends = [0]
+    for n in latents:
+        ends.append(ends[-1] + n)
     return torch.tensor(ends, device=k.device)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, index: Tensor, media: int) -> None:
     if q.dim() != 4 or not 1 <= q.shape[3] <= _WIDEST:
-        raise ValueError(f"q has shape {tuple(q.shape)}; must be [B,H,S,d], d from 1 to {_WIDEST}")
+        raise InputError(f"q has shape {tuple(q.shape)}; must be [B,H,S,d], d from 1 to {_WIDEST}")
     B, H, S, d = q.shape
     if k.shape != v.shape or k.shape[:2] != (B, H) or k.shape[3] != d:
         shapes = f"k {tuple(k.shape)} and v {tuple(v.shape)}"
-        raise ValueError(f"{shapes} don't fit q {tuple(q.shape)}; must be [B,H,K,d] both")
+        raise InputError(f"{shapes} don't fit q {tuple(q.shape)}; must be [B,H,K,d] both")
     if q.dtype not in _DTYPES or k.dtype != q.dtype or v.dtype != q.dtype:
-        raise ValueError(f"q, k, v are {q.dtype}, {k.dtype}, {v.dtype}; must be one float type")
+        have = f"{q.dtype}, {k.dtype}, {v.dtype}"
+        raise InputError(f"q, k, v are {have}; must be all float32, bfloat16 or float16")
     if index.shape != (B, S) or index.dtype != torch.int32:
         have = f"{index.dtype} {tuple(index.shape)}"
-        raise ValueError(f"index is {have}; must be torch.int32 [{B}, {S}]")
-    if len({q.device, k.device, v.device, index.device}) > 1:
-        raise ValueError("q, k, v and index are on different devices; must be on one")
+        raise InputError(f"index is {have}; must be torch.int32 [{B}, {S}], as media_index gives")
+    devices = [str(x.device) for x in (q, k, v, index)]
+    if len(set(devices)) > 1:
+        raise InputError(f"q, k, v, index are on {', '.join(devices)}; must be on one device")
     # Reading it on CUDA would wait for the GPU: the kernels treat what is out of range as -1.
     if index.device.type == "cpu" and not torch.compiler.is_compiling() and index.numel():
-        low, high = int(index.min()), int(index.max())
+        low, high = (int(x) for x in index.aminmax())
         if low < -1 or high >= media:
-            raise ValueError(f"index spans {low}..{high}; must be from -1 to {media - 1}")
+            raise InputError(
+                f"index spans {low}..{high}; must be from -1 (none) to {media - 1}, the last media"
+            )
 
 
 def _weights(

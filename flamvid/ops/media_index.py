@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from flamvid.errors import InputError
+
 __all__ = ["Attend", "media_index"]
 
 Attend = Literal["previous", "next"]
@@ -41,18 +43,21 @@ def media_index(
 
     input_ids: int [B,S]. Returns int32 [B,S]; -1 where a token sees none.
     `previous`: the last media token at or before the token; `next`: the first at or after it.
-    `seen` [B]: media tokens of each row before these ones, as in decoding with a cache.
+    `seen` int [B]: media tokens of each row before these ones, as in decoding with a cache.
+    Padding on the left is no media token, so it sees none (`previous`) or the first (`next`).
+    Raises InputError for other shapes and types.
     """
     if input_ids.dim() != 2:
-        raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; must be [B,S]")
+        raise InputError(f"input_ids has shape {tuple(input_ids.shape)}; must be [B,S]")
     if input_ids.dtype not in (torch.int32, torch.int64):
-        raise ValueError(f"input_ids is {input_ids.dtype}; must be int32 or int64")
+        raise InputError(f"input_ids is {input_ids.dtype}; must be int32 or int64")
     if attend not in ("previous", "next"):
-        raise ValueError(f"attend is {attend!r}; must be 'previous' or 'next'")
+        raise InputError(f"attend is {attend!r}; must be 'previous' or 'next'")
     index_BS: Tensor = torch.ops.flamvid.media_index(input_ids, media_token_id, attend)
     if seen is None:
         return index_BS
-    if seen.shape != input_ids.shape[:1]:
-        raise ValueError(f"seen has shape {tuple(seen.shape)}; must be [{len(input_ids)}]")
+    if seen.shape != input_ids.shape[:1] or seen.dtype not in (torch.int32, torch.int64):
+        have = f"{seen.dtype} {tuple(seen.shape)}"
+        raise InputError(f"seen is {have}; must be int32 or int64 [{len(input_ids)}]")
     moved_BS = index_BS + seen.to(torch.int32)[:, None]
     return moved_BS if attend == "previous" else torch.where(index_BS < 0, -1, moved_BS)
