@@ -95,9 +95,13 @@ class CMakeBuild(build_ext):
             "PYTHON_INCLUDE_DIR": sysconfig.get_path("include"),
             "FLAMVID_CUDA": "ON" if cuda else "OFF",
         }
+        if architectures := os.environ.get("CUDAARCHS"):  # as CMake has it
+            flags["FLAMVID_CUDA_ARCHITECTURES"] = architectures
         defines = [f"-D{name}={value}" for name, value in flags.items()]
         # One folder for each torch and Python: what did not change is not compiled again.
-        key = hashlib.sha256("\n".join([*defines, torch_says("__version__")]).encode()).hexdigest()[:8]
+        key = hashlib.sha256("\n".join([*defines, torch_says("__version__")]).encode()).hexdigest()[
+            :8
+        ]
         build = (ROOT / "build" / f"kernels-{key}").resolve()
         target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         subprocess.run(["cmake", "-S", ROOT, "-B", build, "-G", "Ninja", *defines], check=True)

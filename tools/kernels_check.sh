@@ -20,16 +20,15 @@ trap 'rm -rf "$out"' EXIT
 cd "$root"
 CUDAARCHS=90-real FLAMVID_BUILD_KERNELS=1 FLAMVID_BUILD_CUDA=1 \
   "$python" setup.py --quiet build_ext --build-lib "$out"
-"$python" - "$out/flamvid/_C.abi3.so" <<'PY'
-import importlib.util
+PYTHONPATH=$root "$python" - "$out/flamvid" <<'PY'
 import sys
 
-import torch
+import flamvid
 
-for schema in ("media_index(Tensor ids, int media, str attend) -> Tensor",):
-    torch.library.define("flamvid::" + schema.partition("(")[0], "(" + schema.partition("(")[2])
-spec = importlib.util.spec_from_file_location("_C", sys.argv[1])
-importlib.util.module_from_spec(spec)
-assert torch._C._dispatch_has_kernel_for_dispatch_key("flamvid::media_index", "CUDA")
-print("kernels-check: flamvid._C with CUDA compiles, links and registers")
+flamvid.__path__.insert(0, sys.argv[1])  # this flamvid._C and no other
+from flamvid.ops import OPERATIONS, implementation
+
+for op in OPERATIONS:
+    assert implementation(op, "cuda").name == "kernel", implementation(op, "cuda")
+print("kernels-check: flamvid._C with CUDA compiles, links, loads and registers")
 PY

@@ -56,7 +56,7 @@ struct Tensor4 {
 void check(bool good, const char* what, const Problem& p, cpu::Level level, double have,
            double want) {
   if (good) return;
-  std::printf("FAIL %s, level %d: %g, want %g; H=%ld S=%ld M=%ld latents=%ld d=%d\n", what,
+  std::printf("FAIL %s, level %d: %.9g, want %.9g; H=%ld S=%ld M=%ld latents=%ld d=%d\n", what,
               int(level), have, want, long(p.heads), long(p.tokens), long(p.media),
               long(p.latents), p.width);
   std::exit(1);
