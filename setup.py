@@ -104,6 +104,8 @@ class CMakeBuild(build_ext):
         ]
         build = (ROOT / "build" / f"kernels-{key}").resolve()
         target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
+        # Said anew each time: the ninja of the last build lay in an environment that is gone.
+        defines.append(f"-DCMAKE_MAKE_PROGRAM={shutil.which('ninja')}")
         subprocess.run(["cmake", "-S", ROOT, "-B", build, "-G", "Ninja", *defines], check=True)
         subprocess.run(["cmake", "--build", build], check=True)
         subprocess.run(["cmake", "--install", build, "--prefix", target], check=True)
