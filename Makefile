@@ -5,11 +5,15 @@ TORCH ?= torch==2.14.1 torchvision==0.29.1
 BIN := .venv/bin
 STAMP := .venv/.flamvid-installed
 
-.PHONY: setup caption test lint
+.PHONY: setup caption test lint kernels-check
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml setup.py CMakeLists.txt
+KERNELS := $(wildcard kernels/CMakeLists.txt kernels/*.* kernels/*/*.*)
+# The CUDA kernels take minutes to compile: only for a GPU that is here.
+export FLAMVID_BUILD_CUDA ?= $(if $(wildcard /dev/nvidia0),auto,0)
+
+$(STAMP): pyproject.toml setup.py CMakeLists.txt $(KERNELS)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet $(TORCH)
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
@@ -26,3 +30,6 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+kernels-check: setup
+	tools/kernels_check.sh $(BIN)/python

@@ -270,6 +270,7 @@ class Captioner:
             self.model.prompts.end_id,
             config,
             head=self.model.head,
+            media_id=self.model.prompts.media_id,
             on_token=_Teller(self.model.prompts, on_text) if on_text else None,
         )
         return texts

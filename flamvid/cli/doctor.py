@@ -12,10 +12,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -65,7 +66,7 @@ def examine() -> list[Check]:
     out: list[Check] = []
     for check in (_python, _torch, _torchvision, _decord, _ffmpeg, *_libraries(), _xformers):
         out.append(_safely(check))
-    out += [_safely(_kernels), _safely(_attention), _safely(_cache)]
+    out += [_safely(check) for check in (*_operations(), _attention, _cache)]
     try:
         out += _parts()
     except Exception as error:
@@ -165,21 +166,46 @@ def _xformers() -> Check:
     return Check("xformers", Status.ok, f"{version} installed, for half precision on CUDA")
 
 
-def _kernels() -> Check:
-    if os.environ.get("FLAMVID_KERNELS") == "0":
-        detail = "reference in PyTorch, as FLAMVID_KERNELS=0 asks"
-        return Check("kernels", Status.note, detail, "unset FLAMVID_KERNELS")
-    if importlib.util.find_spec("flamvid._C") is None:
-        return Check("kernels", Status.ok, "reference in PyTorch: no compiled module here")
-    import torch  # noqa: F401 - its libraries must be loaded before ours
+def _operations() -> list[Callable[[], Check]]:
+    """Who serves each operation here, and why; a module that does not load is worth a fix."""
 
-    importlib.import_module("flamvid._C")
-    return Check("kernels", Status.ok, "compiled")
+    def check(op: str) -> Callable[[], Check]:
+        def run() -> Check:
+            ops = _ops()
+            device = "cuda" if _cuda() else "cpu"
+            served = ops.implementation(op, device)
+            detail = f"{served.name} on {device}: {served.why}"
+            if "does not load" in served.why:
+                fix = "pip install --no-build-isolation --force-reinstall --no-deps flamvid"
+                return Check(op, Status.note, detail, fix)
+            asked = os.environ.get("FLAMVID_KERNELS") == "0"
+            return Check(
+                op, Status.note if asked else Status.ok, detail, "unset FLAMVID_KERNELS" * asked
+            )
+
+        return run
+
+    return [
+        check(op) for op in ("media_index", "media_attention_forward", "media_attention_backward")
+    ]
 
 
 def _attention() -> Check:
-    where = "cuda" if _cuda() else "cpu"
-    return Check("attention", Status.ok, f"scaled_dot_product_attention of torch, on {where}")
+    import torch
+
+    ops = _ops()
+    if not _cuda():
+        served = ops.attention_backend("cpu")
+        return Check("attention", Status.ok, f"{served.name} on cpu: {served.why}")
+    served = ops.attention_backend("cuda", torch.bfloat16)
+    detail = f"{served.name} on cuda in half precision: {served.why}; sdpa in full precision"
+    return Check("attention", Status.ok, detail)
+
+
+def _ops() -> Any:
+    with warnings.catch_warnings():  # what does not load is a row of the report, not a warning
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return importlib.import_module("flamvid.ops")
 
 
 def _cache() -> Check:

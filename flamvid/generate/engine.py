@@ -16,6 +16,7 @@ from flamvid.generate.choose import draw, forbid
 from flamvid.generate.config import Generated, GenerationConfig
 from flamvid.models.flamingo import Flamingo
 from flamvid.models.lm import MediaContext, TokenHead
+from flamvid.ops import media_index
 
 __all__ = ["Generated", "GenerationConfig", "OnToken", "generate", "search"]
 
@@ -54,10 +55,19 @@ def generate(
     config: GenerationConfig,
     attention_mask: Tensor | None = None,
     head: TokenHead | None = None,
+    media_id: int | None = None,
 ) -> list[Generated]:
     """The best continuation of each prompt; arguments as for `search`."""
     found = search(
-        model, latents_BMLD, input_ids, index_BS, end_id, config, attention_mask, head=head
+        model,
+        latents_BMLD,
+        input_ids,
+        index_BS,
+        end_id,
+        config,
+        attention_mask,
+        head=head,
+        media_id=media_id,
     )
     return [texts[0] for texts in found]
 
@@ -73,13 +83,15 @@ def search(
     attention_mask: Tensor | None = None,
     *,
     head: TokenHead | None = None,
+    media_id: int | None = None,
     on_token: OnToken | None = None,
 ) -> list[list[Generated]]:
     """`config.returns` continuations of each prompt, the best first, to `end_id` or `max_tokens`.
 
     input_ids, index_BS, attention_mask [B,S], padded on the left; with `head` only its tokens are
-    chosen from. Beams share the media: latents are encoded once and read once per layer. on_token
-    hears of every token at once, which beams can't: they change their mind.
+    chosen from. Beams share the media: latents are encoded once and read once per layer. With
+    `media_id` a media token that is written moves its beam on to the next media, as in a prompt.
+    on_token hears of every token at once, which beams can't: they change their mind.
     """
     if on_token and (config.beams > 1 or config.returns > 1):
         raise InputError("tokens can't be told one by one of several beams or texts; ask for one")
@@ -96,10 +108,10 @@ def search(
     hidden = model.lm(input_ids, media, mask, cache)[:, -1]  # B x D
     rows_each = K * draws
     cache.batch_repeat_interleave(rows_each)
-    media = MediaContext(
-        tuple(layer.repeat(rows_each) for layer in media.layers),
-        index_BS[:, -1:].repeat_interleave(rows_each, 0),  # what the last token sees, the next do
-    )
+    layers = tuple(layer.repeat(rows_each) for layer in media.layers)
+    # What the last token sees, the next ones see.
+    index = index_BS[:, -1:].repeat_interleave(rows_each, 0)
+    M = latents_BMLD.shape[1]
     mask = None if mask is None else mask.repeat_interleave(rows_each, 0)
     hidden = hidden.repeat_interleave(rows_each, 0)  # B*K x D
 
@@ -155,7 +167,12 @@ def search(
             cache.reorder_cache(parent)
         if mask is not None:
             mask = torch.cat([mask, mask.new_ones(B * K, 1)], dim=1)
-        hidden = model.lm(token_ids, media, mask, cache)[:, -1]
+        index = index[parent]
+        if media_id is not None:
+            # Past the last media there is nothing new to see.
+            seen = index[:, 0] + 1
+            index = media_index(token_ids, media_id, seen=seen).clamp_max(M - 1)
+        hidden = model.lm(token_ids, MediaContext(layers, index), mask, cache)[:, -1]
 
     for b in range(B):
         if not done[b]:  # out of tokens: what is still running competes as it stands

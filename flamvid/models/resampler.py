@@ -5,6 +5,7 @@ Legend: B rows (one per media), T frames, N patches per frame, L latents, D widt
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 
 from flamvid.errors import ConfigError
 from flamvid.models.time_embedding import TimeEmbedding
+from flamvid.ops import attention
 
 __all__ = ["PerceiverResampler", "ResamplerConfig", "SquaredReLU", "feed_forward"]
 
@@ -69,18 +71,27 @@ class ResamplerBlock(nn.Module):
         self.ffw = feed_forward(config.width, config.ffw_ratio)
 
     def forward(
-        self, latents_BLD: Tensor, media_BKD: Tensor, visible_B11K: Tensor | None
+        self, latents_BLD: Tensor, media: Tensor, lengths: Sequence[int] | None = None
     ) -> Tensor:
+        """media [B,K,D]; or [X,D], the media of all rows end to end, `lengths` of each."""
         latents = self.norm_latents(latents_BLD)
-        keys = torch.cat([self.norm_media(media_BKD), latents], dim=1)  # B x (K + L) x D
-
+        media = self.norm_media(media)
         q = self._split(self.to_q(latents))
-        k, v = (self._split(x) for x in self.to_kv(keys).chunk(2, dim=-1))
-        if visible_B11K is not None:
-            visible_B11K = F.pad(visible_B11K, (0, latents.shape[1]), value=True)
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=visible_B11K)
+        if lengths is None:
+            keys = torch.cat([media, latents], dim=1)  # B x (K + L) x D
+            k, v = (self._split(x) for x in self.to_kv(keys).chunk(2, dim=-1))
+            attended = attention(q, k, v).transpose(1, 2)  # B x L x H x d
+        else:
+            # A row's keys are its own frames and its latents; nothing is padded.
+            pairs = zip(media.split(list(lengths)), latents, strict=True)
+            keys = torch.cat([part for pair in pairs for part in pair])[None]
+            k, v = (self._split(x) for x in self.to_kv(keys).chunk(2, dim=-1))
+            B, _, L, _ = q.shape
+            ends = ([L] * B, [n + L for n in lengths])
+            packed = attention(q.transpose(0, 1).flatten(1, 2)[None], k, v, ends)  # 1 x H x B*L x d
+            attended = packed[0].unflatten(1, (B, L)).permute(1, 2, 0, 3)
 
-        latents_BLD = latents_BLD + self.to_out(attended.transpose(1, 2).flatten(2))
+        latents_BLD = latents_BLD + self.to_out(attended.flatten(2))
         out: Tensor = latents_BLD + self.ffw(latents_BLD)
         return out
 
@@ -104,29 +115,29 @@ class PerceiverResampler(nn.Module):
         self.norm = nn.LayerNorm(config.width)
 
     def forward(self, features_BTNF: Tensor, frame_counts: Tensor | None = None) -> Tensor:
-        """Latents [B,L,D]; `frame_counts` [B] hides the padding frames of shorter rows."""
+        """Latents [B,L,D]; `frame_counts` int [B]: frames past a row's count are not read."""
         B, T, N, _ = features_BTNF.shape
-
-        # Project the frozen features and say when each frame was seen.
-        media_BTND = self.project(self.dropout(self.norm_features(features_BTNF)))
-        media_BTND = media_BTND + self._times(T, frame_counts)
-        visible = None
-        if frame_counts is not None and bool((frame_counts < T).any()):
-            seen_BT = torch.arange(T, device=frame_counts.device) < frame_counts[:, None]
-            visible = seen_BT.repeat_interleave(N, dim=1)[:, None, None, :]  # B x 1 x 1 x T*N
+        counts = None if frame_counts is None else [int(n) for n in frame_counts]
+        if counts is None or min(counts, default=T) >= T:
+            media = self._embed(features_BTNF, self.time(T)).flatten(1, 2)  # B x T*N x D
+            lengths = None
+        else:
+            # Only frames that are there, end to end. A row's time embeddings are those of its own
+            # length, so that padding a batch changes nothing.
+            frames_XNF = torch.cat([row[:n] for row, n in zip(features_BTNF, counts, strict=True)])
+            times_XD = torch.cat([self.time(n) for n in counts])
+            media = self._embed(frames_XNF, times_XD).flatten(0, 1)  # X*N x D
+            lengths = [n * N for n in counts]
 
         # Squeeze time and space into the latents.
         latents_BLD = self.latents.expand(B, -1, -1)
         for block in self.blocks:
-            latents_BLD = block(latents_BLD, media_BTND.flatten(1, 2), visible)
+            latents_BLD = block(latents_BLD, media, lengths)
         out: Tensor = self.norm(latents_BLD)
         return out
 
-    def _times(self, frames: int, counts: Tensor | None) -> Tensor:
-        if counts is None or frames <= self.config.frames:
-            times: Tensor = self.time(frames)[:, None, :]
-            return times  # T x 1 x D
-        # Past the trained range a row's embeddings stretch to its own length, so that padding
-        # a batch changes nothing.
-        rows = [F.pad(self.time(int(n)), (0, 0, 0, frames - int(n))) for n in counts]
-        return torch.stack(rows)[:, :, None, :]  # B x T x 1 x D
+    def _embed(self, features: Tensor, times_TD: Tensor) -> Tensor:
+        """Project frozen features [...,T,N,F] and say when each frame was seen: [...,T,N,D]."""
+        media = self.project(self.dropout(self.norm_features(features)))
+        out: Tensor = media + times_TD[:, None, :]
+        return out

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 
 def rows(run: Any) -> tuple[int, dict[str, dict[str, str]]]:
@@ -60,3 +61,21 @@ def test_a_decoder_that_does_not_import_is_broken(
     assert code == 1
     assert "libdecord.so" in found["decord"]["detail"]
     assert found["decord"]["fix"] == "pip install --force-reinstall decord2"
+
+
+def test_every_operation_is_named_with_who_serves_it_and_why(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, found = rows(run)
+    for op in ("media_index", "media_attention_forward", "media_attention_backward"):
+        who = found[op]["detail"].split(" on cpu: ")[0]
+        assert who in ("kernel", "reference")
+    if not torch.cuda.is_available():
+        assert found["attention"]["detail"] == "sdpa on cpu: xformers is for CUDA, not cpu"
+
+    monkeypatch.setattr("flamvid.ops.kernels._reason", "flamvid._C does not load: no such symbol")
+    _, found = rows(run)
+    broken = found["media_attention_forward"]
+    assert broken["status"] == "note"
+    assert broken["detail"] == "reference on cpu: flamvid._C does not load: no such symbol"
+    assert "--no-build-isolation" in broken["fix"]

@@ -1,0 +1,197 @@
+// The CPU side of media attention, free of torch: text rows sorted by the media they see, and the
+// kernels of each instruction set (cpu_isa.h), of which the best is chosen at run time.
+//
+// A unit of work is a head and the rows that see one media: units write apart from each other, so
+// they may run on any number of threads in any order with the same result, bit for bit.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <type_traits>
+#include <vector>
+
+#include "block_tiles.h"
+
+namespace flamvid::attention::cpu {
+
+inline constexpr int ROWS = 64;  // text rows of a tile
+inline constexpr int KEYS = 64;  // latents of a tile
+inline constexpr int WIDTH = 256;
+inline constexpr float LOG2E = 1.44269504f;  // 2^x is cheaper than e^x
+
+// The buffers of a thread: tiles only, whatever S, L and M.
+struct alignas(64) Scratch {
+  float q[ROWS * WIDTH], g[ROWS * WIDTH], qt[ROWS * WIDTH], gt[ROWS * WIDTH], acc[ROWS * WIDTH];
+  float k[KEYS * WIDTH], v[KEYS * WIDTH], sum_k[KEYS * WIDTH], sum_v[KEYS * WIDTH];
+  float p[KEYS * ROWS], ds[KEYS * ROWS];
+};
+
+struct Unit {
+  int64_t b, h;
+  int32_t media;  // -1: none
+};
+
+// The text rows of each batch row, sorted by their media; those that see none come first.
+struct Plan {
+  struct Chunk {
+    int32_t media;
+    int64_t first;  // in `rows` of the batch row
+    int count;
+  };
+  int64_t tokens, media;
+  std::vector<int32_t> rows;               // [B,S]
+  std::vector<int64_t> starts;             // [B,M+2]; media m: starts[m+1] .. starts[m+2]
+  std::vector<std::vector<Chunk>> chunks;  // [B]: at most ROWS rows each
+  int64_t longest = 0;                     // of the lists of chunks
+
+  Plan(const Problem& p, int64_t batch)
+      : tokens(p.tokens), media(p.media), rows(batch * p.tokens), starts(batch * (p.media + 2)),
+        chunks(batch) {
+    for (int64_t b = 0; b < batch; ++b) {
+      int64_t* start = &starts[b * (media + 2)];
+      for (int64_t s = 0; s < tokens; ++s) ++start[media_of(p, b, s) + 2];
+      for (int64_t m = 1; m < media + 2; ++m) start[m] += start[m - 1];
+      // start[m + 1] is where media m begins; filling moves it to where m ends, and back it goes.
+      for (int64_t s = 0; s < tokens; ++s) {
+        rows[b * tokens + start[media_of(p, b, s) + 1]++] = static_cast<int32_t>(s);
+      }
+      for (int64_t m = media + 1; m > 0; --m) start[m] = start[m - 1];
+      start[0] = 0;
+      for (int32_t m = -1; m < media; ++m) {
+        for (int64_t at = begin(b, m); at < end(b, m); at += ROWS) {
+          const int64_t count = std::min<int64_t>(ROWS, end(b, m) - at);
+          chunks[b].push_back({m, at, static_cast<int>(count)});
+        }
+      }
+      longest = std::max(longest, static_cast<int64_t>(chunks[b].size()));
+    }
+  }
+
+  // Rows of b that see media m (or, -1, none): rows_of(b)[begin .. end].
+  int64_t begin(int64_t b, int64_t m) const { return starts[b * (media + 2) + m + 1]; }
+  int64_t end(int64_t b, int64_t m) const { return begin(b, m + 1); }
+  const int32_t* rows_of(int64_t b) const { return rows.data() + b * tokens; }
+};
+
+typedef float Four __attribute__((vector_size(16)));
+typedef float LooseFour __attribute__((vector_size(16), aligned(4), may_alias));
+#if defined(__clang__) || __GNUC__ >= 12
+#define FLAMVID_SHUFFLE(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
+#else
+typedef int32_t FourAt __attribute__((vector_size(16)));
+#define FLAMVID_SHUFFLE(x, y, ...) __builtin_shuffle(x, y, FourAt{__VA_ARGS__})
+#endif
+
+}  // namespace flamvid::attention::cpu
+
+// Attributes and not compiler flags: with flags, inline functions of the standard library would be
+// compiled for AVX-512 here and might be the copies that the linker keeps for all.
+#define FLAMVID_ISA plain
+#define FLAMVID_FN inline
+#define FLAMVID_LANES 4
+#define FLAMVID_VECTORS 2
+#include "cpu_isa.h"
+#undef FLAMVID_ISA
+#undef FLAMVID_FN
+#undef FLAMVID_LANES
+#undef FLAMVID_VECTORS
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define FLAMVID_ISA avx2
+#define FLAMVID_FN __attribute__((target("avx2,fma,f16c"))) inline
+#define FLAMVID_LANES 8
+#define FLAMVID_VECTORS 2
+#include "cpu_isa.h"
+#undef FLAMVID_ISA
+#undef FLAMVID_FN
+#undef FLAMVID_LANES
+#undef FLAMVID_VECTORS
+
+#define FLAMVID_ISA avx512
+#define FLAMVID_FN \
+  __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))) inline
+#define FLAMVID_LANES 16
+#define FLAMVID_VECTORS 4
+#include "cpu_isa.h"
+#undef FLAMVID_ISA
+#undef FLAMVID_FN
+#undef FLAMVID_LANES
+#undef FLAMVID_VECTORS
+#endif
+
+namespace flamvid::attention::cpu {
+
+enum class Level { plain, avx2, avx512 };
+
+// The best that this processor has.
+inline Level best_level() {
+#if defined(__x86_64__) && defined(__GNUC__)
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+    return Level::avx512;
+  }
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Level::avx2;
+#endif
+  return Level::plain;
+}
+
+template <typename T>
+struct Kernels {
+  decltype(&plain::forward<T>) forward = &plain::forward<T>;
+  decltype(&plain::backward<T>) backward = &plain::backward<T>;
+
+  explicit Kernels(Level level) {
+#if defined(__x86_64__) && defined(__GNUC__)
+    if (level == Level::avx2) forward = &avx2::forward<T>, backward = &avx2::backward<T>;
+    if (level == Level::avx512) forward = &avx512::forward<T>, backward = &avx512::backward<T>;
+#else
+    (void)level;
+#endif
+  }
+};
+
+// Forward unit `id` of B * H * plan.longest.
+template <typename T>
+void forward_unit(int64_t id, const Kernels<T>& kernels, const Plan& plan, const Problem& p,
+                  const View<const T>& q, const View<const T>& k, const View<const T>& v,
+                  const View<T>& out, float* lse, Scratch& s) {
+  const int64_t at = id % plan.longest, h = id / plan.longest % p.heads,
+                b = id / plan.longest / p.heads;
+  const auto& chunks = plan.chunks[b];
+  if (at >= static_cast<int64_t>(chunks.size())) return;
+  const auto& chunk = chunks[at];
+  const int32_t* rows = plan.rows_of(b) + chunk.first;
+  kernels.forward(p, {b, h, chunk.media}, rows, chunk.count, q, k, v, out, lse, s);
+}
+
+// Backward unit `id` of B * H * (M + 1): dq of the rows that see one media (or none), dk and dv of
+// its latents. Together the units write every element, 0 where nobody looks.
+template <typename T>
+void backward_unit(int64_t id, const Kernels<T>& kernels, const Plan& plan, const Problem& p,
+                   const View<const T>& q, const View<const T>& k, const View<const T>& v,
+                   const View<const T>& out, const View<const T>& dout, const float* lse,
+                   const View<T>& dq, const View<T>& dk, const View<T>& dv,
+                   std::vector<float>& sum_q, Scratch& s) {
+  const int64_t of_head = id % (p.media + 1), head = id / (p.media + 1);
+  const Unit u{head / p.heads, head % p.heads, static_cast<int32_t>(of_head - 1)};
+  const int64_t first = plan.begin(u.b, u.media), count = plan.end(u.b, u.media) - first;
+  const Range range = u.media < 0 ? Range{0, 0} : latents_of(p, u.media);
+  const int64_t latents = range.end - range.begin;
+  const int32_t* rows = plan.rows_of(u.b) + first;
+  const auto clear = [&](T* row) { std::memset(static_cast<void*>(row), 0, sizeof(T) * p.width); };
+  if (count == 0 || latents == 0) {
+    for (int64_t r = 0; r < count; ++r) clear(dq.at(u.b, u.h, rows[r]));
+    for (int64_t latent = range.begin; latent < range.end; ++latent) {
+      clear(dk.at(u.b, u.h, latent));
+      clear(dv.at(u.b, u.h, latent));
+    }
+    return;
+  }
+  if (latents > KEYS) sum_q.resize(count * ((p.width + 15) / 16 * 16));
+  kernels.backward(p, u, rows, count, q, k, v, out, dout, lse, dq, dk, dv, sum_q.data(), s);
+}
+
+}  // namespace flamvid::attention::cpu

@@ -1,0 +1,186 @@
+// Vectors and small matrix products for one instruction set; see cpu_isa.h, which includes this.
+
+namespace flamvid::attention::cpu::FLAMVID_ISA {
+
+inline constexpr int LANES = FLAMVID_LANES;
+inline constexpr int VECTORS = FLAMVID_VECTORS;
+
+typedef float V __attribute__((vector_size(4 * FLAMVID_LANES)));
+typedef float Loose __attribute__((vector_size(4 * FLAMVID_LANES), aligned(4), may_alias));
+typedef uint32_t Bits __attribute__((vector_size(4 * FLAMVID_LANES)));
+
+FLAMVID_FN V get(const float* from) { return *reinterpret_cast<const Loose*>(from); }
+FLAMVID_FN void put(float* to, V value) { *reinterpret_cast<Loose*>(to) = value; }
+FLAMVID_FN V all(float value) {
+  V out;
+  for (int e = 0; e < LANES; ++e) out[e] = value;
+  return out;
+}
+FLAMVID_FN constexpr int padded(int n) { return (n + LANES - 1) / LANES * LANES; }
+
+// 2^x for x <= 0 (and a little above): 2^n times a polynomial, whose relative error is 2e-9 at most.
+// Scores are in units of log 2 to come here. Far below the peak it stays at 2^-125, which is
+// nothing beside the sum.
+FLAMVID_FN V exp2_of(V x) {
+  const V low = all(-125.0f);
+  x = x < low ? low : x;
+  // Adding 1.5 * 2^23 + 127 rounds to an integer: the exponent of 2^n then stands in the lowest
+  // bits. NaN stays NaN, as the product of one.
+  const V shifted = x + 12583039.0f;
+  const V r = x - (shifted - 12583039.0f);
+  V p = r * 1.5337576729e-4f + 1.3399860364e-3f;
+  p = p * r + 9.6185195347e-3f;
+  p = p * r + 5.5503289975e-2f;
+  p = p * r + 2.4022646609e-1f;
+  p = p * r + 6.9314720560e-1f;
+  p = p * r + 1.0f;
+  return p * (V)((Bits)shifted << 23);
+}
+
+// log for x >= 1, which the sum of a softmax is: its largest term is 1.
+FLAMVID_FN V log_of(V x) {
+  const Bits bits = (Bits)x;
+  const Bits fraction = (bits & 0x007FFFFFu) | 0x3F800000u;
+  V m = (V)fraction;
+  V e = __builtin_convertvector(bits >> 23, V) - 127.0f;
+  const V half = all(0.5f), one = all(1.0f), root = all(1.41421356f), huge = all(3e38f);
+  const auto above = m > root;
+  m = above ? m * half : m;
+  e = above ? e + one : e;
+  const V r = m - 1.0f, z = r * r;
+  V y = r * 7.0376836292e-2f - 1.1514610310e-1f;
+  y = y * r + 1.1676998740e-1f;
+  y = y * r - 1.2420140846e-1f;
+  y = y * r + 1.4249322787e-1f;
+  y = y * r - 1.6668057665e-1f;
+  y = y * r + 2.0000714765e-1f;
+  y = y * r - 2.4999993993e-1f;
+  y = y * r + 3.3333331174e-1f;
+  y = y * r * z - e * 2.12194440e-4f - z * 0.5f;
+  const V out = r + y + e * 0.693359375f;
+  return x < huge ? out : x;  // infinity and NaN stay what they are
+}
+
+// A left operand, of which either rows (ALONG) or columns are contiguous: element [r][e] is
+// data[r * stride + e] or data[r + e * stride].
+template <bool ALONG>
+struct Left {
+  const float* data;
+  int64_t stride;
+  FLAMVID_FN Left from(int row) const { return {data + row * (ALONG ? stride : 1), stride}; }
+  FLAMVID_FN float at(int r, int e) const {
+    return ALONG ? data[r * stride + e] : data[r + e * stride];
+  }
+};
+
+using Along = Left<true>;
+using Across = Left<false>;
+
+// sum[r][n] += a[r][e] * b[n]
+template <int R, int N, bool ALONG>
+FLAMVID_FN __attribute__((always_inline)) void step(V (&sum)[R][N], Left<ALONG> a, int e,
+                                                    const float* b) {
+  V value[N];
+#pragma GCC unroll 12
+  for (int n = 0; n < N; ++n) value[n] = get(b + n * LANES);
+#pragma GCC unroll 12
+  for (int r = 0; r < R; ++r) {
+    const float weight = a.at(r, e);
+#pragma GCC unroll 12
+    for (int n = 0; n < N; ++n) sum[r][n] += value[n] * weight;
+  }
+}
+
+// c[r][n] (+)= sum over e of a[r][e] * b[e][n]: R rows, N vectors of columns, all in registers.
+template <int R, int N, bool ALONG>
+FLAMVID_FN void tile(Left<ALONG> a, const float* b, int64_t ldb, float* c, int64_t ldc, int depth,
+                     bool add) {
+  V sum[R][N];
+#pragma GCC unroll 12
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 12
+    for (int n = 0; n < N; ++n) sum[r][n] = add ? get(c + r * ldc + n * LANES) : V{};
+  }
+  int e = 0;
+  for (; e + 4 <= depth; e += 4) {
+    step(sum, a, e, b + e * ldb);
+    step(sum, a, e + 1, b + (e + 1) * ldb);
+    step(sum, a, e + 2, b + (e + 2) * ldb);
+    step(sum, a, e + 3, b + (e + 3) * ldb);
+  }
+  for (; e < depth; ++e) step(sum, a, e, b + e * ldb);
+#pragma GCC unroll 12
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 12
+    for (int n = 0; n < N; ++n) put(c + r * ldc + n * LANES, sum[r][n]);
+  }
+}
+
+// The tile of R rows or fewer.
+template <int R, int N, bool ALONG>
+FLAMVID_FN void tile_rows(int rows, Left<ALONG> a, const float* b, int64_t ldb, float* c,
+                          int64_t ldc, int depth, bool add) {
+  if constexpr (R > 1) {
+    if (rows < R) return tile_rows<R - 1, N>(rows, a, b, ldb, c, ldc, depth, add);
+  }
+  tile<R, N>(a, b, ldb, c, ldc, depth, add);
+}
+
+// N vectors of columns, rows in even groups of up to R.
+template <int R, int N, bool ALONG>
+FLAMVID_FN void columns(Left<ALONG> a, const float* b, int64_t ldb, float* c, int64_t ldc, int rows,
+                        int depth, bool add) {
+  const int groups = (rows + R - 1) / R;
+  for (int i = 0; i < groups; ++i) {
+    const int first = rows * i / groups, count = rows * (i + 1) / groups - first;
+    tile_rows<R, N>(count, a.from(first), b, ldb, c + first * ldc, ldc, depth, add);
+  }
+}
+
+// c [rows][width] (+)= a times b; `width` is a multiple of LANES. Columns outside, so that a panel
+// of b stays in the nearest cache. A tile's sums fill the registers, narrow ones with more rows.
+template <bool ALONG>
+FLAMVID_FN void multiply(Left<ALONG> a, const float* b, int64_t ldb, float* c, int64_t ldc,
+                         int rows, int depth, int width, bool add) {
+  int n = 0;
+  for (; n + VECTORS * LANES <= width; n += VECTORS * LANES) {
+    columns<6, VECTORS>(a, b + n, ldb, c + n, ldc, rows, depth, add);
+  }
+  for (; VECTORS > 2 && n + 2 * LANES <= width; n += 2 * LANES) {
+    columns<VECTORS == 2 ? 6 : 12, 2>(a, b + n, ldb, c + n, ldc, rows, depth, add);
+  }
+  for (; n < width; n += LANES) columns<12, 1>(a, b + n, ldb, c + n, ldc, rows, depth, add);
+}
+
+template <typename T>
+FLAMVID_FN void widen(const T* from, float* to, int width) {
+  for (int c = 0; c < width; ++c) to[c] = static_cast<float>(from[c]);
+  for (int c = width; c < padded(width); ++c) to[c] = 0.0f;
+}
+
+template <typename T>
+FLAMVID_FN void narrow(const float* from, float factor, T* to, int width) {
+  for (int c = 0; c < width; ++c) to[c] = static_cast<T>(from[c] * factor);
+}
+
+// to[c][r] = factor * from[r][c], four by four; rows and width are multiples of four.
+FLAMVID_FN void turn(const float* from, int64_t ld, float* to, int rows, int width, float factor) {
+  for (int c = 0; c < width; c += 4) {
+    for (int r = 0; r < rows; r += 4) {
+      const float* at = from + r * ld + c;
+      const Four w = *reinterpret_cast<const LooseFour*>(at) * factor;
+      const Four x = *reinterpret_cast<const LooseFour*>(at + ld) * factor;
+      const Four y = *reinterpret_cast<const LooseFour*>(at + 2 * ld) * factor;
+      const Four z = *reinterpret_cast<const LooseFour*>(at + 3 * ld) * factor;
+      const Four wx0 = FLAMVID_SHUFFLE(w, x, 0, 4, 1, 5), wx1 = FLAMVID_SHUFFLE(w, x, 2, 6, 3, 7);
+      const Four yz0 = FLAMVID_SHUFFLE(y, z, 0, 4, 1, 5), yz1 = FLAMVID_SHUFFLE(y, z, 2, 6, 3, 7);
+      float* out = to + c * ROWS + r;
+      *reinterpret_cast<LooseFour*>(out) = FLAMVID_SHUFFLE(wx0, yz0, 0, 1, 4, 5);
+      *reinterpret_cast<LooseFour*>(out + ROWS) = FLAMVID_SHUFFLE(wx0, yz0, 2, 3, 6, 7);
+      *reinterpret_cast<LooseFour*>(out + 2 * ROWS) = FLAMVID_SHUFFLE(wx1, yz1, 0, 1, 4, 5);
+      *reinterpret_cast<LooseFour*>(out + 3 * ROWS) = FLAMVID_SHUFFLE(wx1, yz1, 2, 3, 6, 7);
+    }
+  }
+}
+
+}  // namespace flamvid::attention::cpu::FLAMVID_ISA
