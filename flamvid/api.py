@@ -34,7 +34,7 @@ def load(
     """A captioner for a model by name; on a GPU where there is one, else on the CPU."""
     warm_up()  # a decode child starts while the model loads
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return Captioner(load_model(model, device, dtype or "float32"))
+    return Captioner(load_model(model, device, dtype))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -186,7 +186,13 @@ def _operations() -> list[Callable[[], Check]]:
         return run
 
     return [
-        check(op) for op in ("media_index", "media_attention_forward", "media_attention_backward")
+        check(op)
+        for op in (
+            "media_index",
+            "media_attention_forward",
+            "media_attention_backward",
+            "linear_int8",
+        )
     ]
 
 

@@ -41,7 +41,7 @@ __all__ = [
 
 Model = Annotated[str, typer.Option(help="Name of a model, or path of its .toml.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; CUDA if there is one.")]
-Dtype = Annotated[str | None, typer.Option(help="float32 (the default), bfloat16 or float16.")]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16, or int8 on a CPU.")]
 Frames = Annotated[
     int | None, typer.Option(help="How many frames to look at (what suits the model).")
 ]

@@ -32,6 +32,7 @@ class ModelConfig:
     """A whole model: the parts by name or size, and the file with the trained weights.
 
     frames: how many are looked at unless told otherwise; 0 for as many as it was trained on.
+    cpu_dtype: what it is loaded as on a CPU unless told otherwise.
     """
 
     name: str
@@ -42,6 +43,7 @@ class ModelConfig:
     resampler: ResamplerConfig
     xattn: XattnConfig
     frames: int = 0
+    cpu_dtype: str = "float32"
 
 
 def preset_names() -> list[str]:

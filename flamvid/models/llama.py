@@ -9,19 +9,15 @@ Legend: B batch, S new tokens, T all tokens so far, H heads, G key heads, d head
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flamvid.errors import WeightsError
-
-__all__ = ["KeyValueCache", "Llama", "LlamaConfig", "load_llama", "read_llama_config"]
+__all__ = ["KeyValueCache", "Llama", "LlamaConfig", "LlamaLayer", "read_llama_config"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +130,9 @@ class _Embedding(nn.Embedding):
         pass
 
 
-class _Layer(nn.Module):
+class LlamaLayer(nn.Module):
+    """Attention and a gated feed-forward, each behind an RMS norm."""
+
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         D, d = config.hidden_size, config.head_dim
@@ -145,11 +143,11 @@ class _Layer(nn.Module):
         )
         self.eps = config.rms_norm_eps
         self.norm_attention = nn.Parameter(torch.empty(D))
-        self.qkv = _Linear(D, (self.heads + 2 * self.key_heads) * d, bias=False)
-        self.out = _Linear(self.heads * d, D, bias=False)
+        self.qkv: nn.Module = _Linear(D, (self.heads + 2 * self.key_heads) * d, bias=False)
+        self.out: nn.Module = _Linear(self.heads * d, D, bias=False)
         self.norm_mlp = nn.Parameter(torch.empty(D))
-        self.gate_up = _Linear(D, 2 * config.intermediate_size, bias=False)
-        self.down = _Linear(config.intermediate_size, D, bias=False)
+        self.gate_up: nn.Module = _Linear(D, 2 * config.intermediate_size, bias=False)
+        self.down: nn.Module = _Linear(config.intermediate_size, D, bias=False)
 
     def forward(
         self,
@@ -190,9 +188,9 @@ class Hidden:
 class _Body(nn.Module):
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.int8 = config, False
         self.embed_tokens = _Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(_Layer(config) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(LlamaLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = nn.Parameter(torch.empty(config.hidden_size))
 
     def forward(
@@ -205,6 +203,8 @@ class _Body(nn.Module):
     ) -> Hidden:
         """Hidden states [B,S,D] after the last norm."""
         x_BSD = self.embed_tokens(input_ids)
+        if self.int8:  # whose table is as the file has it, in half precision
+            x_BSD = x_BSD.float()
         S = input_ids.shape[1]
         past = past_key_values.length if past_key_values is not None else 0
         if position_ids is None:
@@ -228,7 +228,7 @@ class Llama(nn.Module):
         super().__init__()
         self.config = config
         self.model = _Body(config)
-        self.lm_head = _Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head: nn.Module = _Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 
@@ -236,66 +236,9 @@ class Llama(nn.Module):
         """The table of token embeddings."""
         return self.model.embed_tokens
 
-    def get_output_embeddings(self) -> nn.Linear:
+    def get_output_embeddings(self) -> nn.Module:
         """Hidden states to logits."""
         return self.lm_head
-
-
-def load_llama(folder: Path, config: LlamaConfig, dtype: torch.dtype) -> Llama:
-    """Read transformers' layout of a Llama, each tensor once, into ours."""
-    lm = Llama(config).to(dtype)
-    path = folder / "model.safetensors"
-    try:
-        with safe_open(path, framework="pt") as file, torch.no_grad():
-            left = set(file.keys())
-            if config.tie_word_embeddings:
-                left.discard("lm_head.weight")
-            for name, target in _places(lm):
-                if name not in left:
-                    raise WeightsError(f"{path} lacks {name}; copy or pull it again")
-                _copy(file.get_tensor(name), target, f"{path}: {name}")
-                left.discard(name)
-    except (SafetensorError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise WeightsError(f"{path} is damaged ({reason}); copy or pull it again") from error
-    if left:
-        raise WeightsError(f"{path} holds {min(left)}, which no Llama has")
-    return lm.eval()
-
-
-def _copy(tensor: Tensor, target: Tensor, name: str) -> None:
-    if tensor.shape != target.shape:
-        raise WeightsError(
-            f"{name} has shape {tuple(tensor.shape)}, but its config.json says "
-            f"{tuple(target.shape)}"
-        )
-    target.copy_(tensor)
-
-
-def _places(lm: Llama) -> Iterator[tuple[str, Tensor]]:
-    """Where each tensor of transformers' layout goes."""
-    c = lm.config
-    yield "model.embed_tokens.weight", lm.model.embed_tokens.weight
-    yield "model.norm.weight", lm.model.norm
-    if not c.tie_word_embeddings:
-        yield "lm_head.weight", lm.lm_head.weight
-    queries, keys = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
-    for at, layer in enumerate(lm.model.layers):
-        assert isinstance(layer, _Layer)
-        q, k, v = layer.qkv.weight.split([queries, keys, keys])
-        gate, up = layer.gate_up.weight.chunk(2)
-        for name, tensor in {
-            "input_layernorm": layer.norm_attention,
-            "self_attn.q_proj": q,
-            "self_attn.k_proj": k,
-            "self_attn.v_proj": v,
-            "self_attn.o_proj": layer.out.weight,
-            "post_attention_layernorm": layer.norm_mlp,
-            "mlp.gate_proj": gate,
-            "mlp.up_proj": up,
-            "mlp.down_proj": layer.down.weight,
-        }.items():
-            yield f"model.layers.{at}.{name}.weight", tensor
 
 
 def _turn(positions_BS: Tensor, config: LlamaConfig, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

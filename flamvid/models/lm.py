@@ -22,7 +22,9 @@ from torch.nn import functional as F
 
 from flamvid.errors import ConfigError, WeightsError
 from flamvid.models.gated_xattn import GatedCrossAttention, MediaKeyValues
-from flamvid.models.llama import KeyValueCache, Llama, load_llama, read_llama_config
+from flamvid.models.int8 import Int8Linear
+from flamvid.models.llama import KeyValueCache, Llama, read_llama_config
+from flamvid.models.llama_file import can_be_int8, load_llama, load_llama_int8
 
 __all__ = ["LanguageModel", "MediaContext", "TokenHead", "load_causal_lm"]
 
@@ -81,6 +83,8 @@ class LanguageModel(nn.Module):
 
     def head_of(self, ids: Tensor) -> TokenHead:
         """The head's rows for some tokens, int64 [V]."""
+        if isinstance(self.head, Int8Linear):
+            return TokenHead(self.head.rows(ids), ids)
         weight = self.head.weight
         assert isinstance(weight, Tensor)
         return TokenHead(weight.detach()[ids], ids)
@@ -150,13 +154,18 @@ def decoder_layers(lm: nn.Module) -> nn.ModuleList:
     return found[0]
 
 
-def load_causal_lm(folder: Path, dtype: torch.dtype) -> Any:
+def load_causal_lm(folder: Path, dtype: torch.dtype, int8: bool = False) -> Any:
     """Load a causal LM from a local folder: safetensors only, no remote code, no download.
 
-    A plain Llama is ours, any other is transformers'.
+    A plain Llama is ours, any other is transformers'. int8: its matrices in eight bits; others stay
+    as they are.
     """
     if config := read_llama_config(folder):
+        if int8 and can_be_int8(config):
+            return load_llama_int8(folder, config)
         return load_llama(folder, config, dtype)
+    if int8:
+        raise ConfigError(f"{folder.name} can't be loaded as int8: only plain Llamas can")
     from transformers import AutoModelForCausalLM, PreTrainedModel
 
     try:

@@ -12,7 +12,12 @@ import torch
 
 __all__ = ["OPERATIONS", "Implementation", "implementation", "load"]
 
-OPERATIONS = ("media_index", "media_attention_forward", "media_attention_backward")
+OPERATIONS = (
+    "media_index",
+    "media_attention_forward",
+    "media_attention_backward",
+    "linear_int8",
+)
 _LOADED = "flamvid._C is loaded"
 
 _reason = "not loaded yet"

@@ -59,16 +59,25 @@ class LoadedModel:
 def load_model(
     name: str = "flamvid-base",
     device: str = "cpu",
-    dtype: str = "float32",
+    dtype: str | None = None,
     *,
     trained: bool = True,
 ) -> LoadedModel:
-    """Load a model; `trained=False` leaves the new parts as initialised, for training."""
-    where, kind = _device(device), torch_dtype(dtype)
+    """Load a model; `trained=False` leaves the new parts as initialised, for training.
+
+    dtype: the model's own for the device if None. int8 is for the language model on a CPU, where
+    everything else is float32.
+    """
     config = read_model_config(name)
+    where = _device(device)
+    dtype = dtype or (config.cpu_dtype if where.type == "cpu" else "float32")
+    int8 = dtype == "int8"
+    if int8 and where.type != "cpu":
+        raise InputError(f"dtype is int8 on {device}; int8 is for the CPU: use bfloat16")
+    kind = torch.float32 if int8 else torch_dtype(dtype)
 
     folder = hub.resolve(config.lm)
-    lm = load_causal_lm(folder, kind)
+    lm = load_causal_lm(folder, kind, int8)
     tokenizer = FastTokenizer(folder)
     encoder_kind, _, encoder_name = config.vision.encoder.partition(":")
     tower = str(hub.resolve(encoder_name)) if encoder_kind == "clip" else None
@@ -78,7 +87,7 @@ def load_model(
 
     flamingo = assemble(vision, lm, config.resampler, config.xattn)
     vocabulary = load_trained(flamingo, Path(config.adapter)) if trained else None
-    flamingo = flamingo.to(device=where, dtype=kind).eval()
+    flamingo = (flamingo if int8 else flamingo.to(device=where, dtype=kind)).eval()
     head = None if vocabulary is None else flamingo.lm.head_of(vocabulary.to(where))
 
     side = config.vision.size
@@ -134,7 +143,7 @@ def _rises(ids: Tensor, below: int) -> bool:
 def torch_dtype(name: str) -> torch.dtype:
     """The torch dtype of a user's word for it."""
     if name not in _DTYPES:
-        raise InputError(f"dtype is {name!r}; must be one of {', '.join(_DTYPES)}")
+        raise InputError(f"dtype is {name!r}; must be int8 or one of {', '.join(_DTYPES)}")
     return _DTYPES[name]
 
 

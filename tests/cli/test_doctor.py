@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from flamvid.ops import OPERATIONS
+
 
 def rows(run: Any) -> tuple[int, dict[str, dict[str, str]]]:
     result = run("doctor", "--json")
@@ -67,7 +69,7 @@ def test_every_operation_is_named_with_who_serves_it_and_why(
     run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, found = rows(run)
-    for op in ("media_index", "media_attention_forward", "media_attention_backward"):
+    for op in OPERATIONS:
         who = found[op]["detail"].split(" on cpu: ")[0]
         assert who in ("kernel", "reference")
     if not torch.cuda.is_available():

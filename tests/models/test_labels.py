@@ -53,6 +53,18 @@ def test_an_encoder_that_knows_nothing_names_nothing() -> None:
     assert Labels(3, 0.01)(torch.zeros(2, CLASSES)) == ()
 
 
+def test_what_people_never_say_is_not_said() -> None:
+    # "balance beam": what half of all rooms with something level in them are taken for.
+    assert Labels(3, 0.1)(logits({416: 0.6, 843: 0.2})) == ("swing",)
+    assert set(Labels(3, 0.1).words) >= module._UNSAID
+
+
+def test_words_are_found_in_captions() -> None:
+    labels = Labels(3, 0.1)
+    assert labels.said_in("a fire truck and two dogs beside a dog") == ["fire truck", "dog"]
+    assert labels.said_in("people talk") == []
+
+
 def test_every_class_has_one_everyday_word() -> None:
     names = module._names()
     assert len(names) == CLASSES

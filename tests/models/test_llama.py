@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from flamvid.errors import WeightsError
-from flamvid.models.llama import KeyValueCache, Llama, load_llama, read_llama_config
+from flamvid.models.llama import KeyValueCache, Llama, read_llama_config
+from flamvid.models.llama_file import load_llama, load_llama_int8
 from flamvid.models.lm import LanguageModel, load_causal_lm
 
 SHAPES = {
@@ -26,13 +27,15 @@ def theirs(folder: Path, **settings: object) -> LlamaForCausalLM:
     lm = LlamaForCausalLM(
         LlamaConfig(
             hidden_size=32,
-            intermediate_size=56,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            vocab_size=50,
-            initializer_range=0.3,
-            rope_theta=1e5,
-            **settings,
+            **{
+                "intermediate_size": 56,
+                "num_hidden_layers": 3,
+                "num_attention_heads": 4,
+                "vocab_size": 50,
+                "initializer_range": 0.3,
+                "rope_theta": 1e5,
+                **settings,
+            },
         )
     )
     lm.save_pretrained(folder)
@@ -103,6 +106,40 @@ def test_beams_take_each_others_past(tmp_path: Path) -> None:
     whole = torch.cat([ids.repeat_interleave(2, 0)[rows], next_ids], dim=1)
     got = lm(next_ids, cache=cache)
     torch.testing.assert_close(got[:, -1], lm(whole)[:, -1], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", ["grouped", "untied"])
+@torch.no_grad()
+def test_int8_is_kept_beside_the_file_and_made_anew_with_it(tmp_path: Path, shape: str) -> None:
+    reference = theirs(tmp_path, **{**SHAPES[shape], "intermediate_size": 64})
+    config = read_llama_config(tmp_path)
+    assert config is not None
+    first = load_llama_int8(tmp_path, config)
+    kept = tmp_path / "flamvid-int8.safetensors"
+    written = kept.stat().st_mtime_ns
+    again = load_llama_int8(tmp_path, config)
+    assert kept.stat().st_mtime_ns == written
+    ids = torch.randint(0, 50, (2, 9))
+    want = reference(ids).logits.log_softmax(-1)
+    for lm in (first, again):
+        logprobs = lm.lm_head(lm.model(ids).last_hidden_state).log_softmax(-1)
+        assert (logprobs - want).abs().mean() < 0.05
+        assert (logprobs.argmax(-1) == want.argmax(-1)).float().mean() > 0.9
+    # Rows of the head, which a vocabulary chooses, are rows of the whole.
+    host = LanguageModel(again, {})
+    hidden = host(ids)
+    some = torch.tensor([3, 7, 20])
+    torch.testing.assert_close(
+        host.head_of(some)(hidden), host.head(hidden)[..., some], atol=1e-4, rtol=1e-4
+    )
+    # A broken file and another original are no obstacle.
+    kept.write_bytes(b"broken")
+    load_llama_int8(tmp_path, config)
+    torch.manual_seed(9)
+    tensors = load_file(tmp_path / "model.safetensors")
+    save_file({k: torch.randn_like(v) for k, v in tensors.items()}, tmp_path / "model.safetensors")
+    other = load_llama_int8(tmp_path, config)
+    assert not torch.equal(other.model.norm, first.model.norm)
 
 
 def test_gradients_pass_through_it(tmp_path: Path) -> None:

@@ -1,0 +1,68 @@
+// The int8 linear layer of every instruction set that this processor has, against double.
+#include <cmath>
+#include <cstdio>
+#include <random>
+#include <vector>
+
+#include "core.h"
+
+namespace linear = flamvid::linear;
+
+namespace {
+
+int failures = 0;
+
+void check(const char* name, linear::Outputs run, std::mt19937& dice) {
+  for (int turn = 0; turn < 60; ++turn) {
+    const auto pick = [&](int most) { return static_cast<int64_t>(dice() % most) + 1; };
+    const int64_t rows = pick(9), width = pick(6) * linear::GROUP, outputs = pick(20);
+    // Exactly as long as they are said to be: the sanitizer hears of a byte too far.
+    const int64_t groups = width / linear::GROUP;
+    std::vector<float> x(rows * width), scales(outputs * groups), offsets(outputs * groups);
+    std::vector<float> sums(rows * groups);
+    std::vector<int8_t> weights(outputs * width);
+    std::vector<float> out(rows * outputs, NAN);
+    std::normal_distribution<float> normal;
+    for (float& value : x) value = normal(dice);
+    for (float& value : scales) value = std::abs(normal(dice)) / 100;
+    for (float& value : offsets) value = normal(dice);
+    for (int8_t& value : weights) value = static_cast<int8_t>(dice() % 256 - 128);
+    linear::sum_groups(x.data(), rows * groups, sums.data());
+    const linear::Problem p{x.data(),    weights.data(), scales.data(), offsets.data(),
+                            sums.data(), out.data(),     rows,          width,
+                            outputs};
+    const int64_t middle = outputs / 2;
+    run(p, 0, middle);
+    run(p, middle, outputs);
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t n = 0; n < outputs; ++n) {
+        double sum = 0, size = 0;
+        for (int64_t k = 0; k < width; ++k) {
+          const int64_t at = n * width + k, g = at / linear::GROUP;
+          const double weight = static_cast<double>(weights[at]) * scales[g] + offsets[g];
+          const double part = x[r * width + k] * weight;
+          sum += part;
+          size += std::abs(x[r * width + k]) * (std::abs(weights[at] * scales[g]) + std::abs(offsets[g]));
+        }
+        if (!(std::abs(out[r * outputs + n] - sum) <= 1e-6 * size + 1e-30)) {
+          std::printf("%s: row %ld output %ld is %g, not %g\n", name, long(r), long(n),
+                      out[r * outputs + n], sum);
+          ++failures;
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+
+int main() {
+  std::mt19937 dice(7);
+  check("plain", &linear::plain::outputs, dice);
+#if defined(__x86_64__) && defined(__GNUC__)
+  if (__builtin_cpu_supports("avx2")) check("avx2", &linear::avx2::outputs, dice);
+  if (__builtin_cpu_supports("avx512vl")) check("avx512", &linear::avx512::outputs, dice);
+#endif
+  std::printf("%d failures\n", failures);
+  return failures != 0;
+}

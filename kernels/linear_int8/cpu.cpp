@@ -1,0 +1,62 @@
+// flamvid::linear_int8 for CPU: what it is given is checked here, the work is in core.h.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "core.h"
+
+namespace {
+
+namespace linear = flamvid::linear;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+void check_groups(const Tensor& x, int64_t outputs, int64_t groups, const char* name) {
+  STD_TORCH_CHECK(x.is_cpu() && x.scalar_type() == ScalarType::Float && x.dim() == 2 &&
+                      x.size(0) == outputs && x.size(1) == groups,
+                  "linear_int8: ", name, " must be a float32 CPU tensor [", outputs, ",", groups,
+                  "]");
+}
+
+Tensor linear_int8(const Tensor& x, const Tensor& weight, const Tensor& scales,
+                   const Tensor& offsets) {
+  STD_TORCH_CHECK(x.is_cpu() && x.scalar_type() == ScalarType::Float && x.dim() == 2,
+                  "linear_int8: x must be a float32 CPU tensor [rows,width]");
+  const int64_t rows = x.size(0), width = x.size(1), groups = width / linear::GROUP;
+  STD_TORCH_CHECK(width % linear::GROUP == 0, "linear_int8: width is ", width,
+                  "; must be a multiple of ", linear::GROUP);
+  STD_TORCH_CHECK(weight.is_cpu() && weight.scalar_type() == ScalarType::Char &&
+                      weight.dim() == 2 && weight.size(1) == width,
+                  "linear_int8: weight must be an int8 CPU tensor [outputs,", width, "]");
+  const int64_t outputs = weight.size(0);
+  check_groups(scales, outputs, groups, "scales");
+  check_groups(offsets, outputs, groups, "offsets");
+  const Tensor xs = torch::stable::contiguous(x), w = torch::stable::contiguous(weight),
+               s = torch::stable::contiguous(scales), o = torch::stable::contiguous(offsets);
+  Tensor out = torch::stable::new_empty(x, {rows, outputs});
+  if (rows == 0 || outputs == 0) return out;
+  const auto* data = static_cast<const float*>(xs.data_ptr());
+  std::vector<float> sums(rows * groups);
+  linear::sum_groups(data, rows * groups, sums.data());
+  const linear::Problem p{data,
+                          static_cast<const int8_t*>(w.data_ptr()),
+                          static_cast<const float*>(s.data_ptr()),
+                          static_cast<const float*>(o.data_ptr()),
+                          sums.data(),
+                          static_cast<float*>(out.data_ptr()),
+                          rows, width, outputs};
+  static const linear::Outputs run = linear::best_outputs();
+  const int64_t grain = std::clamp<int64_t>(200'000 / (width * rows + 1), 1, outputs);
+  torch::stable::parallel_for(0, outputs, grain,
+                              [&](int64_t first, int64_t last) { run(p, first, last); });
+  return out;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(flamvid, CPU, m) { m.impl("linear_int8", TORCH_BOX(&linear_int8)); }
