@@ -17,7 +17,7 @@ inline void huge_pages([[maybe_unused]] void* data, [[maybe_unused]] size_t byte
   constexpr uintptr_t PAGE = 2 << 20;
   const uintptr_t from = reinterpret_cast<uintptr_t>(data);
   const uintptr_t begin = (from + PAGE - 1) / PAGE * PAGE, end = (from + bytes) / PAGE * PAGE;
-  if (bytes >= 4 * PAGE) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+  if (bytes >= 2 * PAGE) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 #endif
 }
 

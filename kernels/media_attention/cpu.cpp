@@ -110,6 +110,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& q, const Tensor& k, const Tenso
     const cpu::Kernels<T> kernels(cpu::best_level());
     const auto qv = view<const T>(in.q), kv = view<const T>(in.k), vv = view<const T>(in.v);
     const auto to = view<T>(out);
+    huge_pages(out.data_ptr(), out.numel() * sizeof(T));
     auto* stats = static_cast<float*>(lse.data_ptr());
     const int64_t units = B * H * plan.longest;
     torch::stable::parallel_for(0, units, grain(p, units, B), [&](int64_t begin, int64_t end) {
@@ -142,7 +143,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_out, const Tensor
   const cpu::Plan plan(p, B);
   with_type(q, [&](auto type) {
     using T = decltype(type);
-    for (const Tensor& x : {dk, dv}) huge_pages(x.data_ptr(), x.numel() * sizeof(T));
+    for (const Tensor& x : {dq, dk, dv}) huge_pages(x.data_ptr(), x.numel() * sizeof(T));
     const cpu::Kernels<T> kernels(cpu::best_level());
     const auto qv = view<const T>(in.q), kv = view<const T>(in.k), vv = view<const T>(in.v);
     const auto ov = view<const T>(saved), gv = view<const T>(dout);

@@ -37,15 +37,14 @@ FLAMVID_FN void fetch(const View<const T>& x, int64_t b, int64_t h, int64_t firs
   }
 }
 
-// s.p = keys times text rows, while the next keys arrive.
+// s.p = keys times text rows, while the values of the same latents arrive.
 template <typename T>
 FLAMVID_FN void score(const Problem& p, const Unit& u, const Panel& ks, int64_t latent, int keys,
-                      int lanes, const View<const T>& k, Scratch& s) {
+                      int lanes, const View<const T>& v, Scratch& s) {
   constexpr int STEP = 12;
   for (int j = 0; j < keys; j += STEP) {
     const int count = std::min(STEP, keys - j);
-    const int64_t next = latent + keys + j;
-    fetch(k, u.b, u.h, next, std::min(next + count, p.latents), p.width);
+    fetch(v, u.b, u.h, latent + j, latent + j + count, p.width);
     multiply(Along{ks.data + j * ks.stride, ks.stride}, s.qt, ROWS, s.p + j * ROWS, ROWS, count,
              p.width, lanes, false);
   }
@@ -82,11 +81,14 @@ FLAMVID_FN V column_top(const float* column, int keys, V top) {
   return left > right ? left : right;
 }
 
-// Scores become exp(score - top); returns their sums.
-FLAMVID_FN V column_exp(float* column, int keys, V top) {
+// Scores become exp(score - top); returns their sums. Meanwhile rows first .. end of k arrive.
+template <typename T>
+FLAMVID_FN V column_exp(float* column, int keys, V top, const View<const T>& k, const Unit& u,
+                        int64_t first, int64_t end, int width) {
   V sums[4] = {};
   int j = 0;
   for (; j + 4 <= keys; j += 4) {
+    fetch(k, u.b, u.h, first + j, std::min(first + j + 4, end), width);
 #pragma GCC unroll 4
     for (int e = 0; e < 4; ++e) {
       const V weight = exp2_of(get(column + (j + e) * ROWS) - top);
@@ -170,11 +172,12 @@ FLAMVID_FN void forward(const Problem& p, const Unit& u, const int32_t* rows, in
     const int keys = static_cast<int>(std::min<int64_t>(KEYS, range.end - latent));
     const bool first = latent == range.begin;
     const Panel ks = panel(k, u.b, u.h, latent, keys, d, s.k);
-    score(p, u, ks, latent, keys, lanes, k, s);
+    score(p, u, ks, latent, keys, lanes, v, s);
     for (int c = 0; c < lanes; c += LANES) {
       const V before = first ? all(-INFINITY) : get(peak + c);
       const V top = column_top(s.p + c, keys, before);
-      V total = column_exp(s.p + c, keys, top);
+      const int64_t next = latent + keys, end = c == 0 ? p.latents : 0;
+      V total = column_exp(s.p + c, keys, top, k, u, next, end, d);
       if (!first) {
         const V factor = exp2_of(before - top);
         put(fix + c, factor);
@@ -238,10 +241,11 @@ FLAMVID_FN void backward(const Problem& p, const Unit& u, const int32_t* rows, i
         for (int e = 0; e < LANES; ++e) delta[r] += dots[e];
         peak[r] = lse[rows[at + r]] * LOG2E;
       }
-      fetch(v, u.b, u.h, latent, latent + keys, d);
-      score(p, u, ks, latent, keys, lanes, k, s);
+      score(p, u, ks, latent, keys, lanes, v, s);
       multiply(Along{vs.data, vs.stride}, s.gt, ROWS, s.ds, ROWS, keys, d, lanes, false);
+      const int64_t next = latent + keys;
       for (int j = 0; j < keys; ++j) {
+        fetch(k, u.b, u.h, next + j, std::min(next + j + 1, p.latents), d);
         for (int c = 0; c < lanes; c += LANES) {
           float *weights = s.p + j * ROWS + c, *grads = s.ds + j * ROWS + c;
           const V weight = exp2_of(get(weights) - get(peak + c));
