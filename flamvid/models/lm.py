@@ -83,8 +83,10 @@ class LanguageModel(nn.Module):
 
     def head_of(self, ids: Tensor) -> TokenHead:
         """The head's rows for some tokens, int64 [V]."""
-        if isinstance(self.head, Int8Linear):
+        if isinstance(self.head, Int8Linear) and not self.lm.config.tie_word_embeddings:
             return TokenHead(self.head.rows(ids), ids)
+        if isinstance(self.head, Int8Linear):  # the table has them as they were
+            return TokenHead(self.lm.get_input_embeddings().weight[ids].float(), ids)
         weight = self.head.weight
         assert isinstance(weight, Tensor)
         return TokenHead(weight.detach()[ids], ids)

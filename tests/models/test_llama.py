@@ -130,7 +130,7 @@ def test_int8_is_kept_beside_the_file_and_made_anew_with_it(tmp_path: Path, shap
     hidden = host(ids)
     some = torch.tensor([3, 7, 20])
     torch.testing.assert_close(
-        host.head_of(some)(hidden), host.head(hidden)[..., some], atol=1e-4, rtol=1e-4
+        host.head_of(some)(hidden), host.head(hidden)[..., some], atol=0.3, rtol=0
     )
     # A broken file and another original are no obstacle.
     kept.write_bytes(b"broken")

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from flamvid.errors import ConfigError, FlamvidError, InputError, WeightsError
+from flamvid.models.int8 import Int8Linear
 from flamvid.weights import hub
 from flamvid.weights.adapter import load_adapter, save_adapter
 from flamvid.weights.load import load_model, load_trained, torch_dtype
@@ -19,7 +20,7 @@ from flamvid.weights.load import load_model, load_trained, torch_dtype
 
 @torch.inference_mode()
 def test_the_host_says_what_transformers_says() -> None:
-    loaded = load_model("flamvid-base", trained=False)
+    loaded = load_model("flamvid-base", dtype="float32", trained=False)
     folder = hub.resolve("smollm2-135m-instruct")
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     flamingo, prompts = loaded.flamingo, loaded.prompts
@@ -32,6 +33,11 @@ def test_the_host_says_what_transformers_says() -> None:
     index = torch.zeros_like(ids, dtype=torch.int32)
     assert torch.equal(flamingo(features[None, None], ids, index), bare)
     assert features.shape == (2, 81, 1280)
+    # As int8 it has the numbers of the 4-bit file it came from; what is left is their rounding to
+    # half precision in our cache.
+    small = load_model("flamvid-base", dtype="int8", trained=False).flamingo.lm
+    said = small.head_of(torch.arange(49152))(small(ids)).softmax(-1)
+    torch.testing.assert_close(said, wanted.softmax(-1), atol=2e-3, rtol=0)
 
 
 def test_an_adapter_is_in_the_model(tiny: Path) -> None:
@@ -139,8 +145,9 @@ def test_a_language_model_without_a_tokenizer(tiny: Path, tmp_path: Path) -> Non
 def test_devices_and_dtypes(tiny: Path) -> None:
     assert load_model(str(tiny), dtype="bf16").flamingo.lm.head.weight.dtype == torch.bfloat16
     assert torch_dtype("fp16") == torch.float16
-    with pytest.raises(InputError, match="dtype is 'int8'; must be one of float32"):
-        load_model(str(tiny), dtype="int8")
+    assert isinstance(load_model(str(tiny), dtype="int8").flamingo.lm.head, Int8Linear)
+    with pytest.raises(InputError, match="dtype is 'int4'; must be int8 or one of float32"):
+        load_model(str(tiny), dtype="int4")
     with pytest.raises(InputError, match="device is 'gpu'"):
         load_model(str(tiny), device="gpu")
     if not torch.cuda.is_available():
