@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flamvid.ops import Int8, dequantise_int8, implementation, linear_int8
+from flamvid.ops import GROUP, Int8, dequantise_int8, implementation, linear_int8, quantise_int8
 
-__all__ = ["Int8Linear"]
+__all__ = ["Int8Linear", "make_int8"]
 
 
 class Int8Linear(nn.Module):
@@ -34,3 +34,13 @@ class Int8Linear(nn.Module):
             assert self.wide is not None
             return self.wide[at]
         return dequantise_int8(Int8(*(part[at] for part in self.int8)))
+
+
+@torch.no_grad()
+def make_int8(module: nn.Module) -> None:
+    """Put an `Int8Linear` in the place of each linear layer in `module` that int8 can hold."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.Linear) and child.bias is None and child.in_features % GROUP == 0:
+            setattr(module, name, Int8Linear(quantise_int8(child.weight)))
+        else:
+            make_int8(child)

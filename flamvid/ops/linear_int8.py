@@ -67,14 +67,14 @@ def quantise_int8(weight_NK: Tensor) -> Int8:
     N, K = weight_NK.shape
     if K % GROUP:
         raise InputError(f"the weights are {K} wide; int8 needs a multiple of {GROUP}")
-    groups = weight_NK.double().view(N, K // GROUP, GROUP)
+    groups = weight_NK.float().view(N, K // GROUP, GROUP)
     least, largest = groups.amin(-1), groups.amax(-1)
     scales = (largest - least) / 255
     offsets = least + 128 * scales
     # A group of one value has no span: all of it is in the offset.
     steps = (groups - offsets[:, :, None]) / scales.clamp_min(1e-30)[:, :, None]
     weight = steps.round().clamp(-128, 127).to(torch.int8).view(N, K)
-    return Int8(weight, scales.float(), offsets.float())
+    return Int8(weight, scales, offsets)
 
 
 def dequantise_int8(w: Int8) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 from flamvid.errors import ConfigError, InputError, WeightsError
 from flamvid.models.build import ModelConfig, assemble, read_model_config
 from flamvid.models.flamingo import Flamingo
+from flamvid.models.int8 import make_int8
 from flamvid.models.labels import Labels
 from flamvid.models.lm import TokenHead, load_causal_lm
 from flamvid.models.vision import TimmEncoder, build_vision
@@ -65,8 +66,8 @@ def load_model(
 ) -> LoadedModel:
     """Load a model; `trained=False` leaves the new parts as initialised, for training.
 
-    dtype: the model's own for the device if None. int8 is for the language model on a CPU, where
-    everything else is float32.
+    dtype: the model's own for the device if None. int8 is for the language model and the layers in
+    it on a CPU, where everything else is float32.
     """
     config = read_model_config(name)
     where = _device(device)
@@ -88,6 +89,8 @@ def load_model(
     flamingo = assemble(vision, lm, config.resampler, config.xattn)
     vocabulary = load_trained(flamingo, Path(config.adapter)) if trained else None
     flamingo = (flamingo if int8 else flamingo.to(device=where, dtype=kind)).eval()
+    if int8:
+        make_int8(flamingo.lm.inserted)
     head = None if vocabulary is None else flamingo.lm.head_of(vocabulary.to(where))
 
     side = config.vision.size
