@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,18 @@ class Child:
         _widen(self._process.stdout)
         self._kill = weakref.finalize(self, _kill, self._process, self.owner)
 
-    def ask(self, verb: str, timeout: float, **request: Any) -> Answer:
-        """The answer and its arrays; `DecodeError` if it is one, `DecoderLost` if none comes."""
+    def ask(
+        self,
+        verb: str,
+        timeout: float,
+        each: Callable[[dict[str, Any], NDArray[Any]], None] | None = None,
+        **request: Any,
+    ) -> Answer:
+        """The answer and its arrays; `DecodeError` if it is one, `DecoderLost` if none comes.
+
+        each: gets the parts of an answer that comes in parts; its `ValueError` says that one is not
+        what was asked for.
+        """
         deadline = time.monotonic() + timeout
         try:
             self._send(verb, request)
@@ -65,6 +76,11 @@ class Child:
                 self._receive(deadline)
                 self._owed -= 1
             head, arrays = self._receive(deadline)
+            while "more" in head:
+                if each is None or len(arrays) != 1:
+                    raise ValueError("no parts were asked for")
+                each(head, arrays[0])
+                head, arrays = self._receive(deadline)
         except TimeoutError:
             self.kill()
             raise DecoderLost(
@@ -77,7 +93,7 @@ class Child:
             self.kill()
             raise
         if "error" in head:
-            raise DecodeError(head["error"])
+            raise (DecoderLost if "last" in head else DecodeError)(head["error"])
         return head, arrays
 
     def tell(self, verb: str) -> None:
