@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import av
@@ -24,13 +24,22 @@ from flamvid.video.reader import Distrusted, Pixels
 
 __all__ = ["AvFile", "open_container"]
 
-_NEAR = 4  # frames: to seek empties the decoder, which costs more than to decode a few on the way
+_HELD = 16 << 20  # bytes: the packets of a file up to here are kept and never read again
+_NEAR = 1  # frames: to seek empties the decoder, so that its threads stand still
 
 
 def open_container(path: str) -> Any:
-    """Open with the formats and protocols that a local file may use."""
+    """Open with the formats and protocols that a local file may use.
+
+    Of MP4 and Matroska, whose headers tell of the codec, a packet or two are looked at instead of
+    five seconds of them.
+    """
     options = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
     try:
+        with open(path, "rb") as file:
+            head = file.read(8)
+        if head[4:] == b"ftyp" or head[:4] == b"\x1a\x45\xdf\xa3":
+            options["analyzeduration"] = "1"
         return av.open(f"file:{path}", options=options, metadata_errors="replace")
     except (OSError, ValueError) as error:  # av's errors are both, by kind
         raise DecodeError(f"av can't open it ({error})") from error
@@ -49,12 +58,15 @@ class AvFile:
         for other in container.streams:  # is not even read from the disk
             if other.index != stream:
                 other.discard = Discard.all
-        # Of each packet its facts alone: together their data are the file.
-        packets = [
-            (p.pts, p.duration or 0, p.is_keyframe, p.is_discard)
-            for p in container.demux(self._stream)
-            if p.size
-        ]
+        # Of a long file, of each packet its facts alone: together their data are the file.
+        self._held: list[Any] | None = [] if container.size <= _HELD else None
+        packets = []
+        for packet in container.demux(self._stream):
+            if packet.size:
+                pts, lasts = packet.pts, packet.duration or 0
+                packets.append((pts, lasts, packet.is_keyframe, packet.is_discard))
+                if self._held is not None:
+                    self._held.append(packet)
         counted = self._stream.frames
         if counted and abs(counted - len(packets)) > 1:  # an AVI fills gaps with empty frames
             raise Distrusted(f"the container counts {counted} frames, but has {len(packets)}")
@@ -144,14 +156,19 @@ class AvFile:
 
     def _seek(self, key: int) -> Run:
         """Go to a key frame; where that lands behind it, further back, twice as far each time."""
-        target, back = self._ticks[key], 1
+        context, target, back = self._stream.codec_context, self._ticks[key], 1
+        if self._held is not None:
+            context.flush_buffers()
+            at = next(i for i, p in enumerate(self._held) if p.pts == target and not p.is_discard)
+            while at and not self._held[at].is_keyframe:  # its own is hidden by an edit list
+                at -= 1
+            return Run(context, islice(self._held, at, None), skip=self._skips)
         while True:
             self._container.seek(target, stream=self._stream, backward=True)
             packets: Iterable[Any] = self._container.demux(self._stream)
             first: Any = next((p for p in packets if p.size), None)
             there = first is not None and first.is_keyframe and first.pts is not None
             if there and first.pts <= self._ticks[key]:
-                context = self._stream.codec_context
                 return Run(context, chain([first], packets), skip=self._skips)
             if target <= self._ticks[0] - self._ticks[-1]:
                 raise DecodeError(f"av can't seek to {self.pts[key]:.3f} s")

@@ -30,6 +30,7 @@ class Run:
         self._ready: deque[Any] = deque()
         self._gone = _NEVER  # pts: no frame up to here will come any more, or it was left out
         self._over = False  # nothing more goes in
+        self._leaving_out: bool | None = None
 
     def reaches(self, tick: int) -> bool:
         """Whether the frame of that pts is still to come."""
@@ -62,21 +63,24 @@ class Run:
         """Give the decoder its next packet; False where there is none and it is empty."""
         if self._over:
             return False
-        packet = None
-        if missing or go_on:
-            packet = next((p for p in self._packets if p.size), None)
+        packet = next(self._packets, None) if missing or go_on else None
         if packet is None:
             self._over = True
             self._ready.extend(self._context.decode(None))
             return True
+        if not packet.size:  # a gap of an AVI, or the end; to decode it would empty the decoder
+            return True
+        pts = packet.pts
         # Beyond the frames asked for nothing is left out: the next request may go on there.
-        skip = self._skip and bool(missing) and packet.pts not in missing
-        self._context.skip_frame = "NONREF" if skip else "DEFAULT"
-        if packet.pts is not None and not packet.is_discard:
-            if skip:
-                self._gone = max(self._gone, packet.pts)
-            else:
-                self._inside.add(packet.pts)
-        missing.discard(packet.pts)
+        leave_out = self._skip and bool(missing) and pts not in missing
+        if leave_out is not self._leaving_out:  # each time costs as much as to read a packet
+            self._leaving_out = leave_out
+            self._context.skip_frame = "NONREF" if leave_out else "DEFAULT"
+        if pts is not None and not packet.is_discard:
+            if not leave_out:
+                self._inside.add(pts)
+            elif pts > self._gone:
+                self._gone = pts
+        missing.discard(pts)
         self._ready.extend(self._context.decode(packet))
         return True

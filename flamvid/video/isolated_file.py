@@ -93,14 +93,14 @@ class IsolatedFile:
         return Frames(pixels, self.pts[at], self.durations[at])
 
     def _receive(self, at: NDArray[np.int64]) -> Tensor:
-        """Pixels of the frames at these places, each put in order while the next is decoded."""
+        """Pixels of the frames at these places, copied out of what the child may write to."""
         wanted: dict[int, list[int]] = {}
         for row, place in enumerate(at.tolist()):
             wanted.setdefault(place, []).append(row)
         missing = set(wanted)
         pixels_T3HW: Tensor | None = None
 
-        def keep(head: dict[str, Any], frame_HW3: NDArray[Any]) -> None:
+        def keep(place: int, frame_HW3: NDArray[Any]) -> None:
             nonlocal pixels_T3HW
             if frame_HW3.dtype != np.uint8 or frame_HW3.ndim != 3 or frame_HW3.shape[2] != 3:
                 raise ValueError("no frame")
@@ -111,12 +111,11 @@ class IsolatedFile:
                 pixels_T3HW = torch.empty((len(at), 3, height, width), dtype=torch.uint8)
             if self.size not in (None, (height, width)) or pixels_T3HW.shape[2:] != (height, width):
                 raise ValueError("a frame of another size")
-            place = head.get("at")
-            if not isinstance(place, int) or place not in missing:
+            if place not in missing:
                 raise ValueError("a frame that was not asked for")
             missing.remove(place)
             for row in wanted[place]:
-                pixels_T3HW[row] = torch.from_numpy(frame_HW3).permute(2, 0, 1)
+                pixels_T3HW.numpy()[row] = frame_HW3.transpose(2, 0, 1)
 
         self._ask("read", keep, places=sorted(wanted))
         if pixels_T3HW is None or missing:
@@ -136,7 +135,7 @@ class IsolatedFile:
     def _ask(
         self,
         verb: str,
-        each: Callable[[dict[str, Any], NDArray[Any]], None] | None = None,
+        each: Callable[[int, NDArray[Any]], None] | None = None,
         **request: Any,
     ) -> tuple[dict[str, Any], list[NDArray[Any]]]:
         with self._lock:

@@ -24,6 +24,7 @@ from flamvid.video.av_file import AvFile, open_container
 from flamvid.video.describe import describe
 from flamvid.video.policy import check_size, forward_reason
 from flamvid.video.reader import Distrusted, Reader
+from flamvid.video.shared import Board, attach
 
 __all__ = ["main"]
 
@@ -42,7 +43,8 @@ Answer = tuple[dict[str, Any], list[NDArray[Any]]]
 class _Service:
     """One open file, and the requests about it."""
 
-    def __init__(self) -> None:
+    def __init__(self, board: Board | None) -> None:
+        self.board = board
         self.reader: Reader | None = None
 
     def open(self, path: str, size: list[int] | None, decoder: str | None) -> Answer:
@@ -78,11 +80,18 @@ class _Service:
         return {}, [self.reader.keyframes()]
 
     def read(self, places: list[int]) -> Iterator[Answer]:
-        """Frames, uint8 [H,W,3], one at a time: while one is on its way the next is decoded."""
+        """Frames, uint8 [H,W,3]: on the board while it has room, then each on its way at once."""
         assert self.reader is not None
+        written: list[tuple[int, int, int, int]] = []
+        if self.board is not None:
+            self.board.clear()
         for at, pixels in self.reader.read(places):
-            yield {"at": at, "more": True}, [pixels]
-        yield {}, []
+            where = None if self.board is None else self.board.put(pixels)
+            if where is None:
+                yield {"at": at, "more": True}, [pixels]
+            else:
+                written.append((at, where, *pixels.shape[:2]))
+        yield {"board": written}, []
 
     def close(self) -> Answer:
         """Let go of the file."""
@@ -136,9 +145,9 @@ def _decord_reason(info: VideoInfo, size: tuple[int, int] | None) -> str:
     return ""
 
 
-def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
+def serve(requests: IO[bytes], answers: IO[bytes], board: Board | None = None) -> None:
     """Answer until the parent is gone."""
-    service = _Service()
+    service = _Service(board)
     for line in requests:
         for head, arrays in _answers(service, json.loads(line)):
             head["arrays"] = [{"dtype": a.dtype.str, "shape": a.shape} for a in arrays]
@@ -184,7 +193,8 @@ def main() -> None:
     # decord loads every CUDA library that pip has installed, gigabytes for decoding on a CPU.
     sys.modules["nvidia"] = None  # type: ignore[assignment]
     _limit_memory(int(os.environ["FLAMVID_DECODE_MEMORY"]))
-    serve(sys.stdin.buffer, answers)
+    descriptor = os.environ.get("FLAMVID_DECODE_BOARD")
+    serve(sys.stdin.buffer, answers, attach(int(descriptor)) if descriptor else None)
 
 
 if __name__ == "__main__":
