@@ -21,6 +21,7 @@ from flamvid.video.av_picture import Picture
 from flamvid.video.av_run import Run, can_skip
 from flamvid.video.policy import FORMATS, pixel_aspect
 from flamvid.video.reader import Distrusted, Pixels
+from flamvid.video.slices import in_order, length_bytes
 
 __all__ = ["AvFile", "open_container"]
 
@@ -31,18 +32,32 @@ _NEAR = 1  # frames: to seek empties the decoder, so that its threads stand stil
 def open_container(path: str) -> Any:
     """Open with the formats and protocols that a local file may use.
 
-    Of MP4 and Matroska, whose headers tell of the codec, a packet or two are looked at instead of
-    five seconds of them.
+    Where the headers tell of the codec, a packet or two are looked at instead of five seconds of
+    them. An AVI's don't tell whether frames are reordered: `AvFile` looks for it in H.264 itself.
     """
     options = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
+    brief = {**options, "analyzeduration": "1"}
     try:
         with open(path, "rb") as file:
             head = file.read(8)
-        if head[4:] == b"ftyp" or head[:4] == b"\x1a\x45\xdf\xa3":
-            options["analyzeduration"] = "1"
-        return av.open(f"file:{path}", options=options, metadata_errors="replace")
+        avi = head[:4] == b"RIFF"
+        if not (avi or head[4:] == b"ftyp" or head[:4] == b"\x1a\x45\xdf\xa3"):
+            return _open(path, options)
+        container = _open(path, brief)
+        if avi and any(_codec(stream) != "h264" for stream in container.streams.video):
+            container.close()
+            container = _open(path, options)
+        return container
     except (OSError, ValueError) as error:  # av's errors are both, by kind
         raise DecodeError(f"av can't open it ({error})") from error
+
+
+def _open(path: str, options: dict[str, str]) -> Any:
+    return av.open(f"file:{path}", options=options, metadata_errors="replace")
+
+
+def _codec(stream: Any) -> str:
+    return stream.codec_context.name if stream.codec_context else ""
 
 
 class AvFile:
@@ -61,10 +76,15 @@ class AvFile:
         # Of a long file, of each packet its facts alone: together their data are the file.
         self._held: list[Any] | None = [] if container.size <= _HELD else None
         packets = []
+        reordered = self._stream.codec_context.has_b_frames
+        look = container.format.name == "avi" and _codec(self._stream) == "h264"
+        lengths = length_bytes(self._stream.codec_context.extradata or b"")
         for packet in container.demux(self._stream):
             if packet.size:
                 pts, lasts = packet.pts, packet.duration or 0
                 packets.append((pts, lasts, packet.is_keyframe, packet.is_discard))
+                if look and not packet.is_keyframe and not in_order(memoryview(packet), lengths):
+                    reordered, look = True, False
                 if self._held is not None:
                     self._held.append(packet)
         counted = self._stream.frames
@@ -77,7 +97,7 @@ class AvFile:
         if (np.diff(ticks) <= 0).any():
             raise Distrusted("pts that do not rise")
         # An AVI holds no pts: where frames are reordered, those that it seems to have are guesses.
-        if container.format.name == "avi" and self._stream.codec_context.has_b_frames:
+        if container.format.name == "avi" and reordered:
             raise Distrusted("reordered frames in a container without pts")
         self._ticks: list[int] = ticks.tolist()
         self._keys = np.flatnonzero(keys)
