@@ -7,6 +7,7 @@ torch and holds one file at a time.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import struct
@@ -94,8 +95,9 @@ class _Service:
         yield {"board": written}, []
 
     def close(self) -> Answer:
-        """Let go of the file."""
+        """Let go of the file, and of the frame that its own side data hold in a cycle."""
         self.reader = None
+        gc.collect()
         return {}, []
 
 
@@ -194,6 +196,7 @@ def main() -> None:
     sys.modules["nvidia"] = None  # type: ignore[assignment]
     _limit_memory(int(os.environ["FLAMVID_DECODE_MEMORY"]))
     descriptor = os.environ.get("FLAMVID_DECODE_BOARD")
+    gc.freeze()  # what is here now stays: to look through it takes longer than to open a file
     serve(sys.stdin.buffer, answers, attach(int(descriptor)) if descriptor else None)
 
 
