@@ -1,6 +1,6 @@
 """Random access by torchcodec, for those who ask for it (FLAMVID_DECODER=torchcodec).
 
-It needs FFmpeg's shared libraries on the system. decord is as fast or faster on two cores
+It needs FFmpeg's shared libraries on the system. PyAV is as fast or faster
 (docs/benchmarks.md), so torchcodec is never chosen by itself. Runs in a child.
 """
 

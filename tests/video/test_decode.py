@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -12,7 +13,9 @@ import torch
 
 from flamvid import video
 from flamvid.errors import DecodeError, InputError
+from flamvid.video import isolate
 from flamvid.video.ffmpeg_file import _runs
+from flamvid.video.shared import create
 
 SHARED = Path(__file__).parents[3] / "shared"
 
@@ -211,3 +214,47 @@ def test_a_decoder_that_is_asked_for(make_clip, numbers, monkeypatch: pytest.Mon
     monkeypatch.setenv("FLAMVID_DECODER", "magic")
     with pytest.raises(InputError, match="FLAMVID_DECODER is 'magic'"):
         video.open(make_clip("a.mp4"))
+
+
+def test_decord_reads_what_it_is_asked_to_and_reads_right(
+    make_clip, numbers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLAMVID_DECODER", "decord")
+    with video.open(make_clip("a.mp4", "-bf", "3")) as source:
+        assert source.decoder == "decord"
+        assert numbers(source.read([40, 3, 31, 3]).pixels) == [40, 3, 31, 3]
+    hevc = make_clip("h.mp4", "-c:v", "libx265", "-bf", "3", "-x265-params", "log-level=none")
+    with video.open(hevc) as source:
+        assert source.decoder == "av"
+        assert "decord gives other frames of hevc" in source.reason
+
+
+def test_more_frames_than_shared_memory_takes(make_clip, numbers) -> None:
+    with video.open(make_clip("a.mp4"), size=(1200, 1600)) as source:  # 5.8 MB each, of 16 MiB
+        for at in ([0, 50, 7, 21, 7], [9]):
+            assert numbers(source.read(at).pixels) == at
+
+
+def test_without_shared_memory(make_clip, numbers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isolate, "create", lambda: None)
+    monkeypatch.setattr(isolate, "_idle", [])
+    with video.open(make_clip("a.mp4")) as source:
+        assert numbers(source.read([40, 3, 31, 3]).pixels) == [40, 3, 31, 3]
+
+
+@pytest.mark.parametrize(
+    ("at", "shape"),
+    [(-1, (2, 2, 3)), (0, (1 << 20, 1 << 20, 3)), ((16 << 20) - 1, (1, 1, 3)), (0, (0, -1, 3))],
+)
+def test_a_child_can_not_point_outside_of_shared_memory(
+    at: int, shape: tuple[int, int, int]
+) -> None:
+    made = create()
+    if made is None:
+        pytest.skip("no shared memory here")
+    descriptor, board = made
+    with pytest.raises(OSError, match="not permitted"):
+        os.ftruncate(descriptor, 0)
+    os.close(descriptor)
+    with pytest.raises(ValueError, match="board|buffer"):
+        board.get(at, shape)
