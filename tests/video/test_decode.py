@@ -229,10 +229,15 @@ def test_decord_reads_what_it_is_asked_to_and_reads_right(
         assert "decord gives other frames of hevc" in source.reason
 
 
-def test_more_frames_than_shared_memory_takes(make_clip, numbers) -> None:
-    with video.open(make_clip("a.mp4"), size=(1200, 1600)) as source:  # 5.8 MB each, of 16 MiB
-        for at in ([0, 50, 7, 21, 7], [9]):
-            assert numbers(source.read(at).pixels) == at
+def test_more_frames_than_shared_memory_takes(make_clip) -> None:
+    clip = make_clip("a.mp4")
+    with (
+        video.open(clip, size=(1200, 1600)) as source,  # 5.8 MB each, of 16 MiB
+        video.open(clip, size=(24, 32)) as small,
+    ):
+        for at in ([0, 50, 7, 21, 7], [9]):  # each frame is one grey
+            found = source.read(at).pixels[:, :, ::50, ::50].float().mean((1, 2, 3))
+            assert found.tolist() == small.read(at).pixels.float().mean((1, 2, 3)).tolist()
 
 
 def test_without_shared_memory(make_clip, numbers, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,5 +261,5 @@ def test_a_child_can_not_point_outside_of_shared_memory(
     with pytest.raises(OSError, match="not permitted"):
         os.ftruncate(descriptor, 0)
     os.close(descriptor)
-    with pytest.raises(ValueError, match="board|buffer"):
+    with pytest.raises(ValueError, match=r"board|buffer"):
         board.get(at, shape)
