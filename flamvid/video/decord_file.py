@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,14 +43,12 @@ class DecordFile:
         """Places of the key frames."""
         return np.asarray(self._reader.get_key_indices(), dtype=np.int64)
 
-    def read(self, indices: Sequence[int]) -> Pixels:
-        """The frames at these places, uint8 [T,H,W,3], in the order asked."""
-        unique, back = np.unique(np.asarray(indices, dtype=np.int64), return_inverse=True)
+    def read(self, places: Sequence[int]) -> Iterator[tuple[int, Pixels]]:
+        """The frames at these places, which rise."""
         try:
             # decord reads ahead of the frames asked for; to seek bounds what it keeps.
-            pixels: Pixels = self._reader.get_batch(unique.tolist()).asnumpy()
+            pixels: Pixels = self._reader.get_batch(list(places)).asnumpy()
             self._reader.seek(0)
         except self._errors as error:
             raise DecodeError("decord can't decode the frames asked for") from error
-        in_order = len(unique) == len(back) and bool((back == np.arange(len(back))).all())
-        return pixels if in_order else pixels[back]
+        yield from zip(places, pixels, strict=True)

@@ -1,4 +1,4 @@
-"""What a container says about its video, by PyAV: in milliseconds, and inside the decode child."""
+"""What an open container says about its video, by PyAV. Runs in the decode child."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from typing import Any
 
 from flamvid.errors import DecodeError
 from flamvid.types import VideoInfo
-from flamvid.video.av_file import open_container
 from flamvid.video.policy import check_size, pixel_aspect
 
 __all__ = ["describe"]
@@ -15,30 +14,22 @@ _TRANSFERS = {16: "smpte2084", 18: "arib-std-b67"}  # AVCOL_TRC_*, those that me
 _INTERLACED = 2  # AVFieldOrder: 0 unknown, 1 progressive, the rest interlaced
 
 
-def describe(path: str, *, rotation: bool = False) -> VideoInfo:
+def describe(path: str, container: Any, *, rotation: bool = False) -> VideoInfo:
     """Facts of the largest video stream that is no cover art; `DecodeError` without any.
 
     rotation: decode the first frame, which alone knows how it is to be turned. It costs as much as
     a tenth of captioning a short clip, and readers turn frames by themselves.
     """
-    try:
-        with open(path, "rb") as file:
-            head = file.read(8)
-        mp4_or_matroska = head[4:] == b"ftyp" or head[:4] == b"\x1a\x45\xdf\xa3"
-        container = open_container(path, briefly=mp4_or_matroska)
-    except (OSError, ValueError) as error:  # av's errors are both, by kind
-        raise DecodeError(f"av can't open it ({error})") from error
-    with container:
-        streams = [s for s in container.streams.video if not _is_cover(s)]
-        if not streams:
-            raise DecodeError("no video stream")
-        stream = max(streams, key=lambda s: s.width * s.height)
-        context = stream.codec_context
-        if context is None:
-            raise DecodeError("a codec that av does not know")
-        check_size(path, stream.width, stream.height)
-        turned = _rotation(container, stream) if rotation else 0
-        return _info(path, container, stream, len(streams), turned)
+    streams = [s for s in container.streams.video if not _is_cover(s)]
+    if not streams:
+        raise DecodeError("no video stream")
+    stream = max(streams, key=lambda s: s.width * s.height)
+    context = stream.codec_context
+    if context is None:
+        raise DecodeError("a codec that av does not know")
+    check_size(path, stream.width, stream.height)
+    turned = _rotation(container, stream) if rotation else 0
+    return _info(path, container, stream, len(streams), turned)
 
 
 def _info(path: str, container: Any, stream: Any, count: int, rotation: int) -> VideoInfo:

@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flamvid.errors import DecodeError, DecoderLost
+from flamvid.video.shared import create
 
 __all__ = ["Child", "borrow", "give_back", "warm_up"]
 
 _MEMORY = 4 << 30  # bytes of address space; FLAMVID_DECODE_MEMORY replaces it
 _MOST_IDLE = 4
+_AHEAD = 1 << 14  # bytes that are read at once, where fewer are wanted: most whole answers
 _MOST_BYTES = 1 << 32  # of one array
 _ROOT = str(Path(__file__).parents[2])
 
@@ -43,6 +46,10 @@ class Child:
         environment = {"FLAMVID_DECODE_MEMORY": str(_MEMORY), **os.environ, "PYTHONPATH": path}
         self.owner = os.getpid()
         self._owed = 0  # answers that nobody waited for
+        shared = create()
+        self._board = shared and shared[1]
+        if shared:
+            environment["FLAMVID_DECODE_BOARD"] = str(shared[0])
         self._process = subprocess.Popen(
             # -P: the folder that the user stands in holds no modules of ours.
             [sys.executable, "-P", "-m", "flamvid.video.worker"],
@@ -52,12 +59,29 @@ class Child:
             env=environment,
             bufsize=0,
             start_new_session=True,  # Ctrl-C is the parent's to handle
+            pass_fds=[shared[0]] if shared else [],
         )
+        if shared:
+            os.close(shared[0])
+        assert self._process.stdout is not None
         _widen(self._process.stdout)
+        self._ahead = b""  # of what it said, that which was read and not yet looked at
+        self._poll = select.poll()
+        self._poll.register(self._process.stdout.fileno(), select.POLLIN)
         self._kill = weakref.finalize(self, _kill, self._process, self.owner)
 
-    def ask(self, verb: str, timeout: float, **request: Any) -> Answer:
-        """The answer and its arrays; `DecodeError` if it is one, `DecoderLost` if none comes."""
+    def ask(
+        self,
+        verb: str,
+        timeout: float,
+        each: Callable[[int, NDArray[Any]], None] | None = None,
+        **request: Any,
+    ) -> Answer:
+        """The answer and its arrays; `DecodeError` if it is one, `DecoderLost` if none comes.
+
+        each: gets the frames of the answer, each with its place, of which it keeps copies; its
+        `ValueError` says that one is not what was asked for.
+        """
         deadline = time.monotonic() + timeout
         try:
             self._send(verb, request)
@@ -65,19 +89,28 @@ class Child:
                 self._receive(deadline)
                 self._owed -= 1
             head, arrays = self._receive(deadline)
+            while "more" in head:
+                if each is None or len(arrays) != 1:
+                    raise ValueError("no parts were asked for")
+                each(head["at"], arrays[0])
+                head, arrays = self._receive(deadline)
+            for at, where, height, width in head.get("board", ()):
+                if each is None or self._board is None:
+                    raise ValueError("no frames were asked for")
+                each(at, self._board.get(where, (height, width, 3)))
         except TimeoutError:
             self.kill()
             raise DecoderLost(
                 f"decoding gave no answer in {timeout:.0f} s and was stopped; "
                 "give it longer with --decode-timeout if the file is sound"
             ) from None
-        except (OSError, EOFError, ValueError) as error:
+        except (OSError, EOFError, ValueError, TypeError, LookupError) as error:
             raise DecoderLost(self._obituary()) from error
         except BaseException:  # interrupted: the rest of the answer will never be read
             self.kill()
             raise
         if "error" in head:
-            raise DecodeError(head["error"])
+            raise (DecoderLost if "last" in head else DecodeError)(head["error"])
         return head, arrays
 
     def tell(self, verb: str) -> None:
@@ -119,18 +152,28 @@ class Child:
         assert self._process.stdout is not None
         out = self._process.stdout.fileno()
         view = memoryview(into.reshape(-1).view(np.uint8))
-        poll = select.poll()
-        poll.register(out, select.POLLIN)
         done = 0
         while done < len(view):
-            left = deadline - time.monotonic()
-            if left <= 0 or not poll.poll(left * 1000):
-                raise TimeoutError
-            count = os.readv(out, [view[done:]])
-            if count == 0:
-                raise EOFError
-            done += count
+            if not self._ahead:
+                left = deadline - time.monotonic()
+                if left <= 0 or not self._poll.poll(left * 1000):
+                    raise TimeoutError
+                if len(view) - done >= _AHEAD:
+                    done += self._some(os.readv(out, [view[done:]]))
+                    continue
+                self._ahead = os.read(out, _AHEAD)
+                self._some(len(self._ahead))
+            taken = self._ahead[: len(view) - done]
+            self._ahead = self._ahead[len(taken) :]
+            view[done : done + len(taken)] = taken
+            done += len(taken)
         return into
+
+    @staticmethod
+    def _some(count: int) -> int:
+        if count == 0:
+            raise EOFError
+        return count
 
     def _obituary(self) -> str:
         self.kill()

@@ -14,11 +14,13 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from flamvid.errors import DecodeError, DecoderLost, InputError, SourceError
 from flamvid.types import Frames, VideoInfo
 from flamvid.video.ffmpeg_file import FfmpegFile, time_allowed
 from flamvid.video.isolate import Child, borrow, give_back
+from flamvid.video.policy import check_size
 
 __all__ = ["IsolatedFile", "Refused"]
 
@@ -39,8 +41,10 @@ class IsolatedFile:
 
     def _open(self) -> None:
         decoder = os.environ.get("FLAMVID_DECODER") or None
-        if decoder not in (None, "av", "torchcodec"):
-            raise InputError(f"FLAMVID_DECODER is {decoder!r}; must be av, torchcodec, or unset")
+        if decoder not in (None, "av", "decord", "torchcodec"):
+            raise InputError(
+                f"FLAMVID_DECODER is {decoder!r}; must be av, decord, torchcodec, or unset"
+            )
         child = borrow()
         try:
             head, arrays = child.ask(
@@ -81,13 +85,42 @@ class IsolatedFile:
         """The frames at these places, uint8, in the order asked."""
         at = np.asarray(indices, dtype=np.int64)
         try:
-            _, [pixels_THW3] = self._ask("read", indices=at.tolist())
+            pixels = self._receive(at)
         except DecoderLost:
             raise
         except DecodeError as error:
             return self._read_forward(indices, error)
-        pixels = torch.from_numpy(pixels_THW3).permute(0, 3, 1, 2).contiguous()
         return Frames(pixels, self.pts[at], self.durations[at])
+
+    def _receive(self, at: NDArray[np.int64]) -> Tensor:
+        """Pixels of the frames at these places, copied out of what the child may write to."""
+        wanted: dict[int, list[int]] = {}
+        for row, place in enumerate(at.tolist()):
+            wanted.setdefault(place, []).append(row)
+        missing = set(wanted)
+        pixels_T3HW: Tensor | None = None
+
+        def keep(place: int, frame_HW3: NDArray[Any]) -> None:
+            nonlocal pixels_T3HW
+            if frame_HW3.dtype != np.uint8 or frame_HW3.ndim != 3 or frame_HW3.shape[2] != 3:
+                raise ValueError("no frame")
+            height, width, _ = frame_HW3.shape
+            if pixels_T3HW is None:
+                if self.size is None:
+                    check_size(str(self.path), width, height)
+                pixels_T3HW = torch.empty((len(at), 3, height, width), dtype=torch.uint8)
+            if self.size not in (None, (height, width)) or pixels_T3HW.shape[2:] != (height, width):
+                raise ValueError("a frame of another size")
+            if place not in missing:
+                raise ValueError("a frame that was not asked for")
+            missing.remove(place)
+            for row in wanted[place]:
+                pixels_T3HW.numpy()[row] = frame_HW3.transpose(2, 0, 1)
+
+        self._ask("read", keep, places=sorted(wanted))
+        if pixels_T3HW is None or missing:
+            raise DecodeError("the decoder left frames out")
+        return pixels_T3HW
 
     def _read_forward(self, indices: Sequence[int], error: DecodeError) -> Frames:
         """What random access gives up on, ffmpeg may read; it counts when all frames are there."""
@@ -99,7 +132,12 @@ class IsolatedFile:
             ) from error
         return again.read(indices)
 
-    def _ask(self, verb: str, **request: Any) -> tuple[dict[str, Any], list[NDArray[Any]]]:
+    def _ask(
+        self,
+        verb: str,
+        each: Callable[[int, NDArray[Any]], None] | None = None,
+        **request: Any,
+    ) -> tuple[dict[str, Any], list[NDArray[Any]]]:
         with self._lock:
             if self._child is None:
                 raise SourceError(f"{self.path} was closed; open it again")
@@ -108,7 +146,7 @@ class IsolatedFile:
             duration = float(self.pts[-1] + self.durations[-1])
             timeout = self.timeout or time_allowed(self.path, duration)
             try:
-                return self._child.ask(verb, timeout, **request)
+                return self._child.ask(verb, timeout, each, **request)
             except DecoderLost as error:
                 raise DecoderLost(f"{self.path}: {error}") from error
 

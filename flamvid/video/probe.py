@@ -14,6 +14,7 @@ import ffmpeg
 from flamvid.errors import DecodeError, SourceError
 from flamvid.types import VideoInfo
 from flamvid.video.policy import FORMATS, PROTOCOLS
+from flamvid.video.truncation import is_mp4
 
 __all__ = ["allowed", "ffmpeg_exe", "probe"]
 
@@ -175,11 +176,15 @@ def _fraction(text: str) -> float:
 
 
 def _unreadable(path: Path, said: str) -> SourceError:
-    if "moov atom not found" in said:
-        return DecodeError(
-            f"{path} has no index (moov atom): truncated, or no video at all; copy it again"
-        )
+    # ffmpeg takes anything named .mp4 for one: what the file begins with tells better.
+    if "moov atom not found" in said and is_mp4(_head(path)):
+        return DecodeError(f"{path} has no index (moov atom), so it is truncated; copy it again")
     return SourceError(f"{path} is no video that ffmpeg can read; check what kind of file it is")
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(8)
 
 
 def _no_video(path: Path) -> SourceError:

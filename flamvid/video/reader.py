@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -28,6 +28,7 @@ class Reader(Protocol):
         """Places of the key frames, rising."""
         ...
 
-    def read(self, indices: Sequence[int]) -> Pixels:
-        """The frames at these places, [T,H,W,3], in the order asked; `DecodeError` if it can't."""
+    def read(self, places: Sequence[int]) -> Iterator[tuple[int, Pixels]]:
+        """The frames [H,W,3] at these places, which rise, each with its place, as soon as it is
+        there; `DecodeError` where one can't be had."""
         ...

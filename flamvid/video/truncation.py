@@ -11,9 +11,14 @@ import struct
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["missing_bytes"]
+__all__ = ["is_mp4", "missing_bytes"]
 
 _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
+
+
+def is_mp4(head: bytes) -> bool:
+    """Whether a file that begins so is an MP4 or MOV, whole or not."""
+    return head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
 
 
 def missing_bytes(path: Path) -> int:
@@ -22,7 +27,7 @@ def missing_bytes(path: Path) -> int:
         size = os.fstat(file.fileno()).st_size
         head = file.read(12)
         file.seek(0)
-        if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
+        if is_mp4(head):
             end = _mp4_end(file, size)
         elif head[:4] == _EBML:
             end = _matroska_end(file)

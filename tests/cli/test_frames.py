@@ -90,7 +90,7 @@ def test_probe_says_what_and_how(clip: Any) -> None:
     assert result.exit_code == 0
     assert (facts["width"], facts["height"], facts["frames"]) == (64, 48, 75)
     assert facts["duration"] == pytest.approx(3.0)
-    assert facts["decoder"] == "decord"
+    assert facts["decoder"] == "av"
     assert run("probe", clip("a.ts")).stdout.count("random access in mpegts") == 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -12,7 +13,9 @@ import torch
 
 from flamvid import video
 from flamvid.errors import DecodeError, InputError
+from flamvid.video import isolate
 from flamvid.video.ffmpeg_file import _runs
+from flamvid.video.shared import create
 
 SHARED = Path(__file__).parents[3] / "shared"
 
@@ -51,8 +54,8 @@ def test_frames_before_an_edit_list_do_not_exist() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "decoder"),
     [
-        ("b_frames.mp4", ("-bf", "3"), "decord"),
-        ("late.mkv", ("-output_ts_offset", "5"), "decord"),
+        ("b_frames.mp4", ("-bf", "3"), "av"),
+        ("late.mkv", ("-output_ts_offset", "5"), "av"),
         ("b_frames.ts", ("-bf", "3"), "ffmpeg"),
         ("no_pts.avi", ("-bf", "0"), "av"),
         ("reordered.avi", ("-bf", "3"), "ffmpeg"),
@@ -69,6 +72,50 @@ def test_frame_by_number(
         assert numbers(frames.pixels) == at
         np.testing.assert_allclose(frames.pts_seconds, np.array(at) / 25, atol=2e-3)
         np.testing.assert_allclose(frames.duration_seconds, 0.04, atol=2e-3)
+
+
+@pytest.mark.parametrize("container", ["mp4", "mkv", "mov"])
+@pytest.mark.parametrize(
+    "codec",
+    [
+        ("libx265", "-bf", "3", "-x265-params", "log-level=none"),
+        ("mpeg4", "-bf", "2"),
+        ("mpeg2video", "-bf", "2"),
+        ("libx264", "-bf", "0", "-x264-params", "intra-refresh=1"),
+        ("libx264", "-bf", "8", "-x264-params", "b-pyramid=normal:open-gop=1"),
+        ("libsvtav1", "-preset", "12"),
+    ],
+    ids=["hevc", "mpeg4", "mpeg2", "intra-refresh", "open-gop", "av1"],
+)
+def test_reordered_frames_of_any_codec(
+    make_clip, run_ffmpeg, tmp_path: Path, codec: tuple[str, ...], container: str
+) -> None:
+    # decord gives neighbours of the frames asked for in the first four.
+    if codec[0] == "libsvtav1" and container == "mov":
+        pytest.skip("ffmpeg writes no AV1 to MOV")
+    path = tmp_path / f"reordered.{container}"
+    graph = "testsrc2=s=128x96:r=25:d=2.4"
+    options = ("-c:v", *codec, "-g", "12", "-pix_fmt", "yuv420p")
+    run_ffmpeg("-f", "lavfi", "-i", graph, *options, str(path))
+    expected = ffmpeg_frames(path, 96, 128)
+    with video.open(path) as source:
+        assert len(source.pts) == len(expected)
+        at = [47, 1, 30, 13, 12, 11, 59, 0]
+        np.testing.assert_array_equal(source.read(at).pixels.numpy(), expected[at])
+
+
+@pytest.mark.parametrize("step", [1, 2, 7, 19])
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
+def test_chunks_that_follow_each_other(make_clip, numbers, name: str, step: int) -> None:
+    """A reader goes on where it was: what one request leaves out may be what the next one wants."""
+    options = ("-bf", "5", "-x264-params", "b-pyramid=normal:b-adapt=0")
+    with video.open(make_clip(name, *options, frames=75)) as source:
+        at = list(range(0, 75, step))
+        for first in range(0, len(at), 4):
+            chunk = at[first : first + 4]
+            assert numbers(source.read(chunk).pixels) == chunk
+        back = at[len(at) // 2]
+        assert numbers(source.read([back, 74]).pixels) == [back, 74]
 
 
 def test_variable_frame_rate(make_clip, numbers) -> None:
@@ -101,6 +148,33 @@ def test_rotation_is_applied(make_clip, run_ffmpeg, tmp_path: Path) -> None:
         assert source.read([3]).pixels.shape == (1, 3, 96, 48)
     with video.open(turned, size=(20, 10)) as source:
         assert source.read([3]).pixels.shape == (1, 3, 20, 10)
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        ("-display_rotation:v:0", "90"),
+        ("-display_rotation:v:0", "180"),
+        ("-display_rotation:v:0", "270"),
+        ("-display_rotation:v:0", "45"),
+        ("-display_hflip:v:0",),
+        ("-display_vflip:v:0",),
+        ("-display_rotation:v:0", "90", "-display_hflip:v:0"),
+        ("-display_rotation:v:0", "270", "-display_hflip:v:0"),
+    ],
+    ids=" ".join,
+)
+def test_any_display_matrix_is_applied_as_ffmpeg_does(
+    run_ffmpeg, tmp_path: Path, turn: tuple[str, ...]
+) -> None:
+    upright, turned = tmp_path / "upright.mp4", tmp_path / "turned.mp4"
+    graph = "testsrc2=s=128x96:r=25:d=0.4"
+    run_ffmpeg("-f", "lavfi", "-i", graph, "-pix_fmt", "yuv420p", str(upright))
+    run_ffmpeg(*turn, "-i", str(upright), "-c", "copy", str(turned))
+    with video.open(turned) as source:
+        found = source.read([2, 9]).pixels.numpy()
+    expected = ffmpeg_frames(turned, *found.shape[2:])
+    np.testing.assert_array_equal(found, expected[[2, 9]])
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.ts"])
@@ -140,3 +214,52 @@ def test_a_decoder_that_is_asked_for(make_clip, numbers, monkeypatch: pytest.Mon
     monkeypatch.setenv("FLAMVID_DECODER", "magic")
     with pytest.raises(InputError, match="FLAMVID_DECODER is 'magic'"):
         video.open(make_clip("a.mp4"))
+
+
+def test_decord_reads_what_it_is_asked_to_and_reads_right(
+    make_clip, numbers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLAMVID_DECODER", "decord")
+    with video.open(make_clip("a.mp4", "-bf", "3")) as source:
+        assert source.decoder == "decord"
+        assert numbers(source.read([40, 3, 31, 3]).pixels) == [40, 3, 31, 3]
+    hevc = make_clip("h.mp4", "-c:v", "libx265", "-bf", "3", "-x265-params", "log-level=none")
+    with video.open(hevc) as source:
+        assert source.decoder == "av"
+        assert "decord gives other frames of hevc" in source.reason
+
+
+def test_more_frames_than_shared_memory_takes(make_clip) -> None:
+    clip = make_clip("a.mp4")
+    with (
+        video.open(clip, size=(1200, 1600)) as source,  # 5.8 MB each, of 16 MiB
+        video.open(clip, size=(24, 32)) as small,
+    ):
+        for at in ([0, 50, 7, 21, 7], [9]):  # each frame is one grey
+            found = source.read(at).pixels[:, :, ::50, ::50].float().mean((1, 2, 3))
+            assert found.tolist() == small.read(at).pixels.float().mean((1, 2, 3)).tolist()
+
+
+def test_without_shared_memory(make_clip, numbers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isolate, "create", lambda: None)
+    monkeypatch.setattr(isolate, "_idle", [])
+    with video.open(make_clip("a.mp4")) as source:
+        assert numbers(source.read([40, 3, 31, 3]).pixels) == [40, 3, 31, 3]
+
+
+@pytest.mark.parametrize(
+    ("at", "shape"),
+    [(-1, (2, 2, 3)), (0, (1 << 20, 1 << 20, 3)), ((16 << 20) - 1, (1, 1, 3)), (0, (0, -1, 3))],
+)
+def test_a_child_can_not_point_outside_of_shared_memory(
+    at: int, shape: tuple[int, int, int]
+) -> None:
+    made = create()
+    if made is None:
+        pytest.skip("no shared memory here")
+    descriptor, board = made
+    with pytest.raises(OSError, match="not permitted"):
+        os.ftruncate(descriptor, 0)
+    os.close(descriptor)
+    with pytest.raises(ValueError, match=r"board|buffer"):
+        board.get(at, shape)

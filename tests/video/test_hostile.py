@@ -53,6 +53,9 @@ BOX = struct.Struct(">I4s")
 FILES: dict[str, tuple[str, bytes | str, str]] = {
     "no bytes": ("a.mp4", b"", "is empty"),
     "text": ("a.mp4", "To be, or not to be. " * 50, "no video"),
+    "three letters": ("a.mp4", "abc", "is no video"),
+    "one letter": ("a.mov", "a", "is no video"),
+    "a short line": ("a.mp4", "hello, world\n", "is no video"),
     "a web page": ("a.webm", "<!DOCTYPE html><html><body>404</body></html>", "no video"),
     "an archive": ("a.mkv", b"PK\x03\x04" + bytes(500), "no video"),
     "a program": ("a.avi", b"\x7fELF\x02\x01\x01" + bytes(500), "no video"),

@@ -184,7 +184,8 @@ def main() -> None:
     parser.add_argument("--clips", type=Path, help="a folder of real clips")
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()
-    print("command:", " ".join(["python", *sys.argv]))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    print("command:", " ".join(["python", *sys.argv]), f"({cores} of {os.cpu_count()} cores)")
     warm_up()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
