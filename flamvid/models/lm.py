@@ -14,14 +14,17 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from flamvid.errors import ConfigError, WeightsError
+from flamvid.models import mosaic
 from flamvid.models.gated_xattn import GatedCrossAttention, MediaKeyValues
 
 __all__ = ["LanguageModel", "MediaContext", "TokenHead", "load_causal_lm"]
@@ -56,13 +59,21 @@ class TokenHead:
         return torch.where(self.ids[at] == tokens, at, -100)
 
 
+mosaic.register()
+
 _media: ContextVar[MediaContext | None] = ContextVar("flamvid_media", default=None)
 
 
 class LanguageModel(nn.Module):
     """The frozen host: hidden states and logits, with or without media."""
 
-    def __init__(self, lm: PreTrainedModel, inserted: Mapping[int, GatedCrossAttention]) -> None:
+    def __init__(
+        self,
+        lm: PreTrainedModel,
+        inserted: Mapping[int, GatedCrossAttention],
+        *,
+        after: bool = False,
+    ) -> None:
         super().__init__()
         self.lm = lm.requires_grad_(False).eval()
         self.body = _body(lm)
@@ -70,7 +81,10 @@ class LanguageModel(nn.Module):
         self._takes_positions = "position_ids" in inspect.signature(self.body.forward).parameters
         layers = decoder_layers(lm)
         for slot, at in enumerate(inserted):
-            layers[at].register_forward_pre_hook(self._reader(slot), with_kwargs=True)
+            if after:
+                layers[at].register_forward_hook(self._reader_behind(slot))
+            else:
+                layers[at].register_forward_pre_hook(self._reader(slot), with_kwargs=True)
 
     @property
     def head(self) -> nn.Module:
@@ -130,11 +144,32 @@ class LanguageModel(nn.Module):
 
         return read
 
+    def _reader_behind(self, slot: int) -> Any:
+        xattn = self.inserted[slot]
+
+        def read(_: nn.Module, __: tuple[Any, ...], out: Any) -> Any:
+            media = _media.get()
+            if media is None:
+                return None
+            if isinstance(out, tuple):
+                return (xattn(out[0], media.layers[slot], media.index), *out[1:])
+            return xattn(out, media.layers[slot], media.index)
+
+        return read
+
 
 def decoder_layers(lm: nn.Module) -> nn.ModuleList:
     """The list of decoder layers of a transformers causal LM."""
+    layers = lm.get_submodule(layers_path(lm))
+    assert isinstance(layers, nn.ModuleList)
+    return layers
+
+
+def layers_path(lm: nn.Module) -> str:
+    """Where in a causal LM its list of decoder layers stands, such as `model.layers`."""
     depth = lm.config.num_hidden_layers  # type: ignore[union-attr]
-    found = [m for m in lm.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
+    named = lm.named_modules()
+    found = [name for name, m in named if isinstance(m, nn.ModuleList) and len(m) == depth]
     if not found:
         raise ConfigError(
             f"{type(lm).__name__} has no list of {depth} decoder layers; "
@@ -145,17 +180,25 @@ def decoder_layers(lm: nn.Module) -> nn.ModuleList:
 
 def load_causal_lm(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     """Load a causal LM from a local folder: safetensors only, no remote code, no download."""
+    safe = any(folder.glob("*.safetensors"))
     try:
-        lm = AutoModelForCausalLM.from_pretrained(
+        lm, report = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
-            use_safetensors=True,
+            # without safetensors, *.bin is read with weights_only: tensors, and nothing is executed
+            use_safetensors=True if safe or not any(folder.glob("*.bin")) else False,
             local_files_only=True,
             trust_remote_code=False,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, UnpicklingError) as error:
+        reason = next((line for line in str(error).splitlines() if line), type(error).__name__)
         raise WeightsError(f"{folder} is no causal language model: {reason}") from error
+    if missing := sorted(report["missing_keys"]):
+        raise WeightsError(
+            f"{folder} lacks {', '.join(missing[:3])} of its language model "
+            f"({len(missing)} tensors); copy it again"
+        )
     assert isinstance(lm, PreTrainedModel)
     return lm
 

@@ -21,6 +21,7 @@ __all__ = ["ClipEncoder", "TimmEncoder", "VisionConfig", "build_vision"]
 class VisionConfig:
     """Which encoder (`timm:NAME` or `clip:FOLDER-OR-ID`), and the pictures it was trained on.
 
+    class_token: whether a CLIP encoder's CLS is one of the features.
     labels: so many of the encoder's own class names are said in the prompt of a caption, of those
     that it is sure of by at least `label_share`; ImageNet encoders only.
     """
@@ -33,6 +34,7 @@ class VisionConfig:
     resize: str = "squash"
     labels: int = 0
     label_share: float = 0.1
+    class_token: bool = False
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -95,16 +97,20 @@ class TimmEncoder(nn.Module):
 
 
 class ClipEncoder(nn.Module):
-    """A Hugging Face CLIP vision tower: patch tokens of the last layer, CLS dropped."""
+    """A Hugging Face CLIP vision tower: tokens of the last layer before its last norm.
 
-    def __init__(self, model: nn.Module) -> None:
+    class_token: whether CLS stands in front of the patches (IDEFICS) or is dropped.
+    """
+
+    def __init__(self, model: nn.Module, class_token: bool = False) -> None:
         super().__init__()
         self.model = model
+        self.first = 0 if class_token else 1
         self.width: int = model.config.hidden_size  # type: ignore[union-attr, assignment]
 
     def forward(self, pictures_B3HW: Tensor) -> Tensor:
         """Features [B,N,F]."""
-        out: Tensor = self.model(pixel_values=pictures_B3HW).last_hidden_state[:, 1:]
+        out: Tensor = self.model(pixel_values=pictures_B3HW).last_hidden_state[:, self.first :]
         return out
 
 
