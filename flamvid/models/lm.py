@@ -14,17 +14,16 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from flamvid.errors import ConfigError, WeightsError
+from flamvid.errors import ConfigError
 from flamvid.models import mosaic
+from flamvid.models.frozen import frozen_from
 from flamvid.models.gated_xattn import GatedCrossAttention, MediaKeyValues
 
 __all__ = ["LanguageModel", "MediaContext", "TokenHead", "load_causal_lm"]
@@ -169,7 +168,7 @@ def layers_path(lm: nn.Module) -> str:
     """Where in a causal LM its list of decoder layers stands, such as `model.layers`."""
     depth = lm.config.num_hidden_layers  # type: ignore[union-attr]
     named = lm.named_modules()
-    found = [name for name, m in named if isinstance(m, nn.ModuleList) and len(m) == depth]
+    found: list[str] = [n for n, m in named if isinstance(m, nn.ModuleList) and len(m) == depth]
     if not found:
         raise ConfigError(
             f"{type(lm).__name__} has no list of {depth} decoder layers; "
@@ -179,26 +178,8 @@ def layers_path(lm: nn.Module) -> str:
 
 
 def load_causal_lm(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """Load a causal LM from a local folder: safetensors only, no remote code, no download."""
-    safe = any(folder.glob("*.safetensors"))
-    try:
-        lm, report = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype,
-            # without safetensors, *.bin is read with weights_only: tensors, and nothing is executed
-            use_safetensors=True if safe or not any(folder.glob("*.bin")) else False,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, UnpicklingError) as error:
-        reason = next((line for line in str(error).splitlines() if line), type(error).__name__)
-        raise WeightsError(f"{folder} is no causal language model: {reason}") from error
-    if missing := sorted(report["missing_keys"]):
-        raise WeightsError(
-            f"{folder} lacks {', '.join(missing[:3])} of its language model "
-            f"({len(missing)} tensors); copy it again"
-        )
+    """Load a causal LM from a local folder; MPT-1B too, which only remote code knows elsewhere."""
+    lm = frozen_from(AutoModelForCausalLM, folder, dtype, "causal language model")
     assert isinstance(lm, PreTrainedModel)
     return lm
 

@@ -75,7 +75,8 @@ class MosaicAttention(nn.Module):
         return out
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # B x H x S x d
+        heads: Tensor = x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return heads  # B x H x S x d
 
 
 class MosaicMlp(nn.Module):
@@ -137,7 +138,7 @@ class MosaicModel(_Mosaic):
     def get_input_embeddings(self) -> nn.Module:
         return self.wte
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.wte = value
 
     def forward(
@@ -171,13 +172,13 @@ class MosaicForCausalLM(_Mosaic):
     def get_input_embeddings(self) -> nn.Module:
         return self.transformer.wte
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.transformer.wte = value
 
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
 
-    def set_output_embeddings(self, value: nn.Module) -> None:
+    def set_output_embeddings(self, value: nn.Linear) -> None:
         self.lm_head = value
 
     def forward(self, input_ids: Tensor, **kwargs: Any) -> CausalLMOutputWithPast:

@@ -79,7 +79,9 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 def check_activation(where: str, name: str) -> None:
     """A ConfigError unless there is such an activation."""
     if name not in ACTIVATIONS:
-        raise ConfigError(f"{where}.activation is {name!r}; must be one of {', '.join(ACTIVATIONS)}")
+        raise ConfigError(
+            f"{where}.activation is {name!r}; must be one of {', '.join(ACTIVATIONS)}"
+        )
 
 
 def feed_forward(width: int, ratio: int, activation: str = "squared_relu") -> nn.Sequential:

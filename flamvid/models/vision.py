@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import timm
 import torch
 from torch import Tensor, nn
 
 from flamvid.errors import ConfigError, WeightsError
+from flamvid.models.frozen import frozen_from
 
-__all__ = ["ClipEncoder", "TimmEncoder", "VisionConfig", "build_vision"]
+__all__ = ["ClipEncoder", "TimmEncoder", "VisionConfig", "build_vision", "load_clip"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,14 +116,20 @@ class ClipEncoder(nn.Module):
         return out
 
 
+def load_clip(folder: Path, dtype: torch.dtype, class_token: bool = False) -> ClipEncoder:
+    """The vision tower of a CLIP in a local folder."""
+    from transformers import CLIPVisionModel
+
+    model = frozen_from(CLIPVisionModel, folder, dtype, "CLIP vision encoder")
+    return ClipEncoder(model, class_token)
+
+
 def build_vision(config: VisionConfig, folder: str | None = None) -> TimmEncoder | ClipEncoder:
     """The frozen encoder; a CLIP tower is read from the local `folder`, safetensors only."""
     kind, _, name = config.encoder.partition(":")
     encoder: TimmEncoder | ClipEncoder
     if kind == "clip":
-        from transformers import CLIPVisionModel
-
-        encoder = ClipEncoder(CLIPVisionModel.from_pretrained(folder or name, use_safetensors=True))
+        encoder = load_clip(Path(folder or name), torch.float32, config.class_token)
     else:
         encoder = TimmEncoder(name)
     encoder.requires_grad_(False).eval()

@@ -1,0 +1,180 @@
+"""OpenFlamingo's checkpoints: the trained part and the embeddings, over a public LM and CLIP.
+
+Source: mlfoundations/open_flamingo 655f693, src/{flamingo,flamingo_lm,helpers}.py. Files hold
+`perceiver.*`, `lang_encoder.<layers>.<i>.gated_cross_attn_layer.*` and the embeddings, under
+whatever prefixes FSDP and DDP left; older ones repeat them as aliases of the same tensors.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from flamvid.errors import WeightsError
+from flamvid.models.flamingo import Flamingo
+from flamvid.models.gated_xattn import XattnConfig
+from flamvid.models.lm import layers_path
+from flamvid.models.resampler import ResamplerConfig
+from flamvid.models.vision import ClipEncoder
+from flamvid.weights.foreign import ModelParts, assemble_empty, count, fill, sub_names, unwrap
+
+__all__ = ["build_open_flamingo", "layout", "open_flamingo_tensors"]
+
+_LM = "lang_encoder."
+_BLOCK = {p: f"0.{p}" for p in ("norm_media", "norm_latents", "to_q", "to_kv", "to_out")}
+_XATTN = {p: f"attn.{p}" for p in ("norm", "to_q", "to_kv", "to_out")}
+_XATTN |= {"ffw": "ff", "attn_gate": "attn_gate", "ffw_gate": "ff_gate"}
+
+
+def build_open_flamingo(
+    tensors: Mapping[str, Tensor],
+    vision: ClipEncoder,
+    lm: Any,
+    parts: ModelParts,
+    source: Path,
+) -> Flamingo:
+    """The released model over its frozen parts.
+
+    tensors: from `open_flamingo_tensors`. The LM's embeddings get as many rows as the checkpoint
+    has, for that is how the special tokens were added. source: names the file in errors.
+    """
+    path = layers_path(lm)
+    tensors = _main_names(tensors, path, _name_of(lm, lm.get_output_embeddings().weight))
+    _fit_embeddings(tensors, lm, source)
+    flamingo = assemble_empty(vision, lm, parts)
+    names = _resampler_names(flamingo) | _xattn_names(flamingo, parts[1], path)
+    held = {n.removeprefix(_LM) for n in tensors}
+    names |= {f"lm.{n}": _LM + n for n, _ in lm.named_parameters() if n in held}
+    parameters = dict(flamingo.trained())
+    parameters |= {f"lm.{name}": p for name, p in lm.named_parameters()}
+    fill(
+        parameters,
+        {ours: (theirs,) for ours, theirs in names.items()},
+        tensors,
+        source,
+        spare=_spare(tensors, lm),
+    )
+    return flamingo
+
+
+def open_flamingo_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The checkpoint's tensors by bare names, without its frozen vision encoder."""
+    return {n: t for n, t in unwrap(tensors).items() if not n.startswith("vision_encoder.")}
+
+
+def layout(tensors: Mapping[str, Tensor], source: Path, head_width: int = 64) -> ModelParts:
+    """Sizes that a checkpoint tells by the shapes and names of its tensors.
+
+    head_width, which no shape tells, is 64 in every release.
+    """
+    blocks = count(tensors, r"perceiver\.layers\.(\d+)\.")
+    gates = r"lang_encoder\.(?:.*\.)?(\d+)\.(?:gated_cross_attn_layer\.)?attn_gate$"
+    layers = sorted({int(m[1]) for name in tensors if (m := re.match(gates, name))})
+    latents, q = tensors.get("perceiver.latents"), tensors.get("perceiver.layers.0.0.to_q.weight")
+    inner = [t.shape[0] for name, t in tensors.items() if name.endswith("attn.to_q.weight")]
+    if latents is None or q is None or not layers or not inner or latents.ndim != 2:
+        raise WeightsError(
+            f"{source} is no OpenFlamingo checkpoint: it lacks perceiver.latents, "
+            "perceiver.layers.0 or every gated_cross_attn_layer"
+        )
+    frames = tensors.get("perceiver.frame_embs")
+    L, width = latents.shape
+    resampler = ResamplerConfig(
+        features=width,
+        width=width,
+        depth=blocks,
+        heads=q.shape[0] // head_width,
+        head_width=head_width,
+        latents=L,
+        frames=0 if frames is None else frames.shape[0],
+        project=False,
+        activation="gelu",
+    )
+    every = layers[0] + 1
+    xattn = XattnConfig(
+        first=layers[0], every=every, heads=inner[0] // 64, head_width=64, activation="gelu"
+    )
+    return resampler, xattn
+
+
+def _main_names(tensors: Mapping[str, Tensor], path: str, head: str) -> dict[str, Tensor]:
+    """Aliases by the one name of the tensor that they stand for."""
+    aliases = {
+        # GPT-NeoX's head, which transformers calls as every other model's since 5.0
+        f"{_LM}embed_out.weight": _LM + head,
+        f"{_LM}gated_cross_attn_layers.": f"{_LM}{path}.{{}}.gated_cross_attn_layer.",
+        f"{_LM}old_decoder_blocks.": f"{_LM}{path}.{{}}.",
+    }
+    out = {}
+    for name, tensor in tensors.items():
+        for alias, main in aliases.items():
+            if name.startswith(alias):
+                number, _, rest = name[len(alias) :].partition(".")
+                name = main.format(number) + rest
+        out[name.replace(".decoder_layer.", ".")] = tensor
+    return out
+
+
+def _fit_embeddings(tensors: Mapping[str, Tensor], lm: Any, source: Path) -> None:
+    """Give the LM the checkpoint's number of tokens, if it is the right LM."""
+    embedding = lm.get_input_embeddings().weight
+    name = _LM + _name_of(lm, embedding)
+    if name not in tensors:
+        raise WeightsError(
+            f"{source} lacks {name}, the embeddings of a {type(lm).__name__}; "
+            "give the language model it was trained with"
+        )
+    rows, width = tensors[name].shape
+    if width != embedding.shape[1]:
+        raise WeightsError(
+            f"{source}: {name} has shape {(rows, width)}, the language model wants "
+            f"{tuple(embedding.shape)}; give the one it was trained with"
+        )
+    if rows == embedding.shape[0]:
+        return
+    head = lm.get_output_embeddings().weight
+    if head is not embedding and (missing := _LM + _name_of(lm, head)) not in tensors:
+        raise WeightsError(
+            f"{source} has {rows} tokens, the language model {embedding.shape[0]}, and "
+            f"{missing} is missing; give a language model of {rows} tokens"
+        )
+    lm.resize_token_embeddings(rows, mean_resizing=False)
+
+
+def _name_of(lm: nn.Module, parameter: Tensor) -> str:
+    return next(name for name, p in lm.named_parameters() if p is parameter)
+
+
+def _resampler_names(flamingo: Flamingo) -> dict[str, str]:
+    """Our names of the resampler's parameters to theirs."""
+    theirs = {"latents": "perceiver.latents", "norm": "perceiver.norm"}
+    theirs["time.weight"] = "perceiver.frame_embs"
+    theirs["place.weight"] = "perceiver.media_time_embs"
+    for i in range(flamingo.resampler.config.depth):
+        parts = {**_BLOCK, "ffw": "1"}
+        theirs |= {
+            f"blocks.{i}.{our}": f"perceiver.layers.{i}.{their}" for our, their in parts.items()
+        }
+    return sub_names(flamingo.resampler, "resampler.", theirs)
+
+
+def _xattn_names(flamingo: Flamingo, xattn: XattnConfig, path: str) -> dict[str, str]:
+    depth: int = flamingo.lm.lm.config.num_hidden_layers
+    names: dict[str, str] = {}
+    for slot, layer in enumerate(xattn.positions(depth)):
+        theirs = {
+            our: f"{_LM}{path}.{layer}.gated_cross_attn_layer.{their}"
+            for our, their in _XATTN.items()
+        }
+        names |= sub_names(flamingo.lm.inserted[slot], f"xattn.{slot}.", theirs)
+    return names
+
+
+def _spare(tensors: Mapping[str, Tensor], lm: nn.Module) -> set[str]:
+    """A tied head, which some files repeat."""
+    tied = {n for n, _ in lm.named_parameters(remove_duplicate=False)}
+    return {n for n in tensors if n.removeprefix(_LM) in tied}
