@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from flamvid.errors import ConfigError
-from flamvid.models import mosaic
+from flamvid.models import mosaic, palm
 from flamvid.models.frozen import frozen_from
 from flamvid.models.gated_xattn import GatedCrossAttention, MediaKeyValues
 
@@ -59,6 +59,7 @@ class TokenHead:
 
 
 mosaic.register()
+palm.register()
 
 _media: ContextVar[MediaContext | None] = ContextVar("flamvid_media", default=None)
 

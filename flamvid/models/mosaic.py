@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from flamvid.errors import ConfigError
+from flamvid.models.masks import hidden_keys
 
 __all__ = ["MosaicConfig", "MosaicForCausalLM", "register"]
 
@@ -193,20 +194,13 @@ def attention_bias(
     config: MosaicConfig, x_BSD: Tensor, past: int, attention_mask: Tensor | None
 ) -> Tensor:
     """ALiBi plus the causal and padding masks, [B,H,S,K]."""
-    S, device, lowest = x_BSD.shape[1], x_BSD.device, torch.finfo(x_BSD.dtype).min
-    key_K = torch.arange(past + S, device=device)
-    hidden = key_K > key_K[past:, None]  # S x K
-    if attention_mask is not None:
-        hidden = hidden | (attention_mask == 0)[:, None, None, :]  # B x 1 x S x K
-
+    hidden_B1SK = hidden_keys(x_BSD, past, attention_mask)
     # A bias by the key's place alone: softmax doesn't see what a query adds to all its keys.
-    slopes_H = 2.0 ** -(torch.arange(1, config.n_heads + 1, device=device) * _step(config))
-    alibi_HSK = slopes_H[:, None, None] * (key_K - key_K[-1])
-    return alibi_HSK.to(x_BSD.dtype).masked_fill(hidden, lowest).expand(len(x_BSD), -1, S, -1)
-
-
-def _step(config: MosaicConfig) -> float:
-    return config.alibi_bias_max / config.n_heads
+    key_K = torch.arange(hidden_B1SK.shape[-1], device=x_BSD.device)
+    heads_H = torch.arange(1, config.n_heads + 1, device=x_BSD.device)
+    slopes_H = 2.0 ** -(heads_H * (config.alibi_bias_max / config.n_heads))
+    alibi_H1K = (slopes_H[:, None, None] * (key_K - key_K[-1])).to(x_BSD.dtype)
+    return alibi_H1K.masked_fill(hidden_B1SK, torch.finfo(x_BSD.dtype).min)
 
 
 def register() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,28 @@ from flamvid.models.resampler import ResamplerConfig
 from flamvid.models.vision import ClipEncoder
 from flamvid.weights.foreign import ModelParts, assemble_empty, count, fill, sub_names, unwrap
 
-__all__ = ["build_open_flamingo", "layout", "open_flamingo_tensors"]
+__all__ = [
+    "Dialect",
+    "build_open_flamingo",
+    "layout",
+    "main_names",
+    "open_flamingo_tensors",
+    "trained_names",
+]
 
 _LM = "lang_encoder."
-_BLOCK = {p: f"0.{p}" for p in ("norm_media", "norm_latents", "to_q", "to_kv", "to_out")}
-_XATTN = {p: f"attn.{p}" for p in ("norm", "to_q", "to_kv", "to_out")}
-_XATTN |= {"ffw": "ff", "attn_gate": "attn_gate", "ffw_gate": "ff_gate"}
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How a release names the parts of a block: of the resampler, and of the cross-attention."""
+
+    attention: str
+    feed_forward: str
+    xattn_feed_forward: str
+
+
+OPEN_FLAMINGO = Dialect("0.", "1", "ff")
 
 
 def build_open_flamingo(
@@ -42,11 +59,10 @@ def build_open_flamingo(
     tensors: from `open_flamingo_tensors`. The LM's embeddings get as many rows as the checkpoint
     has, for that is how the special tokens were added. source: names the file in errors.
     """
-    path = layers_path(lm)
-    tensors = _main_names(tensors, path, _name_of(lm, lm.get_output_embeddings().weight))
+    tensors = main_names(tensors, lm)
     _fit_embeddings(tensors, lm, source)
     flamingo = assemble_empty(vision, lm, parts)
-    names = _resampler_names(flamingo) | _xattn_names(flamingo, parts[1], path)
+    names = trained_names(flamingo, parts[1], OPEN_FLAMINGO)
     held = {n.removeprefix(_LM) for n in tensors}
     names |= {f"lm.{n}": _LM + n for n, _ in lm.named_parameters() if n in held}
     parameters = dict(flamingo.trained())
@@ -66,7 +82,12 @@ def open_flamingo_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {n: t for n, t in unwrap(tensors).items() if not n.startswith("vision_encoder.")}
 
 
-def layout(tensors: Mapping[str, Tensor], source: Path, head_width: int = 64) -> ModelParts:
+def layout(
+    tensors: Mapping[str, Tensor],
+    source: Path,
+    head_width: int = 64,
+    dialect: Dialect = OPEN_FLAMINGO,
+) -> ModelParts:
     """Sizes that a checkpoint tells by the shapes and names of its tensors.
 
     head_width, which no shape tells, is 64 in every release.
@@ -74,7 +95,8 @@ def layout(tensors: Mapping[str, Tensor], source: Path, head_width: int = 64) ->
     blocks = count(tensors, r"perceiver\.layers\.(\d+)\.")
     gates = r"lang_encoder\.(?:.*\.)?(\d+)\.(?:gated_cross_attn_layer\.)?attn_gate$"
     layers = sorted({int(m[1]) for name in tensors if (m := re.match(gates, name))})
-    latents, q = tensors.get("perceiver.latents"), tensors.get("perceiver.layers.0.0.to_q.weight")
+    latents = tensors.get("perceiver.latents")
+    q = tensors.get(f"perceiver.layers.0.{dialect.attention}to_q.weight")
     inner = [t.shape[0] for name, t in tensors.items() if name.endswith("attn.to_q.weight")]
     if latents is None or q is None or not layers or not inner or latents.ndim != 2:
         raise WeightsError(
@@ -101,8 +123,9 @@ def layout(tensors: Mapping[str, Tensor], source: Path, head_width: int = 64) ->
     return resampler, xattn
 
 
-def _main_names(tensors: Mapping[str, Tensor], path: str, head: str) -> dict[str, Tensor]:
-    """Aliases by the one name of the tensor that they stand for."""
+def main_names(tensors: Mapping[str, Tensor], lm: Any) -> dict[str, Tensor]:
+    """Aliases by the one name, in this LM, of the tensor that they stand for."""
+    path, head = layers_path(lm), _name_of(lm, lm.get_output_embeddings().weight)
     aliases = {
         # GPT-NeoX's head, which transformers calls as every other model's since 5.0
         f"{_LM}embed_out.weight": _LM + head,
@@ -149,27 +172,25 @@ def _name_of(lm: nn.Module, parameter: Tensor) -> str:
     return next(name for name, p in lm.named_parameters() if p is parameter)
 
 
-def _resampler_names(flamingo: Flamingo) -> dict[str, str]:
-    """Our names of the resampler's parameters to theirs."""
+def trained_names(flamingo: Flamingo, xattn: XattnConfig, dialect: Dialect) -> dict[str, str]:
+    """Our names of what is trained to the released ones."""
+    parts = ("norm_media", "norm_latents", "to_q", "to_kv", "to_out")
+    block = {part: f"{dialect.attention}{part}" for part in parts} | {"ffw": dialect.feed_forward}
     theirs = {"latents": "perceiver.latents", "norm": "perceiver.norm"}
-    theirs["time.weight"] = "perceiver.frame_embs"
-    theirs["place.weight"] = "perceiver.media_time_embs"
+    theirs |= {"time.weight": "perceiver.frame_embs"}
     for i in range(flamingo.resampler.config.depth):
-        parts = {**_BLOCK, "ffw": "1"}
         theirs |= {
-            f"blocks.{i}.{our}": f"perceiver.layers.{i}.{their}" for our, their in parts.items()
+            f"blocks.{i}.{our}": f"perceiver.layers.{i}.{name}" for our, name in block.items()
         }
-    return sub_names(flamingo.resampler, "resampler.", theirs)
+    names = sub_names(flamingo.resampler, "resampler.", theirs)
 
-
-def _xattn_names(flamingo: Flamingo, xattn: XattnConfig, path: str) -> dict[str, str]:
-    depth: int = flamingo.lm.lm.config.num_hidden_layers
-    names: dict[str, str] = {}
-    for slot, layer in enumerate(xattn.positions(depth)):
-        theirs = {
-            our: f"{_LM}{path}.{layer}.gated_cross_attn_layer.{their}"
-            for our, their in _XATTN.items()
-        }
+    inserted = {part: f"attn.{part}" for part in ("norm", "to_q", "to_kv", "to_out")}
+    inserted |= {"ffw": dialect.xattn_feed_forward}
+    inserted |= {"attn_gate": "attn_gate", "ffw_gate": "ff_gate"}
+    lm = flamingo.lm.lm
+    for slot, layer in enumerate(xattn.positions(lm.config.num_hidden_layers)):
+        prefix = f"{_LM}{layers_path(lm)}.{layer}.gated_cross_attn_layer."
+        theirs = {our: prefix + name for our, name in inserted.items()}
         names |= sub_names(flamingo.lm.inserted[slot], f"xattn.{slot}.", theirs)
     return names
 
