@@ -33,12 +33,20 @@ _MOST_OF_LIVE = 128  # frames of it that are kept when --fps asks for all
 
 
 def load(
-    model: str = "flamvid-base", device: str | None = None, dtype: str | None = None
+    model: str | PathLike[str] = "flamvid-base",
+    device: str | None = None,
+    dtype: str | None = None,
+    device_map: str | None = None,
 ) -> Captioner:
-    """A captioner for a model by name; on a GPU where there is one, else on the CPU."""
+    """A captioner for a model by name; on a GPU where there is one, else on the CPU.
+
+    model: a preset, the path of a model's .toml, or a folder or hub repository with a saved model.
+    dtype: float32 (the default), bfloat16, float16, or int8, which stores weights in 8 bits.
+    device_map: "auto" lays a model that exceeds one device over all there are.
+    """
     warm_up()  # a decode child starts while the model loads
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return Captioner(load_model(model, device, dtype or "float32"))
+    return Captioner(load_model(str(model), device, dtype or "float32", device_map=device_map))
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +229,7 @@ class Captioner:
         if window is not None and every is None:
             raise InputError(f"window is {window} without every; give every as well")
         config = self.model.config
-        usual = config.frames or config.resampler.frames
+        usual = config.frames or config.resampler.frames or 1
         sampling = Fps(fps) if fps is not None else Uniform(usual if frames is None else frames)
         with video.open_source(source, size=self._decode_size(), timeout=timeout) as opened:
             if isinstance(opened, LiveSource):

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from flamvid.models.gated_xattn import GatedCrossAttention, XattnConfig
 from flamvid.models.idefics import IdeficsCrossAttention
 from flamvid.models.lm import LanguageModel, MediaContext, decoder_layers
+from flamvid.models.pretrained import Pretrained
 from flamvid.models.resampler import PerceiverResampler
 from flamvid.models.vision import ClipEncoder, TimmEncoder
 
 __all__ = ["Flamingo"]
 
 
-class Flamingo(nn.Module):
+class Flamingo(nn.Module, Pretrained):
     """The paper's figure 3. Vision and language model are frozen; the rest is trained."""
 
     def __init__(
@@ -33,6 +34,7 @@ class Flamingo(nn.Module):
         super().__init__()
         width: int = lm.config.hidden_size
         latent_width = resampler.config.width
+        self.xattn_config = xattn
         self.vision = vision
         self.resampler = resampler
         kind = IdeficsCrossAttention if xattn.style == "idefics" else GatedCrossAttention

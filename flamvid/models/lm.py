@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from flamvid.errors import ConfigError
 from flamvid.models import mosaic, palm
@@ -183,6 +183,23 @@ def load_causal_lm(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     lm = frozen_from(AutoModelForCausalLM, folder, dtype, "causal language model")
     assert isinstance(lm, PreTrainedModel)
     return lm
+
+
+def lm_of(table: Mapping[str, Any]) -> PreTrainedModel:
+    """A causal LM, as initialised, of the architecture in a table such as a config.json holds."""
+    lm = AutoModelForCausalLM.from_config(lm_config_of(table))
+    assert isinstance(lm, PreTrainedModel)
+    return lm
+
+
+def lm_config_of(table: Mapping[str, Any]) -> Any:
+    """The transformers configuration of such a table; `model_type` says which it is."""
+    rest = {key: value for key, value in table.items() if key != "model_type"}
+    try:
+        return AutoConfig.for_model(str(table.get("model_type", "")), **rest)
+    except (ValueError, TypeError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"the lm_config is of no model that is known: {reason}") from error
 
 
 def _body(lm: PreTrainedModel) -> nn.Module:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from flamvid.errors import ConfigError, WeightsError
 from flamvid.models.frozen import frozen_from
 
-__all__ = ["ClipEncoder", "TimmEncoder", "VisionConfig", "build_vision", "load_clip"]
+__all__ = ["ClipEncoder", "TimmEncoder", "VisionConfig", "build_vision", "load_clip", "vision_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +62,7 @@ class TimmEncoder(nn.Module):
 
     def __init__(self, name: str) -> None:
         super().__init__()
+        self.name = name
         try:
             self.model = timm.create_model(name, pretrained=False)
         except RuntimeError as error:
@@ -124,12 +125,24 @@ def load_clip(folder: Path, dtype: torch.dtype, class_token: bool = False) -> Cl
     return ClipEncoder(model, class_token)
 
 
-def build_vision(config: VisionConfig, folder: str | None = None) -> TimmEncoder | ClipEncoder:
-    """The frozen encoder; a CLIP tower is read from the local `folder`, safetensors only."""
+def vision_of(config: VisionConfig, table: Mapping[str, object]) -> TimmEncoder | ClipEncoder:
+    """The encoder as initialised; a CLIP tower by the `table` of its architecture."""
+    kind, _, name = config.encoder.partition(":")
+    if kind == "timm":
+        return TimmEncoder(name)
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    return ClipEncoder(CLIPVisionModel(CLIPVisionConfig(**table)), config.class_token)
+
+
+def build_vision(
+    config: VisionConfig, folder: str | None = None, dtype: torch.dtype = torch.float32
+) -> TimmEncoder | ClipEncoder:
+    """The frozen encoder; a CLIP tower is read from the local `folder`."""
     kind, _, name = config.encoder.partition(":")
     encoder: TimmEncoder | ClipEncoder
     if kind == "clip":
-        encoder = load_clip(Path(folder or name), torch.float32, config.class_token)
+        encoder = load_clip(Path(folder or name), dtype, config.class_token)
     else:
         encoder = TimmEncoder(name)
     encoder.requires_grad_(False).eval()

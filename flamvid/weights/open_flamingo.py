@@ -20,7 +20,7 @@ from flamvid.models.flamingo import Flamingo
 from flamvid.models.gated_xattn import XattnConfig
 from flamvid.models.lm import layers_path
 from flamvid.models.resampler import ResamplerConfig
-from flamvid.models.vision import ClipEncoder
+from flamvid.models.vision import ClipEncoder, TimmEncoder
 from flamvid.weights.foreign import ModelParts, assemble_empty, count, fill, sub_names, unwrap
 
 __all__ = [
@@ -49,7 +49,7 @@ OPEN_FLAMINGO = Dialect("0.", "1", "ff")
 
 def build_open_flamingo(
     tensors: Mapping[str, Tensor],
-    vision: ClipEncoder,
+    vision: ClipEncoder | TimmEncoder,
     lm: Any,
     parts: ModelParts,
     source: Path,

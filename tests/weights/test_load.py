@@ -138,8 +138,8 @@ def test_a_language_model_without_a_tokenizer(tiny: Path, tmp_path: Path) -> Non
 def test_devices_and_dtypes(tiny: Path) -> None:
     assert load_model(str(tiny), dtype="bf16").flamingo.lm.head.weight.dtype == torch.bfloat16
     assert torch_dtype("fp16") == torch.float16
-    with pytest.raises(InputError, match="dtype is 'int8'; must be one of float32"):
-        load_model(str(tiny), dtype="int8")
+    with pytest.raises(InputError, match="dtype is 'int4'; must be one of float32"):
+        load_model(str(tiny), dtype="int4")
     with pytest.raises(InputError, match="device is 'gpu'"):
         load_model(str(tiny), device="gpu")
     if not torch.cuda.is_available():

@@ -1,0 +1,107 @@
+"""Whose layout a model's weights have, and what builds a Flamingo of each.
+
+Every builder takes the configuration and a dtype, fetches what it names, and gives the model on
+the CPU; the folder beside it is where the tokenizer lies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from flamvid.errors import ConfigError, WeightsError
+from flamvid.models.build import ModelConfig, assemble
+from flamvid.models.flamingo import Flamingo
+from flamvid.models.lm import load_causal_lm
+from flamvid.models.vision import ClipEncoder, TimmEncoder, build_vision
+from flamvid.weights import hub
+from flamvid.weights.flamingo_pytorch import build_flamingo_pytorch
+from flamvid.weights.foreign import unwrap
+from flamvid.weights.idefics import load_idefics
+from flamvid.weights.open_flamingo import build_open_flamingo, open_flamingo_tensors
+from flamvid.weights.otter import load_otter
+from flamvid.weights.tensors import open_tensors
+
+__all__ = ["FORMATS", "build"]
+
+Built = tuple[Flamingo, Path]
+
+
+def build(config: ModelConfig, dtype: torch.dtype) -> Built:
+    """The model that a configuration names, and the folder of its tokenizer."""
+    if config.format not in FORMATS:
+        raise ConfigError(f"format is {config.format!r}; must be one of {', '.join(FORMATS)}")
+    flamingo, folder = FORMATS[config.format](config, dtype)
+    return flamingo.eval(), folder
+
+
+def _flamvid(config: ModelConfig, dtype: torch.dtype) -> Built:
+    """Our own: frozen parts by name; the trained part is copied in by `load_trained`."""
+    folder = hub.resolve(config.lm)
+    lm = load_causal_lm(folder, dtype)
+    return assemble(_vision(config, dtype), lm, config.resampler, config.xattn), folder
+
+
+def _open_flamingo(config: ModelConfig, dtype: torch.dtype) -> Built:
+    source, folder = hub.fetch(config.adapter), hub.resolve(config.lm)
+    tensors = open_flamingo_tensors(open_tensors(source))
+    vision, lm = _vision(config, dtype), load_causal_lm(folder, dtype)
+    parts = config.resampler, config.xattn
+    return build_open_flamingo(tensors, vision, lm, parts, source), folder
+
+
+def _whole(load: Callable[[Path, torch.dtype], Flamingo]) -> Callable[..., Built]:
+    def build_whole(config: ModelConfig, dtype: torch.dtype) -> Built:
+        folder = hub.resolve(config.lm)
+        return load(folder, dtype), folder
+
+    return build_whole
+
+
+def _flamingo_pytorch(config: ModelConfig, dtype: torch.dtype) -> Built:
+    source = hub.fetch(config.adapter)
+    tensors = unwrap(open_tensors(source))
+    flamingo = build_flamingo_pytorch(tensors, _vision(config, dtype), source, dtype)
+    return flamingo, hub.resolve(config.lm)
+
+
+def _saved(config: ModelConfig, dtype: torch.dtype) -> Built:
+    folder = Path(config.adapter).parent
+    return Flamingo.from_pretrained(folder, dtype=dtype), folder
+
+
+def _vision(config: ModelConfig, dtype: torch.dtype) -> ClipEncoder | TimmEncoder:
+    kind, _, name = config.vision.encoder.partition(":")
+    tower = str(hub.resolve(name)) if kind == "clip" else None
+    vision = build_vision(config.vision, tower, dtype)
+    if isinstance(vision, TimmEncoder):
+        load_timm(vision, hub.resolve(config.vision.weights))
+    return vision.to(dtype)
+
+
+def load_timm(vision: TimmEncoder, folder: Path) -> None:
+    """Copy the encoder's weights out of a folder's model.safetensors."""
+    tensors: dict[str, Tensor]
+    try:
+        tensors = load_file(folder / "model.safetensors")
+        vision.load(tensors)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise WeightsError(f"{folder} holds no weights that fit the encoder: {reason}") from error
+
+
+FORMATS: dict[str, Callable[[ModelConfig, Any], Built]] = {
+    "flamvid": _flamvid,
+    "saved": _saved,
+    "open_flamingo": _open_flamingo,
+    "otter": _whole(load_otter),
+    "idefics": _whole(load_idefics),
+    "flamingo_pytorch": _flamingo_pytorch,
+}
+"""Builders by the name that a model's TOML gives as its format."""
