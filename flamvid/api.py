@@ -41,12 +41,13 @@ def load(
     """A captioner for a model by name; on a GPU where there is one, else on the CPU.
 
     model: a preset, the path of a model's .toml, or a folder or hub repository with a saved model.
-    dtype: float32 (the default), bfloat16, float16, or int8, which stores weights in 8 bits.
+    dtype: float32, bfloat16, float16, or int8, which stores weights in 8 bits; the model's own if
+    None.
     device_map: "auto" lays a model that exceeds one device over all there are.
     """
     warm_up()  # a decode child starts while the model loads
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return Captioner(load_model(str(model), device, dtype or "float32", device_map=device_map))
+    return Captioner(load_model(str(model), device, dtype, device_map=device_map))
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,13 +57,16 @@ def _sizes(
     try:
         tokens, width = tensors["token_emb.weight"].shape
         depth = count(tensors, r"layers\.(\d+)\.0\.")
-        head_width = 2 * len(tensors["layers.0.0.fn.rotary_emb.inv_freq"])
-        heads = tensors["layers.0.0.fn.attn_out.weight"].shape[1] // head_width
+        queries = tensors["layers.0.0.fn.attn_out.weight"].shape[1]
         inner = tensors["layers.0.0.fn.ff_out.1.weight"].shape[1]
+        # queries of all heads, one key, one value, and both halves of the SwiGLU
+        fused = tensors["layers.0.0.fn.fused_attn_ff_proj.weight"].shape[0]
+        head_width = (fused - queries - 2 * inner) // 2
+        heads = queries // head_width
         latents = tensors["perceiver_resampler.latents"].shape[0]
         media = tensors["perceiver_resampler.media_pos_emb"].shape[0]
         every = min((n for n in _numbers(inserted) if n > 0), default=depth)
-    except (KeyError, ValueError, IndexError) as error:
+    except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
         raise WeightsError(
             f"{source} is no state dict of a FlamingoPaLM: it has no {error}"
         ) from error

@@ -24,7 +24,7 @@ from flamvid.weights import hub
 from flamvid.weights.flamingo_pytorch import build_flamingo_pytorch
 from flamvid.weights.foreign import unwrap
 from flamvid.weights.idefics import load_idefics
-from flamvid.weights.open_flamingo import build_open_flamingo, open_flamingo_tensors
+from flamvid.weights.open_flamingo import build_open_flamingo, layout, open_flamingo_tensors
 from flamvid.weights.otter import load_otter
 from flamvid.weights.tensors import open_tensors
 
@@ -45,14 +45,15 @@ def _flamvid(config: ModelConfig, dtype: torch.dtype) -> Built:
     """Our own: frozen parts by name; the trained part is copied in by `load_trained`."""
     folder = hub.resolve(config.lm)
     lm = load_causal_lm(folder, dtype)
-    return assemble(_vision(config, dtype), lm, config.resampler, config.xattn), folder
+    flamingo = assemble(_vision(config, dtype), lm, config.resampler, config.xattn)
+    return flamingo.to(dtype), folder
 
 
 def _open_flamingo(config: ModelConfig, dtype: torch.dtype) -> Built:
     source, folder = hub.fetch(config.adapter), hub.resolve(config.lm)
     tensors = open_flamingo_tensors(open_tensors(source))
     vision, lm = _vision(config, dtype), load_causal_lm(folder, dtype)
-    parts = config.resampler, config.xattn
+    parts = layout(tensors, source, config.resampler.head_width)
     return build_open_flamingo(tensors, vision, lm, parts, source), folder
 
 

@@ -24,7 +24,16 @@ from pathlib import Path
 from flamvid.errors import OfflineError, WeightsError
 from flamvid.weights.artefacts import ARTEFACTS, Artefact
 
-__all__ = ["ArtefactStatus", "available", "cache_dir", "fetch", "resolve", "show"]
+__all__ = [
+    "ArtefactStatus",
+    "available",
+    "cache_dir",
+    "fetch",
+    "get",
+    "is_cached",
+    "resolve",
+    "show",
+]
 
 _DONE = ".complete"  # written last: a folder without it is not there
 _PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.toml"]
@@ -192,6 +201,19 @@ def _lock(path: Path) -> Iterator[None]:
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def get(part: str) -> Path:
+    """Whatever a model names among its parts: `fetch` or `resolve`."""
+    return fetch(part) if part.startswith("hub:") else resolve(part)
+
+
+def is_cached(part: str) -> bool:
+    """Whether a folder is there, or a hub repository or file of one lies in the cache."""
+    org, _, rest = part.removeprefix("hub:").partition("/")
+    name, _, file = rest.partition("/")
+    snapshots = cache_dir() / "huggingface" / f"models--{org}--{name}" / "snapshots"
+    return Path(part).is_dir() or any(snapshots.glob(f"*/{file or '*'}"))
 
 
 def fetch(source: str) -> Path:

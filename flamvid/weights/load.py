@@ -25,7 +25,7 @@ from flamvid.weights.adapter import load_adapter
 from flamvid.weights.formats import build
 from flamvid.weights.placement import quantise, spread
 
-__all__ = ["LoadedModel", "load_model", "torch_dtype"]
+__all__ = ["LoadedModel", "load_config", "load_model", "torch_dtype"]
 
 _DTYPES = {
     "float32": torch.float32,
@@ -62,20 +62,31 @@ class LoadedModel:
 def load_model(
     name: str = "flamvid-base",
     device: str = "cpu",
-    dtype: str = "float32",
+    dtype: str | None = None,
     *,
     trained: bool = True,
     device_map: str | None = None,
 ) -> LoadedModel:
     """Load a model; `trained=False` leaves the new parts as initialised, for training.
 
-    name: a preset, a model's TOML, or a folder or hub repository with a saved model. device_map:
-    "auto" lays a language model that no device holds over all of them, instead of `device`.
+    name: a preset, a model's TOML, or a folder or hub repository with a saved model. dtype: the
+    model's own if None; int8 stores what is computed in another. device_map: "auto" lays a
+    language model that no device holds over all of them, instead of `device`.
     """
-    where = _device(device)
+    return load_config(read_model_config(_local(name)), device, dtype, trained, device_map)
+
+
+def load_config(
+    config: ModelConfig,
+    device: str = "cpu",
+    dtype: str | None = None,
+    trained: bool = True,
+    device_map: str | None = None,
+) -> LoadedModel:
+    """`load_model` of a configuration in hand."""
+    where, dtype = _device(device), dtype or config.dtype
     # int8 stores less; what is computed keeps a dtype that the device is quick at.
     kind = _computed(where) if dtype == "int8" else torch_dtype(dtype)
-    config = read_model_config(_local(name))
     flamingo, folder = build(config, kind)
     tokenizer = _tokenizer(folder)
 

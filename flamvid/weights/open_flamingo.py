@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from flamvid.errors import WeightsError
@@ -33,6 +34,7 @@ __all__ = [
 ]
 
 _LM = "lang_encoder."
+_MOST_ADDED = 8  # special tokens; a larger difference means another language model
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,15 +159,22 @@ def _fit_embeddings(tensors: Mapping[str, Tensor], lm: Any, source: Path) -> Non
             f"{source}: {name} has shape {(rows, width)}, the language model wants "
             f"{tuple(embedding.shape)}; give the one it was trained with"
         )
-    if rows == embedding.shape[0]:
+    added = rows - embedding.shape[0]
+    if added == 0:
         return
     head = lm.get_output_embeddings().weight
-    if head is not embedding and (missing := _LM + _name_of(lm, head)) not in tensors:
+    untrained = head is not embedding and _LM + _name_of(lm, head) not in tensors
+    if untrained and not 0 < added <= _MOST_ADDED:
         raise WeightsError(
-            f"{source} has {rows} tokens, the language model {embedding.shape[0]}, and "
-            f"{missing} is missing; give a language model of {rows} tokens"
+            f"{source} has {rows} tokens and no {_LM}{_name_of(lm, head)}, the language model has "
+            f"{embedding.shape[0]}; give the one it was trained with"
         )
     lm.resize_token_embeddings(rows, mean_resizing=False)
+    if untrained:
+        # The LLaMA release never trained its head, and left what it added to chance: a logit of 0
+        # lets the tokens that the language model does know go first.
+        with torch.no_grad():
+            lm.get_output_embeddings().weight[-added:] = 0
 
 
 def _name_of(lm: nn.Module, parameter: Tensor) -> str:
