@@ -52,7 +52,8 @@ class Preset:
 def presets() -> dict[str, Preset]:
     """All presets by name; read without torch, which the model room would import."""
     out = {}
-    for file in sorted(resources.files("flamvid.presets").iterdir(), key=lambda f: f.name):
+    files = resources.files("flamvid.presets").iterdir()
+    for file in sorted(files, key=lambda file: file.name.removesuffix(".toml")):
         if not file.name.endswith(".toml"):
             continue
         name = file.name.removesuffix(".toml")

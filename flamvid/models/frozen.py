@@ -6,6 +6,7 @@ Nothing is downloaded and nothing executed: safetensors, or *.bin by `weights_on
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -18,11 +19,14 @@ from flamvid.errors import WeightsError
 
 __all__ = ["frozen_from", "frozen_of"]
 
+CPU = torch.device("cpu")
 _DAMAGE = (OSError, ValueError, KeyError, RuntimeError, SafetensorError, UnpicklingError, EOFError)
 
 
-def frozen_from(kind: Any, folder: Path, dtype: torch.dtype, what: str) -> Any:
-    """The model of class `kind` in a local folder, each tensor copied once, straight to `dtype`.
+def frozen_from(
+    kind: Any, folder: Path, dtype: torch.dtype, what: str, device: torch.device = CPU
+) -> Any:
+    """The model of class `kind` in a local folder, each tensor copied once to dtype and device.
 
     what: says in errors what the folder should hold. What lacks a tensor is a WeightsError.
     """
@@ -36,6 +40,7 @@ def frozen_from(kind: Any, folder: Path, dtype: torch.dtype, what: str) -> Any:
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
+            **_straight_to(device),
         )
     except _DAMAGE as error:
         raise WeightsError(f"{folder} is no {what}: {_line(error)}") from error
@@ -43,19 +48,29 @@ def frozen_from(kind: Any, folder: Path, dtype: torch.dtype, what: str) -> Any:
         raise WeightsError(
             f"{folder} lacks {_listed(missing)} of its {what}; copy or fetch it again"
         )
-    return model.requires_grad_(False).eval()
+    return model.to(device).requires_grad_(False).eval()
 
 
 def frozen_of(
-    kind: Any, config: Any, tensors: Mapping[str, Tensor], dtype: torch.dtype, source: Path
+    kind: Any,
+    config: Any,
+    tensors: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    source: Path,
+    device: torch.device = CPU,
 ) -> Any:
-    """A model of class `kind` from its tensors, each copied once, straight to `dtype`.
+    """A model of class `kind` from its tensors, each copied once to dtype and device.
 
     Missing, unexpected or misshapen ones are a WeightsError that names `source`.
     """
     try:
         model, report = kind.from_pretrained(
-            None, config=config, state_dict=dict(tensors), dtype=dtype, output_loading_info=True
+            None,
+            config=config,
+            state_dict=dict(tensors),
+            dtype=dtype,
+            output_loading_info=True,
+            **_straight_to(device),
         )
     except _DAMAGE as error:
         raise WeightsError(f"{source} does not fit its {kind.__name__}: {_line(error)}") from error
@@ -65,7 +80,14 @@ def frozen_of(
             f"{source} does not fit its {kind.__name__}: missing {_listed(missing)}, unexpected "
             f"{_listed(unexpected)}; copy or fetch it again"
         )
-    return model.requires_grad_(False).eval()
+    return model.to(device).requires_grad_(False).eval()
+
+
+def _straight_to(device: torch.device) -> dict[str, Any]:
+    """What makes transformers skip the CPU; it needs accelerate for that."""
+    if device.type == "cpu" or find_spec("accelerate") is None:
+        return {}
+    return {"device_map": {"": device}}
 
 
 def _line(error: Exception) -> str:

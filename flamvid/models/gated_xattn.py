@@ -89,6 +89,7 @@ class GatedCrossAttention(nn.Module):
     def read(self, latents_BMLD: Tensor) -> MediaKeyValues:
         """Keys and values of the media, to be used for every token that is ever generated."""
         L = latents_BMLD.shape[2]
+        latents_BMLD = latents_BMLD.to(self.attn_gate.device)
         k, v = self.to_kv(latents_BMLD.flatten(1, 2)).chunk(2, dim=-1)
         return MediaKeyValues(self.norm_k(self._split(k)), self._split(v), L)
 

@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from flamvid.errors import ConfigError
 from flamvid.models import mosaic, palm
-from flamvid.models.frozen import frozen_from
+from flamvid.models.frozen import CPU, frozen_from
 from flamvid.models.gated_xattn import GatedCrossAttention, MediaKeyValues
 
 __all__ = ["LanguageModel", "MediaContext", "TokenHead", "load_causal_lm"]
@@ -78,6 +78,7 @@ class LanguageModel(nn.Module):
         self.lm = lm.requires_grad_(False).eval()
         self.body = _body(lm)
         self.inserted = nn.ModuleList(inserted.values())
+        self.at = tuple(inserted)
         self._takes_positions = "position_ids" in inspect.signature(self.body.forward).parameters
         layers = decoder_layers(lm)
         for slot, at in enumerate(inserted):
@@ -127,7 +128,7 @@ class LanguageModel(nn.Module):
             out = self.body(**inputs, past_key_values=cache, use_cache=cache is not None)
         finally:
             _media.reset(token)
-        hidden: Tensor = out.last_hidden_state
+        hidden: Tensor = out.last_hidden_state.to(input_ids.device)
         return hidden
 
     def _reader(self, slot: int) -> Any:
@@ -138,8 +139,8 @@ class LanguageModel(nn.Module):
             if media is None:
                 return None
             if args:
-                return (xattn(args[0], media.layers[slot], media.index), *args[1:]), kwargs
-            hidden = xattn(kwargs["hidden_states"], media.layers[slot], media.index)
+                return (_insert(xattn, args[0], media, slot), *args[1:]), kwargs
+            hidden = _insert(xattn, kwargs["hidden_states"], media, slot)
             return args, {**kwargs, "hidden_states": hidden}
 
         return read
@@ -152,10 +153,18 @@ class LanguageModel(nn.Module):
             if media is None:
                 return None
             if isinstance(out, tuple):
-                return (xattn(out[0], media.layers[slot], media.index), *out[1:])
-            return xattn(out, media.layers[slot], media.index)
+                return (_insert(xattn, out[0], media, slot), *out[1:])
+            return _insert(xattn, out, media, slot)
 
         return read
+
+
+def _insert(xattn: nn.Module, hidden: Tensor, media: MediaContext, slot: int) -> Tensor:
+    """The layer's output, on its own device where a model lies on several."""
+    read = media.layers[slot]
+    place = read.keys.device
+    out: Tensor = xattn(hidden.to(place), read, media.index.to(place))
+    return out
 
 
 def decoder_layers(lm: nn.Module) -> nn.ModuleList:
@@ -178,9 +187,9 @@ def layers_path(lm: nn.Module) -> str:
     return found[0]
 
 
-def load_causal_lm(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+def load_causal_lm(folder: Path, dtype: torch.dtype, device: torch.device = CPU) -> PreTrainedModel:
     """Load a causal LM from a local folder; MPT-1B too, which only remote code knows elsewhere."""
-    lm = frozen_from(AutoModelForCausalLM, folder, dtype, "causal language model")
+    lm = frozen_from(AutoModelForCausalLM, folder, dtype, "causal language model", device)
     assert isinstance(lm, PreTrainedModel)
     return lm
 

@@ -84,7 +84,7 @@ class Pretrained:
         folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir():
             folder = _download(str(pretrained_model_name_or_path), hub)
-        return _load(folder, dtype).to(device).eval()
+        return _load(folder, dtype, torch.device(device)).eval()
 
     def push_to_hub(
         self,
@@ -179,7 +179,7 @@ def _download(name: str, keywords: Mapping[str, Any]) -> Path:
         ) from error
 
 
-def _load(folder: Path, dtype: str | torch.dtype | None) -> Flamingo:
+def _load(folder: Path, dtype: str | torch.dtype | None, device: torch.device) -> Flamingo:
     from flamvid.models.flamingo import Flamingo
 
     table = config.read_toml(folder / TOML)
@@ -194,15 +194,16 @@ def _load(folder: Path, dtype: str | torch.dtype | None) -> Flamingo:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise WeightsError(f"{folder / WEIGHTS} is missing or damaged ({reason})") from error
 
-    vision = _vision(table, _under(tensors, "vision."), kind, folder)
+    vision = _vision(table, _under(tensors, "vision."), kind, folder, device)
     lm_config = lm_config_of(table["lm_config"])
-    lm = frozen_of(_causal(lm_config), lm_config, _under(tensors, "lm."), kind, folder)
+    lm = frozen_of(_causal(lm_config), lm_config, _under(tensors, "lm."), kind, folder, device)
     resampler = config.build(ResamplerConfig, table.get("resampler", {}), "resampler")
     xattn = config.build(XattnConfig, table.get("xattn", {}), "xattn")
     with torch.device("meta"):
         model = Flamingo(vision, PerceiverResampler(resampler), lm, xattn)
     for prefix, part in (("resampler.", model.resampler), ("xattn.", model.lm.inserted)):
-        _assign(part, _under(tensors, prefix), kind, folder)
+        values = {n: t.to(device, kind, copy=True) for n, t in _under(tensors, prefix).items()}
+        _assign(part, values, folder)
     return model
 
 
@@ -217,25 +218,29 @@ def _causal(lm_config: Any) -> Any:
 
 
 def _vision(
-    table: Mapping[str, Any], tensors: dict[str, Tensor], dtype: torch.dtype, folder: Path
+    table: Mapping[str, Any],
+    tensors: dict[str, Tensor],
+    dtype: torch.dtype,
+    folder: Path,
+    device: torch.device,
 ) -> TimmEncoder | ClipEncoder:
     look = config.build(VisionConfig, table["vision"], "vision")
     kind, _, name = look.encoder.partition(":")
     if kind == "timm":
         encoder = TimmEncoder(name)
         encoder.load(tensors)
-        return encoder.to(dtype).requires_grad_(False).eval()
+        return encoder.to(device=device, dtype=dtype).requires_grad_(False).eval()
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
     tower = CLIPVisionConfig(**table.get("vision_config", {}))
-    return ClipEncoder(frozen_of(CLIPVisionModel, tower, tensors, dtype, folder), look.class_token)
+    model = frozen_of(CLIPVisionModel, tower, tensors, dtype, folder, device)
+    return ClipEncoder(model, look.class_token)
 
 
-def _assign(part: nn.Module, tensors: Mapping[str, Tensor], dtype: torch.dtype, at: Path) -> None:
-    """Give a part on the meta device its values, each copied once."""
-    copies = {name: t.to(dtype, copy=True) for name, t in tensors.items()}
+def _assign(part: nn.Module, tensors: Mapping[str, Tensor], at: Path) -> None:
+    """Give a part on the meta device its values."""
     try:
-        part.load_state_dict(copies, assign=True)
+        part.load_state_dict(tensors, assign=True)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise WeightsError(f"{at / WEIGHTS} does not fit its {TOML}: {reason}") from error

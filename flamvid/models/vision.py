@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from flamvid.errors import ConfigError, WeightsError
-from flamvid.models.frozen import frozen_from
+from flamvid.models.frozen import CPU, frozen_from
 
 __all__ = ["ClipEncoder", "TimmEncoder", "VisionConfig", "build_vision", "load_clip", "vision_of"]
 
@@ -117,11 +117,13 @@ class ClipEncoder(nn.Module):
         return out
 
 
-def load_clip(folder: Path, dtype: torch.dtype, class_token: bool = False) -> ClipEncoder:
+def load_clip(
+    folder: Path, dtype: torch.dtype, class_token: bool = False, device: torch.device = CPU
+) -> ClipEncoder:
     """The vision tower of a CLIP in a local folder."""
     from transformers import CLIPVisionModel
 
-    model = frozen_from(CLIPVisionModel, folder, dtype, "CLIP vision encoder")
+    model = frozen_from(CLIPVisionModel, folder, dtype, "CLIP vision encoder", device)
     return ClipEncoder(model, class_token)
 
 
@@ -136,13 +138,16 @@ def vision_of(config: VisionConfig, table: Mapping[str, object]) -> TimmEncoder 
 
 
 def build_vision(
-    config: VisionConfig, folder: str | None = None, dtype: torch.dtype = torch.float32
+    config: VisionConfig,
+    folder: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device = CPU,
 ) -> TimmEncoder | ClipEncoder:
     """The frozen encoder; a CLIP tower is read from the local `folder`."""
     kind, _, name = config.encoder.partition(":")
     encoder: TimmEncoder | ClipEncoder
     if kind == "clip":
-        encoder = load_clip(Path(folder or name), dtype, config.class_token)
+        encoder = load_clip(Path(folder or name), dtype, config.class_token, device)
     else:
         encoder = TimmEncoder(name)
     encoder.requires_grad_(False).eval()

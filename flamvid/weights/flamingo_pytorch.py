@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flamvid.errors import WeightsError
 from flamvid.models.flamingo import Flamingo
-from flamvid.models.frozen import frozen_of
+from flamvid.models.frozen import CPU, frozen_of
 from flamvid.models.gated_xattn import XattnConfig
 from flamvid.models.palm import PalmConfig, PalmForCausalLM
 from flamvid.models.resampler import ResamplerConfig
@@ -32,6 +32,7 @@ def build_flamingo_pytorch(
     vision: ClipEncoder | TimmEncoder,
     source: Path,
     dtype: torch.dtype = torch.float32,
+    device: torch.device = CPU,
 ) -> Flamingo:
     """The model of a FlamingoPaLM's state dict over `vision`, whose width must be the LM's.
 
@@ -43,7 +44,8 @@ def build_flamingo_pytorch(
     own = {n: t for n, t in tensors.items() if n in inserted or n.startswith(_OURS)}
     config, parts = _sizes(tensors, inserted, source)
     text = _text(tensors.keys() - own.keys())
-    lm = frozen_of(PalmForCausalLM, config, {text[n]: tensors[n] for n in text}, dtype, source)
+    own_names = {text[n]: tensors[n] for n in text}
+    lm = frozen_of(PalmForCausalLM, config, own_names, dtype, source, device)
     flamingo = assemble_empty(vision, lm, parts)
     names = {ours: (theirs,) for ours, theirs in _names(flamingo, parts[1]).items()}
     fill(dict(flamingo.trained()), names, own, source)

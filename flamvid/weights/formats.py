@@ -1,14 +1,13 @@
 """Whose layout a model's weights have, and what builds a Flamingo of each.
 
-Every builder takes the configuration and a dtype, fetches what it names, and gives the model on
-the CPU; the folder beside it is where the tokenizer lies.
+Every builder takes the configuration, a dtype and a device, fetches what it names, and gives the
+model; the folder beside it is where the tokenizer lies.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -33,57 +32,61 @@ __all__ = ["FORMATS", "build"]
 Built = tuple[Flamingo, Path]
 
 
-def build(config: ModelConfig, dtype: torch.dtype) -> Built:
+def build(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Built:
     """The model that a configuration names, and the folder of its tokenizer."""
     if config.format not in FORMATS:
         raise ConfigError(f"format is {config.format!r}; must be one of {', '.join(FORMATS)}")
-    flamingo, folder = FORMATS[config.format](config, dtype)
+    flamingo, folder = FORMATS[config.format](config, dtype, device)
     return flamingo.eval(), folder
 
 
-def _flamvid(config: ModelConfig, dtype: torch.dtype) -> Built:
+def _flamvid(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Built:
     """Our own: frozen parts by name; the trained part is copied in by `load_trained`."""
     folder = hub.resolve(config.lm)
-    lm = load_causal_lm(folder, dtype)
-    flamingo = assemble(_vision(config, dtype), lm, config.resampler, config.xattn)
-    return flamingo.to(dtype), folder
+    lm = load_causal_lm(folder, dtype, device)
+    flamingo = assemble(_vision(config, dtype, device), lm, config.resampler, config.xattn)
+    return flamingo.to(device=device, dtype=dtype), folder
 
 
-def _open_flamingo(config: ModelConfig, dtype: torch.dtype) -> Built:
+def _open_flamingo(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Built:
     source, folder = hub.fetch(config.adapter), hub.resolve(config.lm)
     tensors = open_flamingo_tensors(open_tensors(source))
-    vision, lm = _vision(config, dtype), load_causal_lm(folder, dtype)
+    vision, lm = _vision(config, dtype, device), load_causal_lm(folder, dtype, device)
     parts = layout(tensors, source, config.resampler.head_width)
     return build_open_flamingo(tensors, vision, lm, parts, source), folder
 
 
-def _whole(load: Callable[[Path, torch.dtype], Flamingo]) -> Callable[..., Built]:
-    def build_whole(config: ModelConfig, dtype: torch.dtype) -> Built:
+def _whole(load: Callable[[Path, torch.dtype, torch.device], Flamingo]) -> Callable[..., Built]:
+    def build_whole(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Built:
         folder = hub.resolve(config.lm)
-        return load(folder, dtype), folder
+        return load(folder, dtype, device), folder
 
     return build_whole
 
 
-def _flamingo_pytorch(config: ModelConfig, dtype: torch.dtype) -> Built:
+def _flamingo_pytorch(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Built:
     source = hub.fetch(config.adapter)
     tensors = unwrap(open_tensors(source))
-    flamingo = build_flamingo_pytorch(tensors, _vision(config, dtype), source, dtype)
+    flamingo = build_flamingo_pytorch(
+        tensors, _vision(config, dtype, device), source, dtype, device
+    )
     return flamingo, hub.resolve(config.lm)
 
 
-def _saved(config: ModelConfig, dtype: torch.dtype) -> Built:
+def _saved(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Built:
     folder = Path(config.adapter).parent
-    return Flamingo.from_pretrained(folder, dtype=dtype), folder
+    return Flamingo.from_pretrained(folder, dtype=dtype, device=device), folder
 
 
-def _vision(config: ModelConfig, dtype: torch.dtype) -> ClipEncoder | TimmEncoder:
+def _vision(
+    config: ModelConfig, dtype: torch.dtype, device: torch.device
+) -> ClipEncoder | TimmEncoder:
     kind, _, name = config.vision.encoder.partition(":")
     tower = str(hub.resolve(name)) if kind == "clip" else None
-    vision = build_vision(config.vision, tower, dtype)
+    vision = build_vision(config.vision, tower, dtype, device)
     if isinstance(vision, TimmEncoder):
         load_timm(vision, hub.resolve(config.vision.weights))
-    return vision.to(dtype)
+    return vision.to(device=device, dtype=dtype)
 
 
 def load_timm(vision: TimmEncoder, folder: Path) -> None:
@@ -97,7 +100,7 @@ def load_timm(vision: TimmEncoder, folder: Path) -> None:
         raise WeightsError(f"{folder} holds no weights that fit the encoder: {reason}") from error
 
 
-FORMATS: dict[str, Callable[[ModelConfig, Any], Built]] = {
+FORMATS: dict[str, Callable[[ModelConfig, torch.dtype, torch.device], Built]] = {
     "flamvid": _flamvid,
     "saved": _saved,
     "open_flamingo": _open_flamingo,

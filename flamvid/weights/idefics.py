@@ -18,7 +18,7 @@ from transformers import LlamaForCausalLM as Llama
 
 from flamvid.errors import InputError, WeightsError
 from flamvid.models.flamingo import Flamingo
-from flamvid.models.frozen import frozen_of
+from flamvid.models.frozen import CPU, frozen_of
 from flamvid.models.gated_xattn import XattnConfig
 from flamvid.models.resampler import ResamplerConfig
 from flamvid.models.vision import ClipEncoder
@@ -36,16 +36,18 @@ _STACKED = {
 }
 
 
-def load_idefics(folder: Path, dtype: torch.dtype = torch.float32) -> Flamingo:
+def load_idefics(
+    folder: Path, dtype: torch.dtype = torch.float32, device: torch.device = CPU
+) -> Flamingo:
     """The model in a folder with config.json and its checkpoint, whole or sharded."""
     config = _config(folder)
     tensors = unwrap(open_tensors(folder))
     own = {n: t for n, t in tensors.items() if n.startswith((_PERCEIVER, _XATTN))}
     vision = {n: t for n, t in tensors.items() if n.startswith(_VISION)}
     rest = tensors.keys() - own.keys() - vision.keys()
-    lm = frozen_of(Llama, _lm_config(config), _stack(tensors, rest), dtype, folder)
+    lm = frozen_of(Llama, _lm_config(config), _stack(tensors, rest), dtype, folder, device)
     tower = {f"vision_model.{n.removeprefix(_VISION)}": t for n, t in vision.items()}
-    encoder = frozen_of(CLIPVisionModel, _vision_config(config), tower, dtype, folder)
+    encoder = frozen_of(CLIPVisionModel, _vision_config(config), tower, dtype, folder, device)
     flamingo = assemble_empty(ClipEncoder(encoder, class_token=True), lm, idefics_parts(config))
     fill(dict(flamingo.trained()), _names(flamingo), own, folder)
     return flamingo.eval()

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from flamvid.errors import ConfigError, InputError, WeightsError
 from flamvid.models.build import ModelConfig, read_model_config
 from flamvid.models.flamingo import Flamingo
+from flamvid.models.frozen import CPU
 from flamvid.models.labels import Labels
 from flamvid.models.lm import TokenHead
 from flamvid.models.pretrained import VOCABULARY
@@ -87,7 +88,7 @@ def load_config(
     where, dtype = _device(device), dtype or config.dtype
     # int8 stores less; what is computed keeps a dtype that the device is quick at.
     kind = _computed(where) if dtype == "int8" else torch_dtype(dtype)
-    flamingo, folder = build(config, kind)
+    flamingo, folder = build(config, kind, where if device_map is None else CPU)
     tokenizer = _tokenizer(folder)
 
     vocabulary = None
@@ -99,8 +100,6 @@ def load_config(
         quantise(flamingo)
     if device_map is not None:
         where = spread(flamingo, device_map)
-    else:
-        flamingo = flamingo.to(device=where)
     head = None if vocabulary is None else flamingo.lm.head_of(vocabulary.to(where))
 
     side = config.vision.size

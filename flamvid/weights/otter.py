@@ -16,7 +16,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, CLIPVisionConf
 
 from flamvid.errors import WeightsError
 from flamvid.models.flamingo import Flamingo
-from flamvid.models.frozen import frozen_of
+from flamvid.models.frozen import CPU, frozen_of
 from flamvid.models.vision import ClipEncoder
 from flamvid.weights.foreign import assemble_empty, fill, unwrap
 from flamvid.weights.open_flamingo import Dialect, layout, main_names, trained_names
@@ -29,7 +29,9 @@ _LM, _VISION = "lang_encoder.", "vision_encoder."
 _EMBEDDINGS = (".wte.weight", ".embed_tokens.weight", ".embed_in.weight")
 
 
-def load_otter(folder: Path, dtype: torch.dtype = torch.float32) -> Flamingo:
+def load_otter(
+    folder: Path, dtype: torch.dtype = torch.float32, device: torch.device = CPU
+) -> Flamingo:
     """The model in a folder with config.json and its checkpoint."""
     config = _config(folder)
     tensors = unwrap(open_tensors(folder))
@@ -43,11 +45,11 @@ def load_otter(folder: Path, dtype: torch.dtype = torch.float32) -> Flamingo:
     rows = [len(t) for n, t in text.items() if n.endswith(_EMBEDDINGS)]
     lm_config.vocab_size = rows[0] if rows else lm_config.vocab_size
     kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(lm_config)]
-    lm = frozen_of(kind, lm_config, text, dtype, folder)
+    lm = frozen_of(kind, lm_config, text, dtype, folder, device)
 
     seen = {n.removeprefix(_VISION): t for n, t in tensors.items() if n.startswith(_VISION)}
     vision = CLIPVisionConfig(**config.get("vision_config", {}))
-    encoder = ClipEncoder(frozen_of(CLIPVisionModel, vision, seen, dtype, folder))
+    encoder = ClipEncoder(frozen_of(CLIPVisionModel, vision, seen, dtype, folder, device))
 
     flamingo = assemble_empty(encoder, lm, parts)
     rest = {n: t for n, t in tensors.items() if n.startswith("perceiver.") or ".gated_cross" in n}
