@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers.utils.logging import disable_progress_bar
 
 from flamvid.errors import FlamvidError
 from flamvid.generate.engine import GenerationConfig, generate
@@ -128,6 +129,7 @@ def _until(row: list[int], end: int) -> list[int]:
 
 def main(folders: list[Path]) -> int:
     """Print the report of all folders; 0 if all is within the bar."""
+    disable_progress_bar()
     good = bool(folders)
     for folder in folders:
         print(folder)

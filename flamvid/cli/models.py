@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from flamvid.cli.failure import FAILED, guarded, report
+from flamvid.cli.progress import quiet_libraries
 from flamvid.errors import ConfigError, FlamvidError, InputError
 
 __all__ = ["Preset", "app", "presets"]
@@ -161,6 +162,7 @@ def convert(
     dtype: Annotated[str | None, typer.Option(help="Store as fp32, bf16 or fp16.")] = None,
 ) -> int:
     """Write any model as one folder that --model and Flamingo.from_pretrained read."""
+    quiet_libraries()
     from flamvid.weights.convert import convert as write
 
     typer.echo(write(source, destination, like=like, lm=lm, clip=clip, dtype=dtype))

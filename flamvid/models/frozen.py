@@ -5,7 +5,8 @@ Nothing is downloaded and nothing executed: safetensors, or *.bin by `weights_on
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
+from transformers.utils import logging
 
 from flamvid.errors import WeightsError
 
@@ -32,16 +34,17 @@ def frozen_from(
     """
     safe = any(folder.glob("*.safetensors"))
     try:
-        model, report = kind.from_pretrained(
-            folder,
-            dtype=dtype,
-            use_safetensors=safe or not any(folder.glob("*.bin")),
-            weights_only=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            **_straight_to(device),
-        )
+        with _quietly():
+            model, report = kind.from_pretrained(
+                folder,
+                dtype=dtype,
+                use_safetensors=safe or not any(folder.glob("*.bin")),
+                weights_only=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **_straight_to(device),
+            )
     except _DAMAGE as error:
         raise WeightsError(f"{folder} is no {what}: {_line(error)}") from error
     if missing := sorted(report["missing_keys"]):
@@ -64,14 +67,15 @@ def frozen_of(
     Missing, unexpected or misshapen ones are a WeightsError that names `source`.
     """
     try:
-        model, report = kind.from_pretrained(
-            None,
-            config=config,
-            state_dict=dict(tensors),
-            dtype=dtype,
-            output_loading_info=True,
-            **_straight_to(device),
-        )
+        with _quietly():
+            model, report = kind.from_pretrained(
+                None,
+                config=config,
+                state_dict=dict(tensors),
+                dtype=dtype,
+                output_loading_info=True,
+                **_straight_to(device),
+            )
     except _DAMAGE as error:
         raise WeightsError(f"{source} does not fit its {kind.__name__}: {_line(error)}") from error
     missing, unexpected = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
@@ -81,6 +85,17 @@ def frozen_of(
             f"{_listed(unexpected)}; copy or fetch it again"
         )
     return model.to(device).requires_grad_(False).eval()
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without transformers' own report of what is missing: ours is one line."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _straight_to(device: torch.device) -> dict[str, Any]:
