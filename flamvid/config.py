@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -37,11 +38,15 @@ def to_toml(table: Mapping[str, Any]) -> str:
 def _lines(table: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[str]:
     for key, value in table.items():
         if value is not None and not isinstance(value, Mapping):
-            yield f"{json.dumps(key)} = {_value(value)}"
+            yield f"{_key(key)} = {_value(value)}"
     for key, value in table.items():
         if isinstance(value, Mapping):
-            yield f"\n[{'.'.join(json.dumps(part) for part in (*path, key))}]"
+            yield f"\n[{'.'.join(map(_key, (*path, key)))}]"
             yield from _lines(value, (*path, key))
+
+
+def _key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name)
 
 
 def _value(value: Any) -> str:
@@ -52,7 +57,7 @@ def _value(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"[{', '.join(_value(item) for item in value if item is not None)}]"
     if isinstance(value, Mapping):
-        rows = (f"{json.dumps(k)} = {_value(v)}" for k, v in value.items() if v is not None)
+        rows = (f"{_key(k)} = {_value(v)}" for k, v in value.items() if v is not None)
         return f"{{{', '.join(rows)}}}"
     raise TypeError(f"{type(value).__name__} has no form in TOML")
 

@@ -82,6 +82,7 @@ def _guess(path: Path) -> str:
 
 def _about(config: ModelConfig) -> Mapping[str, Any]:
     return {
+        "name": config.name,
         "lm": config.lm,
         "licence": config.licence,
         "frames": config.frames,

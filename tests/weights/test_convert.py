@@ -108,6 +108,7 @@ def test_a_converted_model_says_the_same(released: Path, picture: Path, tmp_path
     captioner = flamvid.load(tmp_path / "ours")
     assert words(captioner, picture) == said
     assert captioner.model.config.licence == "MIT"
+    assert captioner.name == "tiny"
     with pytest.raises(InputError, match="exists and is no empty folder"):
         convert(str(released / "tiny.toml"), tmp_path / "ours")
 
@@ -184,7 +185,7 @@ def test_what_is_wrong_with_a_saved_model(released: Path, tmp_path: Path) -> Non
     assert "\n" not in str(raised.value)
     weights.write_bytes(whole)
     toml = tmp_path / "flamvid.toml"
-    toml.write_text(toml.read_text().replace('"latents" = 5', '"latents" = 6'))
+    toml.write_text(toml.read_text().replace("latents = 5", "latents = 6"))
     with pytest.raises(WeightsError, match=r"size mismatch for latents"):
         Flamingo.from_pretrained(tmp_path)
     toml.write_text('format = "flamvid"')
@@ -238,7 +239,7 @@ def test_presets_offline_say_the_way_out(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 
 def test_toml_is_read_as_it_was_written(tmp_path: Path) -> None:
-    table = {"a": 1, "b": [1.5, "x"], "c": {"d": True, "e": {"f": 'q"\n'}}, "g": [{"h": 1}]}
+    table = {"a": 1, "b": [1.5, "x"], "c d": {"d": True, "e": {"f": 'q"\n'}}, "g": [{"h": 1}]}
     (tmp_path / "x.toml").write_text(to_toml({**table, "none": None}))
     assert read_toml(tmp_path / "x.toml") == table
     with pytest.raises(TypeError, match="set has no form"):
