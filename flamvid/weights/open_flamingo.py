@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,15 @@ from flamvid.models.gated_xattn import XattnConfig
 from flamvid.models.lm import layers_path
 from flamvid.models.resampler import ResamplerConfig
 from flamvid.models.vision import ClipEncoder, TimmEncoder
-from flamvid.weights.foreign import ModelParts, assemble_empty, count, fill, sub_names, unwrap
+from flamvid.weights.foreign import (
+    ModelParts,
+    assemble_empty,
+    count,
+    fill,
+    listed,
+    sub_names,
+    unwrap,
+)
 
 __all__ = [
     "Dialect",
@@ -34,6 +43,10 @@ __all__ = [
 ]
 
 _LM = "lang_encoder."
+_INSERTED = re.compile(
+    r"lang_encoder\.(?:.*\.)?(\d+)\.gated_cross_attn_layer\."
+    r"|lang_encoder\.gated_cross_attn_layers\.(\d+)\."
+)
 _MOST_ADDED = 8  # special tokens; a larger difference means another language model
 
 
@@ -94,23 +107,22 @@ def layout(
 
     head_width, which no shape tells, is 64 in every release.
     """
-    blocks = count(tensors, r"perceiver\.layers\.(\d+)\.")
-    gates = r"lang_encoder\.(?:.*\.)?(\d+)\.(?:gated_cross_attn_layer\.)?attn_gate$"
-    layers = sorted({int(m[1]) for name in tensors if (m := re.match(gates, name))})
-    latents = tensors.get("perceiver.latents")
-    q = tensors.get(f"perceiver.layers.0.{dialect.attention}to_q.weight")
+    layers = sorted({int(m[1] or m[2]) for name in tensors if (m := _INSERTED.match(name))})
+    queries = f"perceiver.layers.0.{dialect.attention}to_q.weight"
+    latents, q = tensors.get("perceiver.latents"), tensors.get(queries)
     inner = [t.shape[0] for name, t in tensors.items() if name.endswith("attn.to_q.weight")]
-    if latents is None or q is None or not layers or not inner or latents.ndim != 2:
+    needed = {"perceiver.latents": latents, queries: q, "gated_cross_attn_layer": inner or None}
+    if latents is None or q is None or not inner or latents.ndim != 2:
+        missing = [name for name, found in needed.items() if found is None]
         raise WeightsError(
-            f"{source} is no OpenFlamingo checkpoint: it lacks perceiver.latents, "
-            "perceiver.layers.0 or every gated_cross_attn_layer"
+            f"{source} is no OpenFlamingo checkpoint: missing {listed(missing)}; is it whole?"
         )
     frames = tensors.get("perceiver.frame_embs")
     L, width = latents.shape
     resampler = ResamplerConfig(
         features=width,
         width=width,
-        depth=blocks,
+        depth=count(tensors, r"perceiver\.layers\.(\d+)\."),
         heads=q.shape[0] // head_width,
         head_width=head_width,
         latents=L,
@@ -118,9 +130,9 @@ def layout(
         project=False,
         activation="gelu",
     )
-    every = layers[0] + 1
+    every = min((b - a for a, b in pairwise(layers)), default=layers[0] + 1)
     xattn = XattnConfig(
-        first=layers[0], every=every, heads=inner[0] // 64, head_width=64, activation="gelu"
+        first=every - 1, every=every, heads=inner[0] // 64, head_width=64, activation="gelu"
     )
     return resampler, xattn
 

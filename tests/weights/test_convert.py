@@ -164,7 +164,7 @@ def test_an_idefics_folder_says_what_it_is(tmp_path: Path) -> None:
 def test_save_and_load_as_hugging_face_users_do(released: Path, tmp_path: Path) -> None:
     model = load_model(str(released / "tiny.toml")).flamingo
     model.save_pretrained(tmp_path)
-    again = Flamingo.from_pretrained(tmp_path)
+    again = flamvid.Flamingo.from_pretrained(tmp_path)
     assert same(model, again)
     assert not again.training
     half = Flamingo.from_pretrained(tmp_path, dtype="float16")

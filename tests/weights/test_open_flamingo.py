@@ -43,6 +43,7 @@ def changed(folder: Path, to: Path, **changes: Tensor | None) -> Path:
 
 
 BLOCK = "perceiver.layers.1.0.to_kv.weight"
+FIRST = "lang_encoder.model.layers.1.gated_cross_attn_layer.attn_gate"
 GATE = "lang_encoder.model.layers.3.gated_cross_attn_layer.ff_gate"
 
 
@@ -54,7 +55,8 @@ GATE = "lang_encoder.model.layers.3.gated_cross_attn_layer.ff_gate"
         ({"perceiver.more": torch.ones(3)}, "missing [], unexpected [perceiver.more]"),
         ({"perceiver.norm.weight": torch.ones(7)}, "has shape (7,), the model wants (24,)"),
         ({EMBEDDINGS: None}, f"lacks {EMBEDDINGS}, the embeddings of a LlamaForCausalLM"),
-        ({"perceiver.latents": None}, "is no OpenFlamingo checkpoint"),
+        ({"perceiver.latents": None}, "missing [perceiver.latents]"),
+        ({FIRST: None}, f"missing [{FIRST}], unexpected []"),
     ],
 )
 def test_tensors_that_do_not_fit(
