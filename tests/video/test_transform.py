@@ -50,11 +50,14 @@ def test_unknown_resize() -> None:
 def test_pictures_are_prepared_as_the_released_models_were_trained(
     size: tuple[int, int], model: str
 ) -> None:
+    torch.manual_seed(0)
     ours, theirs = _processors(model)
     smooth = F.gaussian_blur(torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8), [9, 9])
     out, wanted = ours(smooth)[0], theirs(smooth[0])
     assert out.shape == wanted.shape == (3, 224, 224)
-    assert (out - wanted).abs().max() < 0.03  # two of 256 levels: Pillow rounds in between
+    # Levels are 0.015 apart; Pillow rounds between its two passes as well.
+    assert (out - wanted).abs().max() < 0.035
+    assert (out - wanted).abs().mean() < 0.001
 
 
 def _processors(model: str) -> tuple[FrameTransform, Callable[[torch.Tensor], torch.Tensor]]:
