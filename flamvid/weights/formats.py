@@ -1,7 +1,8 @@
 """Whose layout a model's weights have, and what builds a Flamingo of each.
 
 Every builder takes the configuration, a dtype and a device, fetches what it names, and gives the
-model; the folder beside it is where the tokenizer lies.
+model; the folder beside it is where the tokenizer lies. A format is imported when it is met: the
+architectures that it knows would slow every start.
 """
 
 from __future__ import annotations
@@ -20,12 +21,6 @@ from flamvid.models.flamingo import Flamingo
 from flamvid.models.lm import load_causal_lm
 from flamvid.models.vision import ClipEncoder, TimmEncoder, build_vision
 from flamvid.weights import hub
-from flamvid.weights.flamingo_pytorch import build_flamingo_pytorch
-from flamvid.weights.foreign import unwrap
-from flamvid.weights.idefics import load_idefics
-from flamvid.weights.open_flamingo import build_open_flamingo, layout, open_flamingo_tensors
-from flamvid.weights.otter import load_otter
-from flamvid.weights.tensors import open_tensors
 
 __all__ = ["FORMATS", "build"]
 
@@ -49,6 +44,9 @@ def _flamvid(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> B
 
 
 def _open_flamingo(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Built:
+    from flamvid.weights.open_flamingo import build_open_flamingo, layout, open_flamingo_tensors
+    from flamvid.weights.tensors import open_tensors
+
     source, folder = hub.fetch(config.adapter), hub.resolve(config.lm)
     tensors = open_flamingo_tensors(open_tensors(source))
     vision, lm = _vision(config, dtype, device), load_causal_lm(folder, dtype, device)
@@ -56,15 +54,25 @@ def _open_flamingo(config: ModelConfig, dtype: torch.dtype, device: torch.device
     return build_open_flamingo(tensors, vision, lm, parts, source), folder
 
 
-def _whole(load: Callable[[Path, torch.dtype, torch.device], Flamingo]) -> Callable[..., Built]:
-    def build_whole(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Built:
-        folder = hub.resolve(config.lm)
-        return load(folder, dtype, device), folder
+def _otter(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Built:
+    from flamvid.weights.otter import load_otter
 
-    return build_whole
+    folder = hub.resolve(config.lm)
+    return load_otter(folder, dtype, device), folder
+
+
+def _idefics(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Built:
+    from flamvid.weights.idefics import load_idefics
+
+    folder = hub.resolve(config.lm)
+    return load_idefics(folder, dtype, device), folder
 
 
 def _flamingo_pytorch(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Built:
+    from flamvid.weights.flamingo_pytorch import build_flamingo_pytorch
+    from flamvid.weights.foreign import unwrap
+    from flamvid.weights.tensors import open_tensors
+
     source = hub.fetch(config.adapter)
     tensors = unwrap(open_tensors(source))
     flamingo = build_flamingo_pytorch(
@@ -104,8 +112,8 @@ FORMATS: dict[str, Callable[[ModelConfig, torch.dtype, torch.device], Built]] = 
     "flamvid": _flamvid,
     "saved": _saved,
     "open_flamingo": _open_flamingo,
-    "otter": _whole(load_otter),
-    "idefics": _whole(load_idefics),
+    "otter": _otter,
+    "idefics": _idefics,
     "flamingo_pytorch": _flamingo_pytorch,
 }
 """Builders by the name that a model's TOML gives as its format."""
