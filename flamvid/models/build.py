@@ -14,7 +14,6 @@ from flamvid import config
 from flamvid.errors import ConfigError
 from flamvid.models.flamingo import Flamingo
 from flamvid.models.gated_xattn import XattnConfig
-from flamvid.models.lm import lm_of
 from flamvid.models.pretrained import TOML
 from flamvid.models.resampler import PerceiverResampler, ResamplerConfig
 from flamvid.models.vision import ClipEncoder, TimmEncoder, VisionConfig, vision_of
@@ -134,6 +133,8 @@ def skeleton(model: ModelConfig) -> Flamingo:
     """
     if not model.lm_config:
         raise ConfigError(f"model {model.name} has no lm_config; its sizes are known once loaded")
+    from flamvid.models.hosts import lm_of
+
     with torch.device("meta"):
         lm = lm_of(model.lm_config)
         vision = vision_of(model.vision, model.vision_config)

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers.utils import logging
 
 from flamvid.errors import WeightsError
 
@@ -90,6 +89,8 @@ def frozen_of(
 @contextmanager
 def _quietly() -> Iterator[None]:
     """Without transformers' own report of what is missing: ours is one line."""
+    from transformers.utils import logging
+
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:

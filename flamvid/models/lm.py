@@ -19,11 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from flamvid.errors import ConfigError
-from flamvid.models import mosaic, palm
-from flamvid.models.frozen import CPU, frozen_from
+from flamvid.models.frozen import CPU
 from flamvid.models.gated_xattn import GatedCrossAttention, MediaKeyValues
 
 __all__ = ["LanguageModel", "MediaContext", "TokenHead", "load_causal_lm"]
@@ -58,9 +56,6 @@ class TokenHead:
         return torch.where(self.ids[at] == tokens, at, -100)
 
 
-mosaic.register()
-palm.register()
-
 _media: ContextVar[MediaContext | None] = ContextVar("flamvid_media", default=None)
 
 
@@ -69,7 +64,7 @@ class LanguageModel(nn.Module):
 
     def __init__(
         self,
-        lm: PreTrainedModel,
+        lm: Any,
         inserted: Mapping[int, GatedCrossAttention],
         *,
         after: bool = False,
@@ -187,31 +182,14 @@ def layers_path(lm: nn.Module) -> str:
     return found[0]
 
 
-def load_causal_lm(folder: Path, dtype: torch.dtype, device: torch.device = CPU) -> PreTrainedModel:
+def load_causal_lm(folder: Path, dtype: torch.dtype, device: torch.device = CPU) -> Any:
     """Load a causal LM from a local folder; MPT-1B too, which only remote code knows elsewhere."""
-    lm = frozen_from(AutoModelForCausalLM, folder, dtype, "causal language model", device)
-    assert isinstance(lm, PreTrainedModel)
-    return lm
+    from flamvid.models.hosts import load_host
+
+    return load_host(folder, dtype, device)
 
 
-def lm_of(table: Mapping[str, Any]) -> PreTrainedModel:
-    """A causal LM, as initialised, of the architecture in a table such as a config.json holds."""
-    lm = AutoModelForCausalLM.from_config(lm_config_of(table))
-    assert isinstance(lm, PreTrainedModel)
-    return lm
-
-
-def lm_config_of(table: Mapping[str, Any]) -> Any:
-    """The transformers configuration of such a table; `model_type` says which it is."""
-    rest = {key: value for key, value in table.items() if key != "model_type"}
-    try:
-        return AutoConfig.for_model(str(table.get("model_type", "")), **rest)
-    except (ValueError, TypeError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"the lm_config is of no model that is known: {reason}") from error
-
-
-def _body(lm: PreTrainedModel) -> nn.Module:
+def _body(lm: Any) -> nn.Module:
     """The LM without its head."""
     body = getattr(lm, lm.base_model_prefix, None)
     if not isinstance(body, nn.Module):

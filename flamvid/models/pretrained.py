@@ -22,7 +22,6 @@ from flamvid import config
 from flamvid.errors import ConfigError, OfflineError, WeightsError
 from flamvid.models.frozen import frozen_of
 from flamvid.models.gated_xattn import XattnConfig
-from flamvid.models.lm import lm_config_of
 from flamvid.models.resampler import PerceiverResampler, ResamplerConfig
 from flamvid.models.vision import ClipEncoder, TimmEncoder, VisionConfig
 
@@ -181,6 +180,7 @@ def _download(name: str, keywords: Mapping[str, Any]) -> Path:
 
 def _load(folder: Path, dtype: str | torch.dtype | None, device: torch.device) -> Flamingo:
     from flamvid.models.flamingo import Flamingo
+    from flamvid.models.hosts import causal_class, lm_config_of
 
     table = config.read_toml(folder / TOML)
     if table.get("format") != "saved" or not isinstance(table.get("lm_config"), dict):
@@ -196,7 +196,7 @@ def _load(folder: Path, dtype: str | torch.dtype | None, device: torch.device) -
 
     vision = _vision(table, _under(tensors, "vision."), kind, folder, device)
     lm_config = lm_config_of(table["lm_config"])
-    lm = frozen_of(_causal(lm_config), lm_config, _under(tensors, "lm."), kind, folder, device)
+    lm = frozen_of(causal_class(lm_config), lm_config, _under(tensors, "lm."), kind, folder, device)
     resampler = config.build(ResamplerConfig, table.get("resampler", {}), "resampler")
     xattn = config.build(XattnConfig, table.get("xattn", {}), "xattn")
     with torch.device("meta"):
@@ -209,12 +209,6 @@ def _load(folder: Path, dtype: str | torch.dtype | None, device: torch.device) -
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-
-
-def _causal(lm_config: Any) -> Any:
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
-
-    return MODEL_FOR_CAUSAL_LM_MAPPING[type(lm_config)]
 
 
 def _vision(

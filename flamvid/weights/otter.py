@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, CLIPVisionConfig, CLIPVisionModel
+from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from flamvid.errors import WeightsError
+from flamvid.errors import ConfigError, WeightsError
 from flamvid.models.flamingo import Flamingo
 from flamvid.models.frozen import CPU, frozen_of
+from flamvid.models.hosts import causal_class, lm_config_of
 from flamvid.models.vision import ClipEncoder
 from flamvid.weights.foreign import assemble_empty, fill, unwrap
 from flamvid.weights.open_flamingo import Dialect, layout, main_names, trained_names
@@ -44,8 +45,7 @@ def load_otter(
     # What was added for the special tokens is in the table, but not always in the configuration.
     rows = [len(t) for n, t in text.items() if n.endswith(_EMBEDDINGS)]
     lm_config.vocab_size = rows[0] if rows else lm_config.vocab_size
-    kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(lm_config)]
-    lm = frozen_of(kind, lm_config, text, dtype, folder, device)
+    lm = frozen_of(causal_class(lm_config), lm_config, text, dtype, folder, device)
 
     seen = {n.removeprefix(_VISION): t for n, t in tensors.items() if n.startswith(_VISION)}
     vision = CLIPVisionConfig(**config.get("vision_config", {}))
@@ -70,13 +70,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _lm_config(config: dict[str, Any], folder: Path) -> Any:
-    text = dict(config["text_config"])
     try:
-        made = AutoConfig.for_model(text.pop("model_type", "llama"), **text)
-        MODEL_FOR_CAUSAL_LM_MAPPING[type(made)]
-    except (ValueError, TypeError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise WeightsError(
-            f"{folder}: the language model in config.json is unknown: {reason}"
-        ) from error
-    return made
+        return lm_config_of({"model_type": "llama", **config["text_config"]})
+    except ConfigError as error:
+        raise WeightsError(f"{folder}/config.json: {error}") from error
