@@ -29,12 +29,21 @@ OnText = Callable[[str], None]
 
 
 def load(
-    model: str = "flamvid-base", device: str | None = None, dtype: str | None = None
+    model: str | PathLike[str] = "flamvid-base",
+    device: str | None = None,
+    dtype: str | None = None,
+    device_map: str | None = None,
 ) -> Captioner:
-    """A captioner for a model by name; on a GPU where there is one, else on the CPU."""
+    """A captioner for a model by name; on a GPU where there is one, else on the CPU.
+
+    model: a preset, the path of a model's .toml, or a folder or hub repository with a saved model.
+    dtype: float32, bfloat16, float16, or int8, which stores weights in 8 bits; the model's own if
+    None.
+    device_map: "auto" lays a model that exceeds one device over all there are.
+    """
     warm_up()  # a decode child starts while the model loads
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return Captioner(load_model(model, device, dtype))
+    return Captioner(load_model(str(model), device, dtype, device_map=device_map))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -206,7 +215,7 @@ class Captioner:
             if isinstance(part, str):
                 prompt.append(part if part[:1].isspace() else f" {part}")
                 continue
-            seen.append(next(self._look(part, view)))
+            seen.append(next(self._look(part, view, len(seen))))
             prompt.append(MEDIA)
         if not seen:
             raise InputError(
@@ -233,7 +242,8 @@ class Captioner:
         """Frozen features [T,N,F] of decoded frames."""
         return Looker(self.model).encode(frames)
 
-    def _look(self, source: Source, view: View) -> Iterator[Seen]:
+    def _look(self, source: Source, view: View, place: int = 0) -> Iterator[Seen]:
+        """What the view shows of a source that is number `place` among the media of a text."""
         if isinstance(source, Seen):
             if view != View():
                 raise InputError(
@@ -243,9 +253,10 @@ class Captioner:
             return
         for segment, features_TNF in Looker(self.model).look(source, view):
             with torch.inference_mode():
-                latents_11LD = self.model.flamingo.resample(features_TNF[None, None])
+                at = torch.tensor([place])
+                latents_1LD = self.model.flamingo.resampler(features_TNF[None], places=at)
             labels = self.model.name(features_TNF)
-            yield Seen(shown(source), segment, latents_11LD[0], labels)
+            yield Seen(shown(source), segment, latents_1LD, labels)
 
     def _inputs(self, seen: Sequence[Seen], ids: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Latents [1,M,L,D], ids [1,S] and which of the media each token sees, [1,S]."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from flamvid.errors import ConfigError
 
-__all__ = ["build", "read_toml"]
+__all__ = ["build", "read_toml", "to_toml"]
 
 T = TypeVar("T")
 
@@ -26,6 +28,38 @@ def read_toml(path: Path) -> dict[str, Any]:
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
+
+
+def to_toml(table: Mapping[str, Any]) -> str:
+    """A table as TOML: plain values first, then its tables. What is None is left out."""
+    return "\n".join(_lines(table, ())) + "\n"
+
+
+def _lines(table: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[str]:
+    for key, value in table.items():
+        if value is not None and not isinstance(value, Mapping):
+            yield f"{_key(key)} = {_value(value)}"
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield f"\n[{'.'.join(map(_key, (*path, key)))}]"
+            yield from _lines(value, (*path, key))
+
+
+def _key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool | str):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_value(item) for item in value if item is not None)}]"
+    if isinstance(value, Mapping):
+        rows = (f"{_key(k)} = {_value(v)}" for k, v in value.items() if v is not None)
+        return f"{{{', '.join(rows)}}}"
+    raise TypeError(f"{type(value).__name__} has no form in TOML")
 
 
 def build(cls: type[T], table: Mapping[str, Any], where: str) -> T:

@@ -48,6 +48,7 @@ def ask(
     ] = AnswerFormat.text,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
+    device_map: opt.DeviceMap = None,
     decode_timeout: opt.DecodeTimeout = None,
     verbose: opt.Verbose = False,
 ) -> int:
@@ -70,7 +71,7 @@ def ask(
     )
     if not question.strip():
         raise InputError("the question is empty; give a sentence, in quotes")
-    where = opt.ModelOptions(model=model, device=device, dtype=dtype)
+    where = opt.ModelOptions(model=model, device=device, dtype=dtype, device_map=device_map)
     if verbose:
         extra = [f"--format={format}"]
         say(opt.command_line("ask", [source, question], where, text, extra=extra))

@@ -72,6 +72,7 @@ def caption(
     ] = None,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
+    device_map: opt.DeviceMap = None,
     decode_timeout: opt.DecodeTimeout = None,
     verbose: opt.Verbose = False,
 ) -> int:
@@ -100,7 +101,7 @@ def caption(
         prompt=prompt,
         decode_timeout=decode_timeout,
     )
-    where = opt.ModelOptions(model=model, device=device, dtype=dtype)
+    where = opt.ModelOptions(model=model, device=device, dtype=dtype, device_map=device_map)
     kind = format_for(format, output)
     wanted = expand(sources)
     if kind in (Format.srt, Format.vtt) and len(wanted) > 1:

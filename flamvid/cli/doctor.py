@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -249,8 +250,8 @@ def _parts() -> list[Check]:
         else:
             fix = f"flamvid models pull {part}"
             out.append(Check(part, Status.note, "not in the cache, fetched when needed", fix))
-    if preset.adapter.is_file():
-        size = preset.adapter.stat().st_size / 1e6
+    if Path(preset.adapter).is_file():
+        size = Path(preset.adapter).stat().st_size / 1e6
         return [*out, Check(preset.name, Status.ok, f"{preset.adapter} ({size:.1f} MB)")]
     missing = f"{preset.adapter} is missing"
     return [*out, Check(preset.name, Status.note, missing, "reinstall flamvid, or give --model")]

@@ -6,6 +6,7 @@ import difflib
 import json
 import sys
 import tomllib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from flamvid.cli.failure import FAILED, guarded, report
+from flamvid.cli.progress import quiet_libraries
 from flamvid.errors import ConfigError, FlamvidError, InputError
 
 __all__ = ["Preset", "app", "presets"]
@@ -25,25 +27,34 @@ AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
-    """A model that ships with flamvid: its file, and the parts that it needs by name."""
+    """A model that ships with flamvid: its file, and the parts that it needs by name.
+
+    adapter: a file, or `hub:ORG/NAME/FILE`.
+    """
 
     name: str
     lm: str
     encoder: str
     weights: str
-    adapter: Path
+    adapter: str
+    licence: str
 
     @property
     def parts(self) -> list[str]:
-        """Names that `hub.resolve` must know before the model can load."""
+        """Names that `hub.get` must know before the model can load."""
         kind, _, name = self.encoder.partition(":")
-        return [part for part in (self.lm, name if kind == "clip" else self.weights) if part]
+        parts = [self.lm, name if kind == "clip" else self.weights]
+        # Where everything comes in one repository, the adapter is a file of it.
+        if self.adapter.startswith("hub:") and not self.adapter.startswith(f"hub:{self.lm}/"):
+            parts.append(self.adapter)
+        return list(dict.fromkeys(part for part in parts if part))
 
 
 def presets() -> dict[str, Preset]:
     """All presets by name; read without torch, which the model room would import."""
     out = {}
-    for file in sorted(resources.files("flamvid.presets").iterdir(), key=lambda f: f.name):
+    files = resources.files("flamvid.presets").iterdir()
+    for file in sorted(files, key=lambda file: file.name.removesuffix(".toml")):
         if not file.name.endswith(".toml"):
             continue
         name = file.name.removesuffix(".toml")
@@ -54,7 +65,8 @@ def presets() -> dict[str, Preset]:
                 lm=table["lm"],
                 encoder=table["vision"]["encoder"],
                 weights=table["vision"].get("weights", ""),
-                adapter=Path(str(file)).parent / table["adapter"],
+                adapter=_place(table["adapter"], Path(str(file)).parent),
+                licence=table.get("licence", "Apache-2.0"),
             )
         except (tomllib.TOMLDecodeError, KeyError) as error:
             raise ConfigError(
@@ -100,7 +112,7 @@ def pull(
     for name in names:
         for part in known[name].parts if name in known else [name]:
             try:
-                typer.echo(f"{part}: {hub.resolve(part)}")
+                typer.echo(f"{part}: {hub.get(part)}")
             except FlamvidError as error:
                 report(error, part)
                 failed = True
@@ -110,18 +122,22 @@ def pull(
 @app.command()
 @guarded
 def show(
-    name: Annotated[str, typer.Argument(help="A model or part.")], as_json: AsJson = False
+    name: Annotated[str, typer.Argument(help="A model, its part, or a saved model's folder.")],
+    as_json: AsJson = False,
 ) -> int:
-    """Describe one model or part: licence, source, checksum, where it lies."""
+    """Describe one model or part: sizes, dtype, licence, source, checksum, where it lies."""
     from flamvid.weights import hub
 
     known = presets()
     names = [*known, *(status.name for status in hub.available())]
-    if name not in names:
+    if name in known or Path(name).exists():
+        facts = _describe(name, known.get(name))
+    elif name in names:
+        facts = hub.show(name)
+    else:
         near = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"
         raise InputError(f"no model or part is called {name!r}; {hint}")
-    facts = _describe(known[name]) if name in known else hub.show(name)
     if as_json:
         typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
         return 0
@@ -129,6 +145,32 @@ def show(
     for key, value in facts.items():
         typer.echo(f"{key:<{width}}  {value}")
     return 0
+
+
+@app.command()
+@guarded
+def convert(
+    source: Annotated[
+        str, typer.Argument(metavar="SRC", help="A model by name or TOML, or a checkpoint.")
+    ],
+    destination: Annotated[Path, typer.Argument(metavar="DST", help="A folder to write.")],
+    like: Annotated[
+        str | None, typer.Option(help="The preset that a checkpoint is of: its prompts, pictures.")
+    ] = None,
+    lm: Annotated[str | None, typer.Option(help="Folder of the language model instead.")] = None,
+    clip: Annotated[str | None, typer.Option(help="Folder of the CLIP encoder instead.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Store as fp32, bf16 or fp16.")] = None,
+) -> int:
+    """Write any model as one folder that --model and Flamingo.from_pretrained read."""
+    quiet_libraries()
+    from flamvid.weights.convert import convert as write
+
+    typer.echo(write(source, destination, like=like, lm=lm, clip=clip, dtype=dtype))
+    return 0
+
+
+def _place(adapter: str, folder: Path) -> str:
+    return adapter if adapter.startswith("hub:") else str(folder / adapter)
 
 
 def _rows() -> list[dict[str, Any]]:
@@ -139,38 +181,58 @@ def _rows() -> list[dict[str, Any]]:
     cached = {part["name"]: part["cached"] for part in parts}
     rows = []
     for preset in presets().values():
-        there = preset.adapter.is_file()
-        ready = there and all(cached.get(part, False) for part in preset.parts)
+        local = Path(preset.adapter)
+        there = preset.adapter.startswith("hub:") or local.is_file()
+        ready = there and not _missing(preset, cached)
         rows.append(
             {
                 "name": preset.name,
                 "kind": "model",
                 "cached": ready,
-                "size_bytes": preset.adapter.stat().st_size if there else 0,
-                "licence": "Apache-2.0",
-                "source": f"{'+'.join(preset.parts)} + {preset.adapter.name}",
+                "size_bytes": local.stat().st_size if local.is_file() else 0,
+                "licence": preset.licence,
+                "source": " + ".join([*preset.parts, *([local.name] if local.is_file() else [])]),
             }
         )
     return rows + parts
 
 
-def _describe(preset: Preset) -> dict[str, str | int]:
+def _missing(preset: Preset, cached: Mapping[str, bool]) -> list[str]:
     from flamvid.weights import hub
 
-    cached = {status.name: status.cached for status in hub.available()}
-    missing = [part for part in preset.parts if not cached.get(part, False)]
-    there = preset.adapter.is_file()
-    return {
-        "name": preset.name,
+    return [part for part in preset.parts if not cached.get(part, hub.is_cached(part))]
+
+
+def _describe(name: str, preset: Preset | None) -> dict[str, str | int]:
+    """What a model's configuration tells, and its sizes where it tells the architecture."""
+    from flamvid.models.build import read_model_config
+    from flamvid.weights import hub
+    from flamvid.weights.sizes import sizes
+
+    config = read_model_config(name)
+    facts: dict[str, str | int] = {
+        "name": config.name,
         "kind": "model",
-        "licence": "Apache-2.0",
-        "language model": preset.lm,
-        "vision encoder": preset.encoder,
-        "vision weights": preset.weights or "of the encoder",
-        "adapter": str(preset.adapter) if there else f"{preset.adapter} (missing: reinstall)",
-        "bytes": preset.adapter.stat().st_size if there else 0,
-        "cached": f"no (flamvid models pull {preset.name})" if missing else "yes",
+        "format": config.format,
+        "licence": config.licence or "Apache-2.0",
+        "language model": config.lm,
+        "vision encoder": config.vision.encoder,
+        "vision weights": config.vision.weights or "of the encoder",
+        "adapter": config.adapter,
+        "dtype": config.dtype,
     }
+    for part, count in sizes(config).items():
+        facts[f"parameters: {part}"] = f"{count:,}"
+    local = Path(config.adapter)
+    if local.is_file():
+        facts["bytes"] = local.stat().st_size
+    elif not config.adapter.startswith("hub:"):
+        facts["adapter"] = f"{local} (missing: reinstall)"
+    if preset is not None:
+        cached = {status.name: status.cached for status in hub.available()}
+        missing = _missing(preset, cached)
+        facts["cached"] = f"no (flamvid models pull {name})" if missing else "yes"
+    return facts
 
 
 def _size(count: int) -> str:

@@ -19,6 +19,7 @@ __all__ = [
     "Beams",
     "DecodeTimeout",
     "Device",
+    "DeviceMap",
     "Dtype",
     "End",
     "Fps",
@@ -41,7 +42,12 @@ __all__ = [
 
 Model = Annotated[str, typer.Option(help="Name of a model, or path of its .toml.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; CUDA if there is one.")]
-Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16, or int8 on a CPU.")]
+Dtype = Annotated[
+    str | None, typer.Option(help="fp32, bf16, fp16, or int8 (weights); the model's own if none.")
+]
+DeviceMap = Annotated[
+    str | None, typer.Option(help="auto: lay a model too large for one device over all.")
+]
 Frames = Annotated[
     int | None, typer.Option(help="How many frames to look at (what suits the model).")
 ]
@@ -75,12 +81,19 @@ class ModelOptions:
     model: str = "flamvid-base"
     device: str | None = None
     dtype: str | None = None
+    device_map: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.device is not None and self.device_map is not None:
+            raise InputError(
+                f"--device {self.device} and --device-map {self.device_map} exclude each other"
+            )
 
     def load(self) -> Captioner:
         """The captioner; this is where torch gets imported."""
         from flamvid import api
 
-        return api.load(self.model, self.device, self.dtype)
+        return api.load(self.model, self.device, self.dtype, self.device_map)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

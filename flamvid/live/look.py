@@ -65,7 +65,7 @@ class Looker:
     def look(self, source: str | PathLike[str], view: View) -> Iterator[tuple[Segment, Tensor]]:
         """The parts of a source that the view asks for, and features [T,N,F] of their frames."""
         config = self.model.config
-        usual = config.frames or config.resampler.frames
+        usual = config.frames or config.resampler.frames or 1
         sampling = _sampling(view, usual)
         with video.open_source(source, size=self._decode_size(), timeout=view.timeout) as opened:
             if isinstance(opened, LiveSource):

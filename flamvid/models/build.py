@@ -3,36 +3,71 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from flamvid import config
 from flamvid.errors import ConfigError
 from flamvid.models.flamingo import Flamingo
 from flamvid.models.gated_xattn import XattnConfig
+from flamvid.models.pretrained import TOML
 from flamvid.models.resampler import PerceiverResampler, ResamplerConfig
-from flamvid.models.vision import ClipEncoder, TimmEncoder, VisionConfig
+from flamvid.models.vision import ClipEncoder, TimmEncoder, VisionConfig, vision_of
 
-__all__ = ["ModelConfig", "TokenConfig", "assemble", "preset_names", "read_model_config"]
+__all__ = [
+    "ModelConfig",
+    "PromptConfig",
+    "TokenConfig",
+    "assemble",
+    "preset_names",
+    "read_model_config",
+    "skeleton",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenConfig:
-    """Names of the special tokens, all of which the LM's tokenizer must know."""
+    """Names of the special tokens, all of which the LM's tokenizer must know or be given.
+
+    bos: "" for none. added: those that the tokenizer is given, in the order of their ids. around:
+    stands before and behind each media.
+    """
 
     bos: str
     media: str
     end: str
+    added: tuple[str, ...] = ()
+    around: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptConfig:
+    """How the model was trained to be asked; `{media}` and `{question}` are filled in."""
+
+    caption: str = "{media}"
+    question: str = "{media} Question: {question} Answer:"
+
+    def __post_init__(self) -> None:
+        for name, must in (("caption", ["{media}"]), ("question", ["{media}", "{question}"])):
+            if missing := [word for word in must if word not in getattr(self, name)]:
+                raise ConfigError(
+                    f"prompt.{name} is {getattr(self, name)!r}; must contain {missing[0]}"
+                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """A whole model: the parts by name or size, and the file with the trained weights.
+    """A whole model: the parts by name or size, and where its trained weights lie.
 
-    frames: how many are looked at unless told otherwise; 0 for as many as it was trained on.
-    cpu_dtype: what it is loaded as on a CPU unless told otherwise.
+    format: whose layout the weights have (`flamvid.weights.load.FORMATS`). adapter: a file, or
+    `hub:ORG/NAME/FILE`. frames: how many are looked at unless told otherwise; 0 for as many as it
+    was trained on. dtype: what it is loaded as unless told otherwise; cpu_dtype: on a CPU, if that
+    is another. lm_config, vision_config: the frozen parts' architecture, by which their size is
+    known before they are fetched. licence: of the trained weights.
     """
 
     name: str
@@ -43,7 +78,13 @@ class ModelConfig:
     resampler: ResamplerConfig
     xattn: XattnConfig
     frames: int = 0
-    cpu_dtype: str = "float32"
+    format: str = "flamvid"
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    licence: str = ""
+    dtype: str = "float32"
+    cpu_dtype: str = ""
+    lm_config: Mapping[str, Any] = field(default_factory=dict)
+    vision_config: Mapping[str, Any] = field(default_factory=dict)
 
 
 def preset_names() -> list[str]:
@@ -53,9 +94,11 @@ def preset_names() -> list[str]:
 
 
 def read_model_config(name: str) -> ModelConfig:
-    """The configuration of a preset by name, or of a model TOML by path."""
+    """The configuration of a preset by name, of a model TOML by path, or of a saved model."""
     path = Path(name)
-    if path.suffix != ".toml":
+    if name and (path / TOML).is_file():  # a folder that `save_pretrained` or `convert` wrote
+        path = path / TOML
+    elif path.suffix != ".toml":
         if name not in preset_names():
             raise ConfigError(
                 f"no model is called {name!r}; there are {', '.join(preset_names())}, "
@@ -78,8 +121,26 @@ def model_config(table: Mapping[str, Any], name: str, folder: str) -> ModelConfi
         raise ConfigError(f"model {name} lacks {', '.join(missing)}; a model needs all its parts")
     built = {key: config.build(cls, table[key], f"{name}: {key}") for key, cls in parts.items()}
     plain = {key: value for key, value in table.items() if key not in parts}
-    plain["adapter"] = str(Path(folder) / plain["adapter"])
+    if "prompt" in plain:
+        plain["prompt"] = config.build(PromptConfig, plain["prompt"], f"{name}: prompt")
+    if not plain["adapter"].startswith("hub:"):
+        plain["adapter"] = str(Path(folder) / plain["adapter"])
     return config.build(ModelConfig, {"name": name, **plain, **built}, name)
+
+
+def skeleton(model: ModelConfig) -> Flamingo:
+    """The whole model on the meta device: every shape, no memory. Needs lm_config.
+
+    Raises ConfigError where the architecture of a frozen part is not in the configuration.
+    """
+    if not model.lm_config:
+        raise ConfigError(f"model {model.name} has no lm_config; its sizes are known once loaded")
+    from flamvid.models.hosts import lm_of
+
+    with torch.device("meta"):
+        lm = lm_of(model.lm_config)
+        vision = vision_of(model.vision, model.vision_config)
+        return assemble(vision, lm, model.resampler, model.xattn)
 
 
 def assemble(

@@ -139,10 +139,13 @@ class EfficientNetLite(nn.Module):
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> tuple[list[str], list[str]]:
-        """Copy timm's tensors in; gives the names of those that are missing, and of those too many.
+        """Copy timm's tensors in, or our own; gives the names that are missing, and those too many.
 
         Nothing is copied unless all are there.
         """
+        if tensors.keys() == self.state_dict().keys():
+            self.load_state_dict(dict(tensors))
+            return [], []
         wanted = {"classifier.weight", "classifier.bias"}
         for _, conv, norm in self._convolutions():
             wanted |= {f"{conv}.weight"} | {f"{norm}.{part}" for part in _NORM}

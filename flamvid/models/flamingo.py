@@ -12,14 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from flamvid.models.gated_xattn import GatedCrossAttention, XattnConfig
+from flamvid.models.idefics import IdeficsCrossAttention
 from flamvid.models.lm import LanguageModel, MediaContext, decoder_layers
+from flamvid.models.pretrained import Pretrained
 from flamvid.models.resampler import PerceiverResampler
 from flamvid.models.vision import ClipEncoder, TimmEncoder
 
 __all__ = ["Flamingo"]
 
 
-class Flamingo(nn.Module):
+class Flamingo(nn.Module, Pretrained):
     """The paper's figure 3. Vision and language model are frozen; the rest is trained."""
 
     def __init__(
@@ -30,16 +32,19 @@ class Flamingo(nn.Module):
         xattn: XattnConfig,
     ) -> None:
         super().__init__()
-        width: int = lm.get_input_embeddings().embedding_dim
+        width: int = lm.config.hidden_size
         latent_width = resampler.config.width
+        self.xattn_config = xattn
         self.vision = vision
         self.resampler = resampler
+        kind = IdeficsCrossAttention if xattn.style == "idefics" else GatedCrossAttention
         self.lm = LanguageModel(
             lm,
             {
-                at: GatedCrossAttention(xattn, width, latent_width)
+                at: kind(xattn, width, latent_width)
                 for at in xattn.positions(len(decoder_layers(lm)))
             },
+            after=xattn.after,
         )
 
     def train(self, mode: bool = True) -> Flamingo:
@@ -58,7 +63,8 @@ class Flamingo(nn.Module):
         """Latents [B,M,L,D] of each media, whatever its number of frames."""
         B, M = features_BMTNF.shape[:2]
         counts = None if frame_counts_BM is None else frame_counts_BM.flatten()
-        latents: Tensor = self.resampler(features_BMTNF.flatten(0, 1), counts)
+        places = torch.arange(M).repeat(B)
+        latents: Tensor = self.resampler(features_BMTNF.flatten(0, 1), counts, places)
         return latents.view(B, M, *latents.shape[1:])
 
     def read(self, latents_BMLD: Tensor, index_BS: Tensor) -> MediaContext:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flamvid.errors import ConfigError
-from flamvid.models.resampler import feed_forward
+from flamvid.models.resampler import check_activation, feed_forward
 from flamvid.ops import media_attention
 
 __all__ = ["GatedCrossAttention", "MediaKeyValues", "XattnConfig"]
@@ -19,13 +19,23 @@ __all__ = ["GatedCrossAttention", "MediaKeyValues", "XattnConfig"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class XattnConfig:
-    """Where the layers stand (before LM layers first, first + every, ...) and how wide they are."""
+    """Where the layers stand (before LM layers first, first + every, ...) and how wide they are.
+
+    after: behind those LM layers instead. style: "flamingo", or "idefics" for IDEFICS-1's block;
+    that alone has ffw_width (of its SwiGLU), norm_eps and vector_gates (one gate per channel).
+    """
 
     first: int = 0
     every: int = 1
     heads: int = 8
     head_width: int = 64
     ffw_ratio: int = 4
+    activation: str = "squared_relu"
+    after: bool = False
+    style: str = "flamingo"
+    ffw_width: int = 0
+    norm_eps: float = 1e-6
+    vector_gates: bool = False
 
     def __post_init__(self) -> None:
         if self.first < 0:
@@ -33,6 +43,11 @@ class XattnConfig:
         for name in ("every", "heads", "head_width", "ffw_ratio"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"xattn.{name} is {getattr(self, name)}; must be at least 1")
+        check_activation("xattn", self.activation)
+        if self.style not in ("flamingo", "idefics"):
+            raise ConfigError(f"xattn.style is {self.style!r}; must be flamingo or idefics")
+        if self.style == "idefics" and self.ffw_width < 1:
+            raise ConfigError(f"xattn.ffw_width is {self.ffw_width}; must be at least 1 in idefics")
 
     def positions(self, layers: int) -> range:
         """LM layers (of `layers`) that get a cross-attention in front of them."""
@@ -60,11 +75,13 @@ class GatedCrossAttention(nn.Module):
         super().__init__()
         inner = config.heads * config.head_width
         self.heads = config.heads
-        self.norm = nn.LayerNorm(width)
+        self.norm: nn.Module = nn.LayerNorm(width)
         self.to_q = nn.Linear(width, inner, bias=False)
         self.to_kv = nn.Linear(media_width, 2 * inner, bias=False)
         self.to_out = nn.Linear(inner, width, bias=False)
-        self.ffw = feed_forward(width, config.ffw_ratio)
+        self.norm_q: nn.Module = nn.Identity()
+        self.norm_k: nn.Module = nn.Identity()
+        self.ffw: nn.Module = feed_forward(width, config.ffw_ratio, config.activation)
         # tanh gates start at 0: step 0 equals the frozen LM.
         self.attn_gate = nn.Parameter(torch.zeros(()))
         self.ffw_gate = nn.Parameter(torch.zeros(()))
@@ -72,11 +89,12 @@ class GatedCrossAttention(nn.Module):
     def read(self, latents_BMLD: Tensor) -> MediaKeyValues:
         """Keys and values of the media, to be used for every token that is ever generated."""
         L = latents_BMLD.shape[2]
+        latents_BMLD = latents_BMLD.to(self.attn_gate.device)
         k, v = self.to_kv(latents_BMLD.flatten(1, 2)).chunk(2, dim=-1)
-        return MediaKeyValues(self._split(k), self._split(v), L)
+        return MediaKeyValues(self.norm_k(self._split(k)), self._split(v), L)
 
     def forward(self, x_BSD: Tensor, media: MediaKeyValues, index_BS: Tensor) -> Tensor:
-        q = self._split(self.to_q(self.norm(x_BSD)))
+        q = self.norm_q(self._split(self.to_q(self.norm(x_BSD))))
         attended = media_attention(q, media.keys, media.values, index_BS, media.latents)
         attended = self.to_out(attended.transpose(1, 2).flatten(2))
 

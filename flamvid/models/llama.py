@@ -9,7 +9,7 @@ Legend: B batch, S new tokens, T all tokens so far, H heads, G key heads, d head
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,12 @@ class LlamaConfig:
     rope_theta: float
     rms_norm_eps: float
     tie_word_embeddings: bool
+
+    def table(self) -> dict[str, Any]:
+        """As transformers' config.json has it."""
+        sizes = asdict(self)
+        rope = {"rope_type": "default", "rope_theta": sizes.pop("rope_theta")}
+        return {"model_type": "llama", "hidden_act": "silu", "rope_parameters": rope, **sizes}
 
 
 def read_llama_config(folder: Path) -> LlamaConfig | None:

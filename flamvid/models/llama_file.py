@@ -11,12 +11,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from flamvid.errors import WeightsError
+from flamvid.errors import ConfigError, WeightsError
 from flamvid.models.int8 import Int8Linear
 from flamvid.models.llama import Llama, LlamaConfig, LlamaLayer
 from flamvid.ops import GROUP, Int8, quantise_int8
 
-__all__ = ["can_be_int8", "load_llama", "load_llama_int8"]
+__all__ = ["can_be_int8", "llama_tensors", "load_llama", "load_llama_int8"]
 
 Get = Callable[[str], Tensor]
 _MATRICES = ("qkv", "out", "gate_up", "down")
@@ -73,6 +73,13 @@ def load_llama_int8(folder: Path, config: LlamaConfig) -> Llama:
     except (OSError, SafetensorError):
         part.unlink(missing_ok=True)
     return _assemble(config, tensors.__getitem__)
+
+
+def llama_tensors(lm: Llama) -> dict[str, Tensor]:
+    """The tensors of a Llama as transformers names them; int8 ones have no such names."""
+    if lm.model.int8:
+        raise ConfigError("the language model is int8, which is not saved; load it as float32")
+    return dict(_places(lm))
 
 
 def _stamp(path: Path) -> str:

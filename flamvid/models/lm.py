@@ -20,13 +20,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flamvid.errors import ConfigError, WeightsError
+from flamvid.errors import ConfigError
+from flamvid.models.frozen import CPU
 from flamvid.models.gated_xattn import GatedCrossAttention, MediaKeyValues
 from flamvid.models.int8 import Int8Linear
 from flamvid.models.llama import KeyValueCache, Llama, read_llama_config
 from flamvid.models.llama_file import can_be_int8, load_llama, load_llama_int8
 
-__all__ = ["LanguageModel", "MediaContext", "TokenHead", "load_causal_lm"]
+__all__ = ["LanguageModel", "MediaContext", "TokenHead", "load_causal_lm", "load_plain_lm"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,15 +65,25 @@ _media: ContextVar[MediaContext | None] = ContextVar("flamvid_media", default=No
 class LanguageModel(nn.Module):
     """The frozen host: hidden states and logits, with or without media."""
 
-    def __init__(self, lm: Any, inserted: Mapping[int, GatedCrossAttention]) -> None:
+    def __init__(
+        self,
+        lm: Any,
+        inserted: Mapping[int, GatedCrossAttention],
+        *,
+        after: bool = False,
+    ) -> None:
         super().__init__()
         self.lm = lm.requires_grad_(False).eval()
         self.body = _body(lm)
         self.inserted = nn.ModuleList(inserted.values())
+        self.at = tuple(inserted)
         self._takes_positions = "position_ids" in inspect.signature(self.body.forward).parameters
         layers = decoder_layers(lm)
         for slot, at in enumerate(inserted):
-            layers[at].register_forward_pre_hook(self._reader(slot), with_kwargs=True)
+            if after:
+                layers[at].register_forward_hook(self._reader_behind(slot))
+            else:
+                layers[at].register_forward_pre_hook(self._reader(slot), with_kwargs=True)
 
     @property
     def head(self) -> nn.Module:
@@ -126,7 +137,7 @@ class LanguageModel(nn.Module):
             out = self.body(**inputs, past_key_values=cache, use_cache=cache is not None)
         finally:
             _media.reset(token)
-        hidden: Tensor = out.last_hidden_state
+        hidden: Tensor = out.last_hidden_state.to(input_ids.device)
         return hidden
 
     def _reader(self, slot: int) -> Any:
@@ -137,17 +148,46 @@ class LanguageModel(nn.Module):
             if media is None:
                 return None
             if args:
-                return (xattn(args[0], media.layers[slot], media.index), *args[1:]), kwargs
-            hidden = xattn(kwargs["hidden_states"], media.layers[slot], media.index)
+                return (_insert(xattn, args[0], media, slot), *args[1:]), kwargs
+            hidden = _insert(xattn, kwargs["hidden_states"], media, slot)
             return args, {**kwargs, "hidden_states": hidden}
 
         return read
 
+    def _reader_behind(self, slot: int) -> Any:
+        xattn = self.inserted[slot]
+
+        def read(_: nn.Module, __: tuple[Any, ...], out: Any) -> Any:
+            media = _media.get()
+            if media is None:
+                return None
+            if isinstance(out, tuple):
+                return (_insert(xattn, out[0], media, slot), *out[1:])
+            return _insert(xattn, out, media, slot)
+
+        return read
+
+
+def _insert(xattn: nn.Module, hidden: Tensor, media: MediaContext, slot: int) -> Tensor:
+    """The layer's output, on its own device where a model lies on several."""
+    read = media.layers[slot]
+    place = read.keys.device
+    out: Tensor = xattn(hidden.to(place), read, media.index.to(place))
+    return out
+
 
 def decoder_layers(lm: nn.Module) -> nn.ModuleList:
     """The list of decoder layers of a transformers causal LM."""
+    layers = lm.get_submodule(layers_path(lm))
+    assert isinstance(layers, nn.ModuleList)
+    return layers
+
+
+def layers_path(lm: nn.Module) -> str:
+    """Where in a causal LM its list of decoder layers stands, such as `model.layers`."""
     depth = lm.config.num_hidden_layers  # type: ignore[union-attr]
-    found = [m for m in lm.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
+    named = lm.named_modules()
+    found: list[str] = [n for n, m in named if isinstance(m, nn.ModuleList) and len(m) == depth]
     if not found:
         raise ConfigError(
             f"{type(lm).__name__} has no list of {depth} decoder layers; "
@@ -156,33 +196,23 @@ def decoder_layers(lm: nn.Module) -> nn.ModuleList:
     return found[0]
 
 
-def load_causal_lm(folder: Path, dtype: torch.dtype, int8: bool = False) -> Any:
-    """Load a causal LM from a local folder: safetensors only, no remote code, no download.
+def load_causal_lm(folder: Path, dtype: torch.dtype, device: torch.device = CPU) -> Any:
+    """Load a causal LM from a local folder; MPT-1B too, which only remote code knows elsewhere."""
+    from flamvid.models.hosts import load_host
 
-    A plain Llama is ours, any other is transformers'. int8: its matrices in eight bits; others stay
-    as they are.
-    """
-    if config := read_llama_config(folder):
-        if int8 and can_be_int8(config):
-            return load_llama_int8(folder, config)
-        return load_llama(folder, config, dtype)
-    if int8:
-        raise ConfigError(f"{folder.name} can't be loaded as int8: only plain Llamas can")
-    from transformers import AutoModelForCausalLM, PreTrainedModel
+    return load_host(folder, dtype, device)
 
-    try:
-        lm = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-        )
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise WeightsError(f"{folder} is no causal language model: {reason}") from error
-    assert isinstance(lm, PreTrainedModel)
-    return lm
+
+def load_plain_lm(
+    folder: Path, dtype: torch.dtype, device: torch.device = CPU, int8: bool = False
+) -> Any:
+    """As `load_causal_lm`, but a plain Llama is ours, in eight bits if asked and if it can be."""
+    config = read_llama_config(folder)
+    if config is None:
+        return load_causal_lm(folder, dtype, device)
+    if int8 and can_be_int8(config) and device.type == "cpu":
+        return load_llama_int8(folder, config)
+    return load_llama(folder, config, dtype).to(device)
 
 
 def _body(lm: Any) -> nn.Module:

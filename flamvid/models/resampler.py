@@ -12,16 +12,28 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flamvid.errors import ConfigError
+from flamvid.errors import ConfigError, InputError
 from flamvid.models.time_embedding import TimeEmbedding
 from flamvid.ops import attention
 
-__all__ = ["PerceiverResampler", "ResamplerConfig", "SquaredReLU", "feed_forward"]
+__all__ = [
+    "PerceiverResampler",
+    "ResamplerConfig",
+    "SquaredReLU",
+    "check_activation",
+    "feed_forward",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResamplerConfig:
-    """Sizes of the resampler; `features` is the width of the vision encoder's output."""
+    """Sizes of the resampler; `features` is the width of the vision encoder's output.
+
+    frames: how many time embeddings there are; 0 for none. media: how many places of a media in
+    its text have an embedding; 0 for none. project: whether features come through a norm and a
+    projection to `width`; if not, they are `width` wide. qk_norm: a norm of each head's queries
+    and keys.
+    """
 
     features: int
     width: int = 384
@@ -32,11 +44,24 @@ class ResamplerConfig:
     frames: int = 8
     ffw_ratio: int = 4
     dropout: float = 0.0
+    media: int = 0
+    project: bool = True
+    activation: str = "squared_relu"
+    qk_norm: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("features", "width", "depth", "heads", "head_width", "latents", "frames"):
+        for name in ("features", "width", "depth", "heads", "head_width", "latents"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"resampler.{name} is {getattr(self, name)}; must be at least 1")
+        for name in ("frames", "media"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"resampler.{name} is {getattr(self, name)}; must be at least 0")
+        check_activation("resampler", self.activation)
+        if not self.project and self.features != self.width:
+            raise ConfigError(
+                f"resampler.features is {self.features} and width {self.width}; they must be the "
+                "same without a projection: set project = true"
+            )
 
 
 class SquaredReLU(nn.Module):
@@ -46,12 +71,27 @@ class SquaredReLU(nn.Module):
         return F.relu(x).square()
 
 
-def feed_forward(width: int, ratio: int) -> nn.Sequential:
-    """LayerNorm, widen, squared ReLU, narrow; no biases in the linear layers."""
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "squared_relu": SquaredReLU,
+    "gelu": nn.GELU,  # the exact one, by erf
+    "relu": nn.ReLU,
+}
+
+
+def check_activation(where: str, name: str) -> None:
+    """A ConfigError unless there is such an activation."""
+    if name not in ACTIVATIONS:
+        raise ConfigError(
+            f"{where}.activation is {name!r}; must be one of {', '.join(ACTIVATIONS)}"
+        )
+
+
+def feed_forward(width: int, ratio: int, activation: str = "squared_relu") -> nn.Sequential:
+    """LayerNorm, widen, activation, narrow; no biases in the linear layers."""
     return nn.Sequential(
         nn.LayerNorm(width),
         nn.Linear(width, ratio * width, bias=False),
-        SquaredReLU(),
+        ACTIVATIONS[activation](),
         nn.Linear(ratio * width, width, bias=False),
     )
 
@@ -68,7 +108,9 @@ class ResamplerBlock(nn.Module):
         self.to_q = nn.Linear(config.width, inner, bias=False)
         self.to_kv = nn.Linear(config.width, 2 * inner, bias=False)
         self.to_out = nn.Linear(inner, config.width, bias=False)
-        self.ffw = feed_forward(config.width, config.ffw_ratio)
+        self.norm_q = nn.LayerNorm(config.head_width) if config.qk_norm else nn.Identity()
+        self.norm_k = nn.LayerNorm(config.head_width) if config.qk_norm else nn.Identity()
+        self.ffw = feed_forward(config.width, config.ffw_ratio, config.activation)
 
     def forward(
         self, latents_BLD: Tensor, media: Tensor, lengths: Sequence[int] | None = None
@@ -80,12 +122,13 @@ class ResamplerBlock(nn.Module):
         if lengths is None:
             keys = torch.cat([media, latents], dim=1)  # B x (K + L) x D
             k, v = (self._split(x) for x in self.to_kv(keys).chunk(2, dim=-1))
-            attended = attention(q, k, v).transpose(1, 2)  # B x L x H x d
+            attended = attention(self.norm_q(q), self.norm_k(k), v).transpose(1, 2)  # B x L x H x d
         else:
             # A row's keys are its own frames and its latents; nothing is padded.
             pairs = zip(media.split(list(lengths)), latents, strict=True)
             keys = torch.cat([part for pair in pairs for part in pair])[None]
             k, v = (self._split(x) for x in self.to_kv(keys).chunk(2, dim=-1))
+            q, k = self.norm_q(q), self.norm_k(k)
             B, _, L, _ = q.shape
             ends = ([L] * B, [n + L for n in lengths])
             packed = attention(q.transpose(0, 1).flatten(1, 2)[None], k, v, ends)  # 1 x H x B*L x d
@@ -106,27 +149,46 @@ class PerceiverResampler(nn.Module):
     def __init__(self, config: ResamplerConfig) -> None:
         super().__init__()
         self.config = config
-        self.norm_features = nn.LayerNorm(config.features)
-        self.project = nn.Linear(config.features, config.width, bias=False)
+        if config.project:
+            self.norm_features: nn.Module = nn.LayerNorm(config.features)
+            self.project: nn.Module = nn.Linear(config.features, config.width, bias=False)
+        else:
+            self.norm_features, self.project = nn.Identity(), nn.Identity()
         self.dropout = nn.Dropout(config.dropout)
-        self.time = TimeEmbedding(config.frames, config.width)
+        self.time = TimeEmbedding(config.frames, config.width) if config.frames else None
+        self.place = TimeEmbedding(config.media, config.width) if config.media else None
         self.latents = nn.Parameter(torch.randn(config.latents, config.width) * 0.02)
         self.blocks = nn.ModuleList(ResamplerBlock(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width)
 
-    def forward(self, features_BTNF: Tensor, frame_counts: Tensor | None = None) -> Tensor:
-        """Latents [B,L,D]; `frame_counts` int [B]: frames past a row's count are not read."""
+    def forward(
+        self,
+        features_BTNF: Tensor,
+        frame_counts: Tensor | None = None,
+        places: Tensor | None = None,
+    ) -> Tensor:
+        """Latents [B,L,D]; `frame_counts` int [B]: frames past a row's count are not read.
+
+        places: int [B], which media of its text each row is; the first if not given.
+        """
         B, T, N, _ = features_BTNF.shape
         counts = None if frame_counts is None else [int(n) for n in frame_counts]
+        at_B = None if self.place is None else self._places(self.place, places, B)
         if counts is None or min(counts, default=T) >= T:
-            media = self._embed(features_BTNF, self.time(T)).flatten(1, 2)  # B x T*N x D
+            times = None if self.time is None else self.time(T)
+            media = self._embed(features_BTNF, times)  # B x T x N x D
+            media = (media if at_B is None else media + at_B[:, None, None, :]).flatten(1, 2)
             lengths = None
         else:
             # Only frames that are there, end to end. A row's time embeddings are those of its own
             # length, so that padding a batch changes nothing.
             frames_XNF = torch.cat([row[:n] for row, n in zip(features_BTNF, counts, strict=True)])
-            times_XD = torch.cat([self.time(n) for n in counts])
-            media = self._embed(frames_XNF, times_XD).flatten(0, 1)  # X*N x D
+            times = None if self.time is None else torch.cat([self.time(n) for n in counts])
+            media = self._embed(frames_XNF, times)  # X x N x D
+            if at_B is not None:
+                of_row = torch.tensor(counts, device=at_B.device)
+                media = media + at_B.repeat_interleave(of_row, 0)[:, None, :]
+            media = media.flatten(0, 1)  # X*N x D
             lengths = [n * N for n in counts]
 
         # Squeeze time and space into the latents.
@@ -136,8 +198,17 @@ class PerceiverResampler(nn.Module):
         out: Tensor = self.norm(latents_BLD)
         return out
 
-    def _embed(self, features: Tensor, times_TD: Tensor) -> Tensor:
+    def _embed(self, features: Tensor, times_TD: Tensor | None) -> Tensor:
         """Project frozen features [...,T,N,F] and say when each frame was seen: [...,T,N,D]."""
-        media = self.project(self.dropout(self.norm_features(features)))
-        out: Tensor = media + times_TD[:, None, :]
-        return out
+        media: Tensor = self.project(self.dropout(self.norm_features(features)))
+        return media if times_TD is None else media + times_TD[:, None, :]
+
+    def _places(self, place: TimeEmbedding, places: Tensor | None, rows: int) -> Tensor:
+        """The embedding of each row's place among the media of its text, [B,D]."""
+        at = places if places is not None else torch.zeros(rows, dtype=torch.long)
+        if int(at.max()) >= self.config.media:
+            raise InputError(
+                f"the text has {int(at.max()) + 1} media; the model has embeddings for "
+                f"{self.config.media}: give fewer"
+            )
+        return place.weight[at.to(place.weight.device)]

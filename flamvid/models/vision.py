@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,14 +15,16 @@ from torch import Tensor, nn
 
 from flamvid.errors import ConfigError, WeightsError
 from flamvid.models.efficientnet_lite import EfficientNetLite, is_lite
+from flamvid.models.frozen import CPU, frozen_from
 
-__all__ = ["ClipEncoder", "TimmEncoder", "VisionConfig", "build_vision"]
+__all__ = ["ClipEncoder", "TimmEncoder", "VisionConfig", "build_vision", "load_clip", "vision_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VisionConfig:
     """Which encoder (`timm:NAME` or `clip:FOLDER-OR-ID`), and the pictures it was trained on.
 
+    class_token: whether a CLIP encoder's CLS is one of the features.
     labels: so many of the encoder's own class names are said in the prompt of a caption, of those
     that it is sure of by at least `label_share`; ImageNet encoders only.
     """
@@ -34,6 +37,7 @@ class VisionConfig:
     resize: str = "squash"
     labels: int = 0
     label_share: float = 0.1
+    class_token: bool = False
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -59,6 +63,7 @@ class TimmEncoder(nn.Module):
 
     def __init__(self, name: str) -> None:
         super().__init__()
+        self.name = name
         self.model: Any = EfficientNetLite(name) if is_lite(name) else _timm(name)
         self.width: int = self.model.num_features
         # Convolutions on a CPU run about twice as fast on channels-last memory.
@@ -105,27 +110,54 @@ def _timm(name: str) -> Any:
 
 
 class ClipEncoder(nn.Module):
-    """A Hugging Face CLIP vision tower: patch tokens of the last layer, CLS dropped."""
+    """A Hugging Face CLIP vision tower: tokens of the last layer before its last norm.
 
-    def __init__(self, model: nn.Module) -> None:
+    class_token: whether CLS stands in front of the patches (IDEFICS) or is dropped.
+    """
+
+    def __init__(self, model: nn.Module, class_token: bool = False) -> None:
         super().__init__()
         self.model = model
+        self.first = 0 if class_token else 1
         self.width: int = model.config.hidden_size  # type: ignore[union-attr, assignment]
 
     def forward(self, pictures_B3HW: Tensor) -> Tensor:
         """Features [B,N,F]."""
-        out: Tensor = self.model(pixel_values=pictures_B3HW).last_hidden_state[:, 1:]
+        out: Tensor = self.model(pixel_values=pictures_B3HW).last_hidden_state[:, self.first :]
         return out
 
 
-def build_vision(config: VisionConfig, folder: str | None = None) -> TimmEncoder | ClipEncoder:
-    """The frozen encoder; a CLIP tower is read from the local `folder`, safetensors only."""
+def load_clip(
+    folder: Path, dtype: torch.dtype, class_token: bool = False, device: torch.device = CPU
+) -> ClipEncoder:
+    """The vision tower of a CLIP in a local folder."""
+    from transformers import CLIPVisionModel
+
+    model = frozen_from(CLIPVisionModel, folder, dtype, "CLIP vision encoder", device)
+    return ClipEncoder(model, class_token)
+
+
+def vision_of(config: VisionConfig, table: Mapping[str, object]) -> TimmEncoder | ClipEncoder:
+    """The encoder as initialised; a CLIP tower by the `table` of its architecture."""
+    kind, _, name = config.encoder.partition(":")
+    if kind == "timm":
+        return TimmEncoder(name)
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    return ClipEncoder(CLIPVisionModel(CLIPVisionConfig(**table)), config.class_token)
+
+
+def build_vision(
+    config: VisionConfig,
+    folder: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device = CPU,
+) -> TimmEncoder | ClipEncoder:
+    """The frozen encoder; a CLIP tower is read from the local `folder`."""
     kind, _, name = config.encoder.partition(":")
     encoder: TimmEncoder | ClipEncoder
     if kind == "clip":
-        from transformers import CLIPVisionModel
-
-        encoder = ClipEncoder(CLIPVisionModel.from_pretrained(folder or name, use_safetensors=True))
+        encoder = load_clip(Path(folder or name), dtype, config.class_token, device)
     else:
         encoder = TimmEncoder(name)
     encoder.requires_grad_(False).eval()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,28 +26,26 @@ class PromptFormat:
     """The special tokens of one model, and how its prompts are laid out.
 
     A pair is `<BOS><media>text<EOC>`. Text follows its media with a leading space, as the
-    tokenizer of the LM wants a word in the middle of a line.
+    tokenizer of the LM wants a word in the middle of a line. bos_id: None for none; around_id:
+    stands before and behind each media. The layouts hold `{media}` and `{question}`.
     """
 
     tokenizer: Any
-    bos_id: int
+    bos_id: int | None
     media_id: int
     end_id: int
+    around_id: int | None = None
+    caption_layout: str = "{media}"
+    question_layout: str = "{media} Question: {question} Answer:"
 
     def encode(self, parts: Sequence[str | Media]) -> list[int]:
         """Token ids of interleaved parts, opened by BOS, open at the end for generation."""
-        ids = [self.bos_id]
-        for part in parts:
-            if isinstance(part, Media):
-                ids.append(self.media_id)
-            else:
-                ids.extend(self.encode_text(part))
-        return ids
+        return self._join(parts, self.encode_text)
 
     def encode_text(self, text: str) -> list[int]:
         """Token ids of plain text, in which the special tokens may not be smuggled in."""
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        for token in (self.media_id, self.end_id, self.bos_id):
+        ids = self._ids(text)
+        for token in (self.media_id, self.end_id, self.bos_id, self.around_id):
             if token in ids:
                 name = self.tokenizer.convert_ids_to_tokens(token)
                 raise InputError(
@@ -62,17 +60,40 @@ class PromptFormat:
         labels: names of what the media shows, as `<BOS> dog, guitar.<media>`.
         """
         text = prompt.strip()
-        parts: list[str | Media] = [f" {', '.join(labels)}."] if labels else []
-        parts.append(MEDIA)
-        if text:
-            parts.append(f" {text}")
-        return self.encode(parts)
+        self.encode_text(f"{text} {', '.join(labels)}")
+        opening = f" {', '.join(labels)}." if labels else ""
+        return self._fill(f"{opening}{self.caption_layout}{f' {text}' if text else ''}")
 
     def question(self, question: str) -> list[int]:
-        """The paper's layout for visual question answering, without shots."""
+        """The model's layout for visual question answering (the paper's by default), no shots."""
         if not question.strip():
             raise InputError("the question is empty; ask something")
-        return self.encode([MEDIA, f" Question: {question.strip()} Answer:"])
+        self.encode_text(question)
+        return self._fill(self.question_layout, question.strip())
+
+    def _fill(self, layout: str, question: str = "") -> list[int]:
+        """Ids of a layout, whose own special tokens are meant."""
+        parts: list[str | Media] = []
+        for i, text in enumerate(layout.split("{media}")):
+            parts += [MEDIA] if i else []
+            parts += [text.replace("{question}", question)] if text else []
+        return self._join(parts, self._ids)
+
+    def _join(self, parts: Sequence[str | Media], encode: Callable[[str], list[int]]) -> list[int]:
+        ids = [] if self.bos_id is None else [self.bos_id]
+        around = [] if self.around_id is None else [self.around_id]
+        for part in parts:
+            if isinstance(part, Media):
+                # Between two media one token serves both.
+                ids += around if ids[-1:] != around else []
+                ids += [self.media_id, *around]
+            else:
+                ids += encode(part)
+        return ids
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated ids, without special tokens."""

@@ -6,6 +6,7 @@ The library `tokenizers` does the work, as it does for transformers, whose impor
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ class FastTokenizer:
     """Text to ids and back."""
 
     def __init__(self, folder: Path) -> None:
-        file = folder / "tokenizer.json"
+        self._folder, file = folder, folder / "tokenizer.json"
         try:
             self._tokenizer = Tokenizer.from_file(str(file))
         except Exception as error:  # tokenizers raises Exception itself
@@ -52,6 +53,11 @@ class FastTokenizer:
         if isinstance(ids, int):
             return self._tokenizer.id_to_token(ids)
         return [self._tokenizer.id_to_token(i) for i in ids]
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Copy the tokenizer's files to another folder."""
+        for file in self._folder.glob("tokenizer*.json"):
+            shutil.copyfile(file, folder / file.name)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         """The text of ids."""

@@ -51,7 +51,9 @@ class FrameTransform:
         if self.resize != "squash":
             ratios = height / H, width / W
             ratio = max(ratios) if self.resize == "crop" else min(ratios)
-            to = (max(1, round(H * ratio)), max(1, round(W * ratio)))
+            # CLIP's crop drops the fraction of a pixel, as torchvision's Resize does.
+            whole = _floor if self.resize == "crop" else round
+            to = (max(1, whole(H * ratio)), max(1, whole(W * ratio)))
         mode = InterpolationMode(self.interpolation)
         resized: Tensor = F.resize(pixels, list(to), mode, antialias=True)
         if self.resize == "crop":
@@ -60,3 +62,7 @@ class FrameTransform:
             left, top = (width - to[1]) // 2, (height - to[0]) // 2
             resized = F.pad(resized, [left, top, width - to[1] - left, height - to[0] - top])
         return resized
+
+
+def _floor(size: float) -> int:
+    return int(size + 1e-6)  # 224 / 361 * 361 may fall short of 224

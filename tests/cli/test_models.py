@@ -12,11 +12,17 @@ from flamvid.cli.models import presets
 from flamvid.errors import OfflineError
 from flamvid.models.build import preset_names
 from flamvid.weights import hub
+from tests.tiny import make_model
 
 
 @pytest.fixture(autouse=True)
 def _empty_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("FLAMVID_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("tiny"))
 
 
 def test_presets_are_those_of_the_model_room() -> None:
@@ -25,7 +31,7 @@ def test_presets_are_those_of_the_model_room() -> None:
 
 def test_list_names_models_and_parts(run: Any) -> None:
     rows = json.loads(run("models", "list", "--json").stdout)
-    assert [row["name"] for row in rows][:2] == ["flamvid-base", "smollm2-135m-instruct"]
+    assert [row["name"] for row in rows][:1] == ["flamvid-base"]
     keys = {"name", "kind", "cached", "size_bytes", "licence", "source"}
     assert all(set(row) == keys for row in rows)
     assert not any(row["cached"] for row in rows)
@@ -59,3 +65,48 @@ def test_pull_fetches_the_parts_and_reports_each_failure(
         "org/name: /cache/org/name",
     ]
     assert result.stderr == "flamvid: can't fetch efficientnet-lite2\n"
+
+
+def test_show_counts_parameters_of_what_was_never_fetched(run: Any) -> None:
+    facts = json.loads(run("models", "show", "openflamingo-3b", "--json").stdout)
+    assert facts["parameters: cross-attention"] == "881,000,496"
+    assert facts["licence"].startswith("MIT")
+    assert facts["dtype"] == "float32"
+    assert facts["adapter"] == "hub:openflamingo/OpenFlamingo-3B-vitl-mpt1b/checkpoint.pt"
+    assert facts["cached"] == "no (flamvid models pull openflamingo-3b)"
+
+
+def test_hub_parts_of_a_preset() -> None:
+    known = presets()
+    assert known["idefics-9b"].parts == ["HuggingFaceM4/idefics-9b"]
+    assert known["openflamingo-9b"].parts == [
+        "anas-awadalla/mpt-7b",
+        "openai/clip-vit-large-patch14",
+        "hub:openflamingo/OpenFlamingo-9B-vitl-mpt7b/checkpoint.pt",
+    ]
+
+
+def test_a_part_in_the_hub_cache_is_found(tmp_path: Path) -> None:
+    snapshot = tmp_path / "home/huggingface/models--org--name/snapshots/abc"
+    snapshot.mkdir(parents=True)
+    assert not hub.is_cached("hub:org/name/x.pt")
+    (snapshot / "x.pt").write_bytes(b"")
+    assert hub.is_cached("hub:org/name/x.pt")
+    assert hub.is_cached("org/name")
+    assert not hub.is_cached("org/other")
+
+
+def test_convert_writes_a_folder_and_refuses_a_full_one(
+    run: Any, tmp_path: Path, tiny: Path
+) -> None:
+    result = run("models", "convert", str(tiny), "ours", "--dtype", "fp16")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == "ours\n"
+    facts = json.loads(run("models", "show", "ours", "--json").stdout)
+    assert facts["dtype"] == "float16"
+    assert facts["format"] == "saved"
+    again = run("models", "convert", str(tiny), "ours")
+    assert again.exit_code == 2
+    assert "ours exists and is no empty folder" in again.stderr
+    unknown = run("models", "convert", str(tiny.parent), "more")
+    assert "--like openflamingo-3b" in unknown.stderr

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from flamvid.errors import WeightsError
 from flamvid.models.llama import KeyValueCache, Llama, read_llama_config
 from flamvid.models.llama_file import load_llama, load_llama_int8
-from flamvid.models.lm import LanguageModel, load_causal_lm
+from flamvid.models.lm import LanguageModel, load_plain_lm
 
 SHAPES = {
     "grouped": {"num_key_value_heads": 2, "tie_word_embeddings": True},
@@ -186,7 +186,7 @@ def test_a_file_that_does_not_fit_is_one_line(tmp_path: Path) -> None:
         changed = {k: v for k, v in {**tensors, **change}.items() if v is not None}
         save_file(changed, file)
         with pytest.raises(WeightsError, match=told):
-            load_causal_lm(tmp_path, torch.float32)
+            load_plain_lm(tmp_path, torch.float32)
     file.write_bytes(b"x" * 100)
     with pytest.raises(WeightsError, match="is damaged"):
-        load_causal_lm(tmp_path, torch.float32)
+        load_plain_lm(tmp_path, torch.float32)

@@ -33,6 +33,27 @@ def test_labels_stand_in_front_of_the_media(prompts: PromptFormat) -> None:
     assert prompts.caption("a red", []) == prompts.caption("a red")
 
 
+def test_other_layouts_and_tokens_around_media(prompts: PromptFormat) -> None:
+    end = prompts.end_id
+    form = PromptFormat(
+        prompts.tokenizer,
+        None,
+        prompts.media_id,
+        end,
+        end,
+        "{media}Out:",
+        "U: {media}{question}!<end>",
+    )
+    assert text_of(prompts, form.caption(" a ")) == "<end><media><end>Out: a"
+    assert text_of(prompts, form.question("what {media} {question}")) == (
+        "U: <end><media><end>what {media} {question}!<end>"
+    )
+    # one token between two media serves both
+    assert form.encode([MEDIA, MEDIA, "x"])[:5] == [end, form.media_id, end, form.media_id, end]
+    with pytest.raises(InputError, match="special tokens"):
+        form.question("<end>")
+
+
 def test_a_question_is_laid_out_as_in_the_paper(prompts: PromptFormat) -> None:
     ids = prompts.question(" What colour? ")
     assert text_of(prompts, ids) == "<bos><media> Question: What colour? Answer:"

@@ -182,7 +182,8 @@ def test_the_adapter_says_where_it_comes_from(whole: Path, make_recipe: MakeReci
     tensors, said = load_adapter(whole)
     assert said["step"] == 40
     assert said["recipe"]["captions"]["batch"] == 8
-    assert said["model"]["tokens"] == {"bos": "<bos>", "media": "<media>", "end": "<end>"}
+    tokens = {"bos": "<bos>", "media": "<media>", "end": "<end>"}
+    assert said["model"]["tokens"].items() >= tokens.items()
     vocabulary = tensors.pop("vocabulary")
     assert vocabulary.tolist() == sorted(set(vocabulary.tolist()))
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from flamvid.errors import ConfigError
+from flamvid.models.build import read_model_config
 from flamvid.video.transform import FrameTransform
 
 HALF = (0.5, 0.5, 0.5)
@@ -39,3 +43,32 @@ def test_what_has_the_size_is_not_resampled() -> None:
 def test_unknown_resize() -> None:
     with pytest.raises(ConfigError, match="squash, crop or pad"):
         FrameTransform((8, 8), HALF, HALF, "stretch")
+
+
+@pytest.mark.parametrize("size", [(97, 140), (361, 224), (224, 361), (300, 300), (64, 50)])
+@pytest.mark.parametrize("model", ["openflamingo-3b", "idefics-9b"])
+def test_pictures_are_prepared_as_the_released_models_were_trained(
+    size: tuple[int, int], model: str
+) -> None:
+    torch.manual_seed(0)
+    ours, theirs = _processors(model)
+    smooth = F.gaussian_blur(torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8), [9, 9])
+    out, wanted = ours(smooth)[0], theirs(smooth[0])
+    assert out.shape == wanted.shape == (3, 224, 224)
+    # Levels are 0.015 apart; Pillow rounds between its two passes as well.
+    assert (out - wanted).abs().max() < 0.035
+    assert (out - wanted).abs().mean() < 0.001
+
+
+def _processors(model: str) -> tuple[FrameTransform, Callable[[torch.Tensor], torch.Tensor]]:
+    """Ours, and what its authors used: OpenFlamingo open_clip's transform, IDEFICS its own."""
+    look = read_model_config(model).vision
+    ours = FrameTransform((look.size, look.size), look.mean, look.std, look.resize)
+    bicubic = InterpolationMode.BICUBIC
+    if look.resize == "crop":
+        first = [transforms.Resize(224, bicubic), transforms.CenterCrop(224)]
+    else:
+        first = [transforms.Resize((224, 224), bicubic)]
+    mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+    normalise = [transforms.ToTensor(), transforms.Normalize(mean, std)]
+    return ours, transforms.Compose([transforms.ToPILImage(), *first, *normalise])

@@ -39,14 +39,17 @@ def test_imagenet_classes_of_photographs(name: str) -> None:
     encoder.load(tensors(name))
     encoder.eval()
     info = ImageNetInfo()
+    surer = []
     for picture, classes in SHOWN.items():
         right = photograph(picture, SIDES[name])
         logits = encoder.classify(encoder(torch.cat([right, right.flip(1)])))
         assert info.index_to_description(int(logits[0].argmax())) in classes
-        # It is less sure with red and blue swapped: its channels are in our order.
         mine = [i for i in range(1000) if info.index_to_description(i) in classes]
         sure = logits.softmax(-1)[:, mine].sum(-1)
-        assert sure[0] > sure[1] + 0.02
+        surer.append(float(sure[0] - sure[1]))
+    # It is less sure with red and blue swapped: its channels are in our order.
+    assert min(surer) > 0
+    assert sum(surer) > 0.04
 
 
 @torch.inference_mode()

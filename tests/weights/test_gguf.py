@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from flamvid.errors import WeightsError
-from flamvid.models.lm import load_causal_lm
+from flamvid.models.lm import load_plain_lm
 from flamvid.weights import hub
 from flamvid.weights.artefacts import ARTEFACTS
 from flamvid.weights.gguf import convert_gguf
@@ -62,7 +62,7 @@ def test_weights_and_logits_are_those_of_transformers(wheel_file: Path) -> None:
     ids = tokenizer(TEXTS[1], return_tensors="pt")["input_ids"]
     with torch.inference_mode():
         wanted = reference(ids).logits
-        lm = load_causal_lm(folder, torch.float32)
+        lm = load_plain_lm(folder, torch.float32)
         got = lm.lm_head(lm.model(ids).last_hidden_state)
     # Ours were rounded to half precision on the way.
     torch.testing.assert_close(got, wanted, atol=0.05, rtol=0.01)

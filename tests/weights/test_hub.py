@@ -257,3 +257,39 @@ def test_a_cache_that_cannot_be_written(
     (tmp_path / "home" / "weights").symlink_to("/sys/kernel")
     with pytest.raises(WeightsError, match="can't write to the cache"):
         hub.resolve("tiny-weights")
+
+
+def test_torch_files_only_where_there_are_no_safetensors(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[list[str]] = []
+
+    def snapshot(name: str, *, allow_patterns: list[str], **_: object) -> str:
+        asked.append(allow_patterns)
+        (tmp_path / name).mkdir(parents=True, exist_ok=True)
+        if name == "org/safe":
+            (tmp_path / name / "model.safetensors").write_bytes(b"")
+        return str(tmp_path / name)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    assert hub.resolve("org/safe") == tmp_path / "org/safe"
+    assert len(asked) == 1
+    hub.resolve("org/old")
+    assert ["*.bin" in patterns for patterns in asked] == [False, False, True]
+    assert not any(pattern.endswith(".py") for patterns in asked for pattern in patterns)
+
+
+def test_one_file_of_a_repository(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FLAMVID_HOME", str(tmp_path))
+    monkeypatch.setenv("FLAMVID_OFFLINE", "1")
+    assert hub.fetch("folder/x.pt") == Path("folder/x.pt")
+    with pytest.raises(WeightsError, match="must be hub:ORG/NAME/FILE"):
+        hub.fetch("hub:org/name")
+    with pytest.raises(OfflineError, match=r"can't fetch org/name .*or give a local folder$"):
+        hub.get("hub:org/name/x.pt")
+    snapshot = tmp_path / "huggingface/models--org--name/snapshots" / ("f" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot / "x.pt").write_bytes(b"")
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("f" * 40)
+    assert hub.get("hub:org/name/x.pt") == snapshot / "x.pt"

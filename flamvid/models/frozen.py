@@ -1,0 +1,117 @@
+"""Frozen parts that transformers implements, from a local folder or from tensors in hand.
+
+Nothing is downloaded and nothing executed: safetensors, or *.bin by `weights_only`; no remote code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from flamvid.errors import WeightsError
+
+__all__ = ["frozen_from", "frozen_of"]
+
+CPU = torch.device("cpu")
+_DAMAGE = (OSError, ValueError, KeyError, RuntimeError, SafetensorError, UnpicklingError, EOFError)
+
+
+def frozen_from(
+    kind: Any, folder: Path, dtype: torch.dtype, what: str, device: torch.device = CPU
+) -> Any:
+    """The model of class `kind` in a local folder, each tensor copied once to dtype and device.
+
+    what: says in errors what the folder should hold. What lacks a tensor is a WeightsError.
+    """
+    safe = any(folder.glob("*.safetensors"))
+    try:
+        with _quietly():
+            model, report = kind.from_pretrained(
+                folder,
+                dtype=dtype,
+                use_safetensors=safe or not any(folder.glob("*.bin")),
+                weights_only=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **_straight_to(device),
+            )
+    except _DAMAGE as error:
+        raise WeightsError(f"{folder} is no {what}: {_line(error)}") from error
+    if missing := sorted(report["missing_keys"]):
+        raise WeightsError(
+            f"{folder} lacks {_listed(missing)} of its {what}; copy or fetch it again"
+        )
+    return model.to(device).requires_grad_(False).eval()
+
+
+def frozen_of(
+    kind: Any,
+    config: Any,
+    tensors: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    source: Path,
+    device: torch.device = CPU,
+) -> Any:
+    """A model of class `kind` from its tensors, each copied once to dtype and device.
+
+    Missing, unexpected or misshapen ones are a WeightsError that names `source`.
+    """
+    try:
+        with _quietly():
+            model, report = kind.from_pretrained(
+                None,
+                config=config,
+                state_dict=dict(tensors),
+                dtype=dtype,
+                output_loading_info=True,
+                **_straight_to(device),
+            )
+    except _DAMAGE as error:
+        raise WeightsError(f"{source} does not fit its {kind.__name__}: {_line(error)}") from error
+    missing, unexpected = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
+    if missing or unexpected:
+        raise WeightsError(
+            f"{source} does not fit its {kind.__name__}: missing {_listed(missing)}, unexpected "
+            f"{_listed(unexpected)}; copy or fetch it again"
+        )
+    return model.to(device).requires_grad_(False).eval()
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without transformers' own report of what is missing: ours is one line."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _straight_to(device: torch.device) -> dict[str, Any]:
+    """What makes transformers skip the CPU; it needs accelerate for that."""
+    if device.type == "cpu" or find_spec("accelerate") is None:
+        return {}
+    return {"device_map": {"": device}}
+
+
+def _line(error: Exception) -> str:
+    if isinstance(error, UnpicklingError):
+        return "it holds more than tensors, and nothing of it was executed"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _listed(names: Collection[str]) -> str:
+    return f"[{', '.join(list(names)[:6])}{' ...' if len(names) > 6 else ''}] ({len(names)})"

@@ -1,0 +1,209 @@
+"""MPT-1B ("MosaicGPT"), which only remote code on the hub implements; this is ours, from its maths.
+
+A pre-norm decoder without biases: ALiBi (Press et al. 2021, arXiv 2108.12409) for positions, a
+LayerNorm over the full width of queries and of keys before they are split into heads, a GELU
+feed-forward, and a head tied to the embeddings. Tensor names are those of the released files.
+
+Legend: B batch, S tokens of this call, K tokens with the cached ones, H heads, D width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+
+from flamvid.errors import ConfigError
+from flamvid.models.masks import hidden_keys
+
+__all__ = ["MosaicConfig", "MosaicForCausalLM", "register"]
+
+
+class MosaicConfig(PreTrainedConfig):  # type: ignore[misc]
+    """Sizes, by the names of the released config.json; what it says besides changes nothing."""
+
+    model_type = "mosaic_gpt"
+    attribute_map = {  # noqa: RUF012
+        "hidden_size": "d_model",
+        "num_attention_heads": "n_heads",
+        "num_hidden_layers": "n_layers",
+    }
+
+    d_model: int = 2048
+    n_heads: int = 16
+    n_layers: int = 24
+    mlp_ratio: int = 4
+    vocab_size: int = 50368
+    no_bias: bool = True
+    alibi: bool = True
+    alibi_bias_max: int = 8
+    attn_qk_ln: bool = True
+    attn_clip_qkv: float | None = None
+    softmax_scale: float | None = None
+    logit_scale: float | str | None = None
+    tie_word_embeddings: bool = True
+
+
+class MosaicAttention(nn.Module):
+    """Causal self-attention with a bias that grows with the distance to the key."""
+
+    def __init__(self, config: MosaicConfig, layer: int) -> None:
+        super().__init__()
+        width, bias = config.d_model, not config.no_bias
+        self.layer, self.heads = layer, config.n_heads
+        self.clip, self.scale = config.attn_clip_qkv, config.softmax_scale
+        self.Wqkv = nn.Linear(width, 3 * width, bias=bias)
+        self.q_ln: nn.Module = nn.Identity()
+        self.k_ln: nn.Module = nn.Identity()
+        if config.attn_qk_ln:
+            self.q_ln, self.k_ln = nn.LayerNorm(width, bias=bias), nn.LayerNorm(width, bias=bias)
+        self.out_proj = nn.Linear(width, width, bias=bias)
+
+    def forward(self, x_BSD: Tensor, bias_BHSK: Tensor, cache: Any) -> Tensor:
+        qkv = self.Wqkv(x_BSD)
+        if self.clip is not None:
+            qkv = qkv.clamp(-self.clip, self.clip)
+        q, k, v = qkv.chunk(3, dim=-1)
+        q, k, v = (self._split(x) for x in (self.q_ln(q), self.k_ln(k), v))
+        if cache is not None:
+            k, v = cache.update(k, v, self.layer)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias_BHSK, scale=self.scale)
+        out: Tensor = self.out_proj(attended.transpose(1, 2).flatten(2))
+        return out
+
+    def _split(self, x: Tensor) -> Tensor:
+        heads: Tensor = x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return heads  # B x H x S x d
+
+
+class MosaicMlp(nn.Module):
+    """Widen, GELU, narrow."""
+
+    def __init__(self, config: MosaicConfig) -> None:
+        super().__init__()
+        width, bias = config.d_model, not config.no_bias
+        self.mlp_up = nn.Linear(width, config.mlp_ratio * width, bias=bias)
+        self.mlp_down = nn.Linear(config.mlp_ratio * width, width, bias=bias)
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        out: Tensor = self.mlp_down(F.gelu(self.mlp_up(x_BSD)))
+        return out
+
+
+class MosaicBlock(nn.Module):
+    """One decoder layer."""
+
+    def __init__(self, config: MosaicConfig, layer: int) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.d_model, bias=not config.no_bias)
+        self.attn = MosaicAttention(config, layer)
+        self.ln_2 = nn.LayerNorm(config.d_model, bias=not config.no_bias)
+        self.mlp = MosaicMlp(config)
+
+    def forward(self, hidden_states: Tensor, bias_BHSK: Tensor, cache: Any) -> Tensor:
+        x_BSD = hidden_states + self.attn(self.ln_1(hidden_states), bias_BHSK, cache)
+        out: Tensor = x_BSD + self.mlp(self.ln_2(x_BSD))
+        return out
+
+
+class _Mosaic(PreTrainedModel):  # type: ignore[misc]
+    config_class = MosaicConfig
+    base_model_prefix = "transformer"
+    _no_split_modules = ["MosaicBlock"]  # noqa: RUF012
+    _supports_sdpa = True
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+
+
+class MosaicModel(_Mosaic):
+    """The decoder without its head."""
+
+    def __init__(self, config: MosaicConfig) -> None:
+        super().__init__(config)
+        if not config.alibi or config.logit_scale is not None:
+            raise ConfigError(
+                f"the mosaic_gpt model has alibi {config.alibi} and logit_scale "
+                f"{config.logit_scale}; only MPT-1B's alibi without a scale is known"
+            )
+        self.wte = nn.Embedding(config.vocab_size, config.d_model)
+        self.blocks = nn.ModuleList(MosaicBlock(config, i) for i in range(config.n_layers))
+        self.ln_f = nn.LayerNorm(config.d_model, bias=not config.no_bias)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.wte
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.wte = value
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        past_key_values: Any = None,
+        use_cache: bool | None = None,
+        **_: Any,
+    ) -> BaseModelOutputWithPast:
+        """Hidden states [B,S,D] after the last norm; a cache given is extended in place."""
+        x_BSD = self.wte(input_ids)
+        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        bias_BHSK = attention_bias(self.config, x_BSD, past, attention_mask)
+        for block in self.blocks:
+            x_BSD = block(x_BSD, bias_BHSK, past_key_values)
+        return BaseModelOutputWithPast(self.ln_f(x_BSD), past_key_values)
+
+
+class MosaicForCausalLM(_Mosaic):
+    """MPT-1B with its tied head."""
+
+    _tied_weights_keys = {"lm_head.weight": "transformer.wte.weight"}  # noqa: RUF012
+
+    def __init__(self, config: MosaicConfig) -> None:
+        super().__init__(config)
+        self.transformer = MosaicModel(config)
+        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.transformer.wte
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.transformer.wte = value
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def set_output_embeddings(self, value: nn.Linear) -> None:
+        self.lm_head = value
+
+    def forward(self, input_ids: Tensor, **kwargs: Any) -> CausalLMOutputWithPast:
+        """Logits [B,S,V]; keywords as of `MosaicModel`."""
+        out = self.transformer(input_ids, **kwargs)
+        return CausalLMOutputWithPast(
+            logits=self.lm_head(out.last_hidden_state), past_key_values=out.past_key_values
+        )
+
+
+def attention_bias(
+    config: MosaicConfig, x_BSD: Tensor, past: int, attention_mask: Tensor | None
+) -> Tensor:
+    """ALiBi plus the causal and padding masks, [B,H,S,K]."""
+    hidden_B1SK = hidden_keys(x_BSD, past, attention_mask)
+    # A bias by the key's place alone: softmax doesn't see what a query adds to all its keys.
+    key_K = torch.arange(hidden_B1SK.shape[-1], device=x_BSD.device)
+    heads_H = torch.arange(1, config.n_heads + 1, device=x_BSD.device)
+    slopes_H = 2.0 ** -(heads_H * (config.alibi_bias_max / config.n_heads))
+    alibi_H1K = (slopes_H[:, None, None] * (key_K - key_K[-1])).to(x_BSD.dtype)
+    return alibi_H1K.masked_fill(hidden_B1SK, torch.finfo(x_BSD.dtype).min)
+
+
+def register() -> None:
+    """Let transformers' AutoModelForCausalLM build mosaic_gpt from this file."""
+    AutoConfig.register(MosaicConfig.model_type, MosaicConfig, exist_ok=True)
+    AutoModelForCausalLM.register(MosaicConfig, MosaicForCausalLM, exist_ok=True)

@@ -1,0 +1,248 @@
+"""A whole model in one folder, as Hugging Face users expect: save, load, push.
+
+A folder holds `model.safetensors`, with every tensor of every part, and `flamvid.toml`, with the
+sizes of the new parts and the architecture of the frozen ones. `flamvid models convert` adds the
+tokenizer and the prompts, and then `flamvid.load(folder)` reads it too.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from flamvid import config
+from flamvid.errors import ConfigError, OfflineError, WeightsError
+from flamvid.models.frozen import frozen_of
+from flamvid.models.gated_xattn import XattnConfig
+from flamvid.models.llama import Llama, LlamaConfig
+from flamvid.models.llama_file import llama_tensors
+from flamvid.models.resampler import PerceiverResampler, ResamplerConfig
+from flamvid.models.vision import ClipEncoder, TimmEncoder, VisionConfig
+
+if TYPE_CHECKING:
+    from flamvid.models.flamingo import Flamingo
+
+__all__ = ["TOML", "Pretrained"]
+
+TOML = "flamvid.toml"
+WEIGHTS = "model.safetensors"
+VOCABULARY = "vocabulary"  # the tokens that a model was trained to choose from, if not all
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Pretrained:
+    """What a Flamingo can do with folders and the Hugging Face hub."""
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        *,
+        about: Mapping[str, Any] | None = None,
+        vocabulary: Tensor | None = None,
+    ) -> None:
+        """Write the folder; `about` goes into its flamvid.toml as well.
+
+        vocabulary: ids of the tokens that the model was trained to choose from, int64 [V].
+        """
+        folder, model = Path(save_directory), _flamingo(self)
+        folder.mkdir(parents=True, exist_ok=True)
+        part = folder / f"{WEIGHTS}.{os.getpid()}.part"
+        try:
+            part.touch()
+            mode = part.stat().st_mode  # safetensors would let nobody but the owner read the file
+            tensors = dict(_tensors(model))
+            if vocabulary is not None:
+                tensors[VOCABULARY] = vocabulary.detach().cpu().contiguous()
+            save_file(tensors, part, metadata={"format": "pt"})
+            part.chmod(mode)
+            (folder / TOML).write_text(config.to_toml(_table(model, about or {})))
+            part.replace(folder / WEIGHTS)
+        finally:
+            part.unlink(missing_ok=True)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        dtype: str | torch.dtype | None = None,
+        device: str | torch.device = "cpu",
+        **hub: Any,
+    ) -> Flamingo:
+        """The model in a folder or a hub repository, in evaluation mode.
+
+        dtype: as saved if None. hub: keywords of huggingface_hub's `snapshot_download`, such as
+        revision, token, cache_dir and local_files_only. WeightsError where something is missing.
+        """
+        folder = Path(pretrained_model_name_or_path)
+        if not folder.is_dir():
+            folder = _download(str(pretrained_model_name_or_path), hub)
+        return _load(folder, dtype, torch.device(device)).eval()
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        commit_message: str = "Upload a Flamingo",
+        about: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Save to a hub repository, which is made if need be; the address of the commit."""
+        from tempfile import TemporaryDirectory
+
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=token)
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder, about=about)
+            try:
+                api.create_repo(repo_id, private=private, exist_ok=True)
+                done = api.upload_folder(
+                    repo_id=repo_id, folder_path=folder, commit_message=commit_message
+                )
+            except Exception as error:  # the client's own, by a library that it may change
+                if not type(error).__module__.partition(".")[0].startswith(("hugg", "http")):
+                    raise
+                reason = next(iter(str(error).splitlines()), type(error).__name__)
+                raise OfflineError(
+                    f"can't push to {repo_id} on the Hugging Face hub ({reason}); check the "
+                    "connection and `hf auth whoami`, or use save_pretrained"
+                ) from error
+        return str(done)
+
+
+def _flamingo(model: Any) -> Flamingo:
+    flamingo: Flamingo = model
+    return flamingo
+
+
+def _tensors(model: Flamingo) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor once, by the part that it belongs to."""
+    for prefix, part in (
+        ("vision", model.vision.model),
+        ("resampler", model.resampler),
+        ("xattn", model.lm.inserted),
+        ("lm", model.lm.lm),
+    ):
+        if isinstance(part, Llama):
+            for name, tensor in llama_tensors(part).items():
+                yield f"{prefix}.{name}", tensor.detach().cpu().contiguous()
+            continue
+        tied = {n for n, _ in part.named_parameters(remove_duplicate=False)}
+        tied -= {n for n, _ in part.named_parameters()}
+        for name, tensor in part.state_dict().items():
+            if name not in tied:
+                yield f"{prefix}.{name}", tensor.detach().cpu().contiguous()
+
+
+def _table(model: Flamingo, about: Mapping[str, Any]) -> dict[str, Any]:
+    vision = model.vision
+    if isinstance(vision, TimmEncoder):
+        seen: dict[str, Any] = {"encoder": f"timm:{vision.name}"}
+    else:
+        seen = {"encoder": "clip:saved", "class_token": vision.first == 0}
+    dtype = str(model.lm.head.weight.dtype).removeprefix("torch.")
+    table = {"format": "saved", "dtype": dtype, "adapter": WEIGHTS, **about}
+    table["vision"] = {**about.get("vision", {}), **seen}
+    table["resampler"] = asdict(model.resampler.config)
+    table["xattn"] = asdict(model.xattn_config)
+    table["lm_config"] = _architecture(model.lm.lm.config)
+    if isinstance(vision, ClipEncoder):
+        table["vision_config"] = _architecture(vision.model.config)
+    return table
+
+
+def _architecture(transformers_config: Any) -> dict[str, Any]:
+    if isinstance(transformers_config, LlamaConfig):
+        return transformers_config.table()
+    table: dict[str, Any] = transformers_config.to_diff_dict()
+    drop = ("architectures", "transformers_version", "dtype", "auto_map", "_name_or_path")
+    kept = {key: value for key, value in table.items() if key not in drop}
+    return {**kept, "model_type": transformers_config.model_type}
+
+
+def _download(name: str, keywords: Mapping[str, Any]) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(name, allow_patterns=["*.toml", "*.json", WEIGHTS], **keywords)
+        )
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise OfflineError(
+            f"{name!r} is no folder, and can't be fetched from the Hugging Face hub ({reason}); "
+            "check the name and the connection"
+        ) from error
+
+
+def _load(folder: Path, dtype: str | torch.dtype | None, device: torch.device) -> Flamingo:
+    from flamvid.models.flamingo import Flamingo
+    from flamvid.models.hosts import causal_class, lm_config_of
+
+    table = config.read_toml(folder / TOML)
+    if table.get("format") != "saved" or not isinstance(table.get("lm_config"), dict):
+        raise ConfigError(f"{folder / TOML} was not written by save_pretrained; see flamvid.load")
+    kind = DTYPES.get(str(dtype or table.get("dtype", "float32")).removeprefix("torch."))
+    if kind is None:
+        raise ConfigError(f"dtype is {dtype!r}; must be one of {', '.join(DTYPES)}")
+    try:
+        tensors = load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise WeightsError(f"{folder / WEIGHTS} is missing or damaged ({reason})") from error
+
+    vision = _vision(table, _under(tensors, "vision."), kind, folder, device)
+    lm_config = lm_config_of(table["lm_config"])
+    lm = frozen_of(causal_class(lm_config), lm_config, _under(tensors, "lm."), kind, folder, device)
+    resampler = config.build(ResamplerConfig, table.get("resampler", {}), "resampler")
+    xattn = config.build(XattnConfig, table.get("xattn", {}), "xattn")
+    with torch.device("meta"):
+        model = Flamingo(vision, PerceiverResampler(resampler), lm, xattn)
+    for prefix, part in (("resampler.", model.resampler), ("xattn.", model.lm.inserted)):
+        values = {n: t.to(device, kind, copy=True) for n, t in _under(tensors, prefix).items()}
+        _assign(part, values, folder)
+    return model
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
+def _vision(
+    table: Mapping[str, Any],
+    tensors: dict[str, Tensor],
+    dtype: torch.dtype,
+    folder: Path,
+    device: torch.device,
+) -> TimmEncoder | ClipEncoder:
+    look = config.build(VisionConfig, table["vision"], "vision")
+    kind, _, name = look.encoder.partition(":")
+    if kind == "timm":
+        encoder = TimmEncoder(name)
+        encoder.load(tensors)
+        return encoder.to(device=device, dtype=dtype).requires_grad_(False).eval()
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    tower = CLIPVisionConfig(**table.get("vision_config", {}))
+    model = frozen_of(CLIPVisionModel, tower, tensors, dtype, folder, device)
+    return ClipEncoder(model, look.class_token)
+
+
+def _assign(part: nn.Module, tensors: Mapping[str, Tensor], at: Path) -> None:
+    """Give a part on the meta device its values."""
+    try:
+        part.load_state_dict(tensors, assign=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise WeightsError(f"{at / WEIGHTS} does not fit its {TOML}: {reason}") from error

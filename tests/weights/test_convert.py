@@ -1,0 +1,247 @@
+"""A checkpoint as its author left it, end to end: load, caption, convert, load again."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import flamvid
+from flamvid.config import read_toml, to_toml
+from flamvid.errors import ConfigError, FlamvidError, InputError, OfflineError, WeightsError
+from flamvid.models.flamingo import Flamingo
+from flamvid.weights.convert import convert, source_config
+from flamvid.weights.load import LoadedModel, load_model
+from tests.tiny import make_tokenizer
+from tests.weights.reference import write_folder
+from tests.weights.test_idefics import theirs as idefics
+from tests.weights.test_parity import LLAMA
+
+TOML = """
+format = "open_flamingo"
+lm = "{0}/lm"
+adapter = "checkpoint.safetensors"
+licence = "MIT"
+frames = 1
+
+[tokens]
+bos = "<bos>"
+media = "<image>"
+end = "<|endofchunk|>"
+added = ["<|endofchunk|>", "<image>"]
+
+[prompt]
+caption = "{{media}}Output:"
+question = "{{media}}Question:{{question}} Short answer:"
+
+[vision]
+encoder = "clip:{0}/clip"
+size = 28
+resize = "crop"
+
+[resampler]
+features = 24
+width = 24
+frames = 0
+project = false
+activation = "gelu"
+
+[xattn]
+activation = "gelu"
+"""
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny OpenFlamingo with a tokenizer, and its TOML."""
+    folder = tmp_path_factory.mktemp("released")
+    tokenizer = make_tokenizer()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=40,
+        intermediate_size=56,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        vocab_size=len(tokenizer) + 2,
+    )
+    write_folder(folder, LlamaForCausalLM(config), *LLAMA, every=2)
+    tokenizer.save_pretrained(folder / "lm")
+    (folder / "tiny.toml").write_text(TOML.format(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("picture") / "noise.png"
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def words(captioner: Any, picture: Path) -> tuple[str, str]:
+    [caption] = captioner.caption(picture, max_tokens=6)
+    return caption.text, captioner.ask(picture, "what?", max_tokens=6).text
+
+
+def test_prompts_are_as_it_was_trained(released: Path) -> None:
+    prompts = load_model(str(released / "tiny.toml")).prompts
+    decode = prompts.tokenizer.decode
+    assert decode(prompts.caption()) == "<bos><image>Output:"
+    asked = "<bos><image>Question:what? Short answer:"
+    assert decode(prompts.question("what?")) == asked
+    with pytest.raises(InputError, match="special tokens can't be part of a text"):
+        prompts.question("what <image>?")
+
+
+def test_a_converted_model_says_the_same(released: Path, picture: Path, tmp_path: Path) -> None:
+    said = words(flamvid.load(released / "tiny.toml"), picture)
+    assert convert(str(released / "tiny.toml"), tmp_path / "ours") == tmp_path / "ours"
+    files = {file.name for file in (tmp_path / "ours").iterdir()}
+    assert {"model.safetensors", "flamvid.toml", "tokenizer.json"} <= files
+    captioner = flamvid.load(tmp_path / "ours")
+    assert words(captioner, picture) == said
+    assert captioner.model.config.licence == "MIT"
+    assert captioner.name == "tiny"
+    with pytest.raises(InputError, match="exists and is no empty folder"):
+        convert(str(released / "tiny.toml"), tmp_path / "ours")
+
+
+def test_our_own_model_keeps_its_vocabulary(tiny: Path, tmp_path: Path) -> None:
+    before = load_model(str(tiny))
+    vocabulary = torch.tensor([3, 7, 40])
+    about = {"lm": "x", "tokens": {"bos": "<bos>", "media": "<media>", "end": "<end>"}}
+    about |= {"vision": {"size": 64}}
+    before.flamingo.save_pretrained(tmp_path, about=about, vocabulary=vocabulary)
+    before.prompts.tokenizer.save_pretrained(tmp_path)
+    after = load_model(str(tmp_path))
+    assert after.head is not None
+    assert after.head.ids.tolist() == [3, 7, 40]
+    assert same(before.flamingo, after.flamingo)
+
+
+def same(one: Flamingo, other: Flamingo) -> bool:
+    mine, theirs = one.state_dict(), other.state_dict()
+    return mine.keys() == theirs.keys() and all(torch.equal(t, theirs[n]) for n, t in mine.items())
+
+
+def test_a_bare_checkpoint_by_the_preset_it_is_like(released: Path, tmp_path: Path) -> None:
+    file = str(released / "checkpoint.safetensors")
+    with pytest.raises(InputError, match="such as --like openflamingo-3b"):
+        source_config(file)
+    lm, clip = str(released / "lm"), str(released / "clip")
+    # the preset's MPT has no BOS, and its tokenizer gives the tokens their ids
+    convert(file, tmp_path / "ours", like="openflamingo-3b", lm=lm, clip=clip, dtype="bf16")
+    model = load_model(str(tmp_path / "ours"))
+    assert model.dtype == torch.bfloat16
+    assert model.config.vision.resize == "crop"
+    assert model.flamingo.resampler.config.width == 24
+    with pytest.raises(InputError, match="stored as fp32, bf16 or fp16"):
+        convert(file, tmp_path / "x", like="openflamingo-3b", lm=lm, clip=clip, dtype="int8")
+
+
+def test_an_idefics_folder_says_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    idefics("vector").save_pretrained(tmp_path / "theirs")
+    tokenizer = make_tokenizer()
+    added = ["<s>", "</s>", "<image>", "<fake_token_around_image>"]
+    tokenizer.add_tokens(added, special_tokens=True)
+    tokenizer.save_pretrained(tmp_path / "theirs")
+    convert(str(tmp_path / "theirs"), tmp_path / "ours", dtype="fp32")
+    model = load_model(str(tmp_path / "ours"))
+    around, image = tokenizer.convert_tokens_to_ids(["<fake_token_around_image>", "<image>"])
+    assert model.prompts.caption()[1:4] == [around, image, around]
+    assert same(model.flamingo, load_model(str(tmp_path / "ours"), dtype="fp32").flamingo)
+    assert model.flamingo.vision.first == 0
+
+
+def test_save_and_load_as_hugging_face_users_do(released: Path, tmp_path: Path) -> None:
+    model = load_model(str(released / "tiny.toml")).flamingo
+    model.save_pretrained(tmp_path)
+    again = flamvid.Flamingo.from_pretrained(tmp_path)
+    assert same(model, again)
+    assert not again.training
+    half = Flamingo.from_pretrained(tmp_path, dtype="float16")
+    assert half.lm.head.weight.dtype == torch.float16
+    table = read_toml(tmp_path / "flamvid.toml")
+    assert table["lm_config"]["model_type"] == "llama"
+
+
+def test_what_is_wrong_with_a_saved_model(released: Path, tmp_path: Path) -> None:
+    load_model(str(released / "tiny.toml")).flamingo.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="lacks tokens"):
+        flamvid.load(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(WeightsError, match="missing or damaged") as raised:
+        Flamingo.from_pretrained(tmp_path)
+    assert "\n" not in str(raised.value)
+    weights.write_bytes(whole)
+    toml = tmp_path / "flamvid.toml"
+    toml.write_text(toml.read_text().replace("latents = 5", "latents = 6"))
+    with pytest.raises(WeightsError, match=r"size mismatch for latents"):
+        Flamingo.from_pretrained(tmp_path)
+    toml.write_text('format = "flamvid"')
+    with pytest.raises(ConfigError, match="not written by save_pretrained"):
+        Flamingo.from_pretrained(tmp_path)
+
+
+def test_the_hub_without_a_connection(
+    released: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    with pytest.raises(OfflineError, match="'no/model' is no folder, and can't be fetched"):
+        Flamingo.from_pretrained("no/model", local_files_only=True, cache_dir=tmp_path)
+
+    def unreachable(*_: Any, **__: Any) -> None:
+        error = HfHubHTTPError.__new__(HfHubHTTPError)
+        Exception.__init__(error, "Name or service not known\nmore")
+        raise error
+
+    monkeypatch.setattr(HfApi, "create_repo", unreachable)
+    model: LoadedModel = load_model(str(released / "tiny.toml"))
+    with pytest.raises(OfflineError, match=r"can't push to me/mine .*or use save_pretrained$"):
+        model.flamingo.push_to_hub("me/mine")
+
+
+def test_push_uploads_what_save_writes(released: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import HfApi
+
+    seen: list[set[str]] = []
+
+    def upload(self: HfApi, *, repo_id: str, folder_path: str, commit_message: str) -> str:
+        seen.append({file.name for file in Path(folder_path).iterdir()})
+        return f"https://hub/{repo_id}"
+
+    monkeypatch.setattr(HfApi, "create_repo", lambda *_, **__: None)
+    monkeypatch.setattr(HfApi, "upload_folder", upload)
+    model = load_model(str(released / "tiny.toml")).flamingo
+    assert model.push_to_hub("me/mine") == "https://hub/me/mine"
+    assert seen == [{"model.safetensors", "flamvid.toml"}]
+
+
+def test_presets_offline_say_the_way_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FLAMVID_OFFLINE", "1")
+    monkeypatch.setenv("FLAMVID_HOME", str(tmp_path))
+    for name in ("openflamingo-3b", "otter-video", "idefics-9b"):
+        with pytest.raises(FlamvidError, match=re.escape("or give a local folder")) as raised:
+            load_model(name)
+        assert "\n" not in str(raised.value)
+
+
+def test_toml_is_read_as_it_was_written(tmp_path: Path) -> None:
+    table = {"a": 1, "b": [1.5, "x"], "c d": {"d": True, "e": {"f": 'q"\n'}}, "g": [{"h": 1}]}
+    (tmp_path / "x.toml").write_text(to_toml({**table, "none": None}))
+    assert read_toml(tmp_path / "x.toml") == table
+    with pytest.raises(TypeError, match="set has no form"):
+        to_toml({"a": {1}})
+    assert json.loads(json.dumps(table)) == table
