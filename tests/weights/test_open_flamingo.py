@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flamvid.errors import WeightsError
 from flamvid.models.flamingo import Flamingo
-from flamvid.models.lm import load_causal_lm
+from flamvid.models.hosts import load_host
 from flamvid.models.vision import load_clip
 from flamvid.weights.open_flamingo import build_open_flamingo, layout, open_flamingo_tensors
 from flamvid.weights.tensors import open_tensors
@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def load(checkpoint: Path, parts: Path, lm: Path | None = None) -> Flamingo:
     tensors = open_flamingo_tensors(open_tensors(checkpoint))
     vision = load_clip(parts / "clip", torch.float32)
-    frozen = load_causal_lm(lm or parts / "lm", torch.float32)
+    frozen = load_host(lm or parts / "lm", torch.float32)
     return build_open_flamingo(tensors, vision, frozen, layout(tensors, checkpoint), checkpoint)
 
 
@@ -126,7 +126,7 @@ def test_a_head_that_was_not_trained(folder: Path, tmp_path: Path) -> None:
     head = model.lm.head.weight
     assert head.shape == (VOCAB + 3, 40)
     assert not head[VOCAB:].any()
-    assert torch.equal(head[:VOCAB], load_causal_lm(folder / "lm", torch.float32).lm_head.weight)
+    assert torch.equal(head[:VOCAB], load_host(folder / "lm", torch.float32).lm_head.weight)
     with pytest.raises(WeightsError, match="give the one it was trained with"):
         load(changed(folder, tmp_path, **{EMBEDDINGS: torch.randn(VOCAB - 9, 40)}), folder)
 
@@ -147,7 +147,7 @@ def test_weights_come_in_the_wanted_dtype(folder: Path) -> None:
     file = folder / "checkpoint.safetensors"
     tensors = open_flamingo_tensors(open_tensors(file))
     vision = load_clip(folder / "clip", torch.bfloat16)
-    lm = load_causal_lm(folder / "lm", torch.bfloat16)
+    lm = load_host(folder / "lm", torch.bfloat16)
     model = build_open_flamingo(tensors, vision, lm, layout(tensors, file), file)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert not any(p.is_meta for p in model.parameters())
@@ -168,7 +168,7 @@ def test_a_bomb_is_not_executed(
     with pytest.raises(WeightsError, match="more than tensors, and nothing of it was executed"):
         load(tmp_path / "bomb.pt", folder)
     with pytest.raises(WeightsError, match="nothing of it was executed") as raised:
-        load_causal_lm(tmp_path, torch.float32)
+        load_host(tmp_path, torch.float32)
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "bombed").exists()
 
@@ -180,4 +180,4 @@ def test_remote_code_is_never_run(tmp_path: Path) -> None:
     auto = '{"auto_map": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"},'
     (tmp_path / "config.json").write_text(config.replace("{", auto, 1))
     (tmp_path / "evil.py").write_text("raise SystemExit('executed')")
-    assert type(load_causal_lm(tmp_path, torch.float32)).__name__ == "MptForCausalLM"
+    assert type(load_host(tmp_path, torch.float32)).__name__ == "MptForCausalLM"
