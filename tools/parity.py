@@ -24,7 +24,7 @@ from transformers.utils.logging import disable_progress_bar
 from flamvid.errors import FlamvidError
 from flamvid.generate.engine import GenerationConfig, generate
 from flamvid.models.flamingo import Flamingo
-from flamvid.models.lm import load_causal_lm
+from flamvid.models.hosts import load_host
 from flamvid.models.vision import load_clip
 from flamvid.ops import media_index
 from flamvid.weights.idefics import load_idefics, one_hot_index
@@ -75,7 +75,7 @@ def load_open_flamingo(folder: Path, checkpoint: Path, meta: dict[str, Any]) -> 
     """The model of an OpenFlamingo folder, with its sizes from the checkpoint itself."""
     tensors = open_flamingo_tensors(open_tensors(checkpoint))
     parts = layout(tensors, checkpoint, meta.get("perceiver", {}).get("dim_head", 64))
-    lm = load_causal_lm(folder / "lm", torch.float32)
+    lm = load_host(folder / "lm", torch.float32)
     vision = load_clip(folder / "clip", torch.float32)
     return build_open_flamingo(tensors, vision, lm, parts, checkpoint).eval()
 

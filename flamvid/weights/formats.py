@@ -69,12 +69,13 @@ def _flamvid(
 
 
 def _open_flamingo(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Built:
+    from flamvid.models.hosts import load_host
     from flamvid.weights.open_flamingo import build_open_flamingo, layout, open_flamingo_tensors
     from flamvid.weights.tensors import open_tensors
 
     source, folder = hub.fetch(config.adapter), hub.resolve(config.lm)
     tensors = open_flamingo_tensors(open_tensors(source))
-    vision, lm = _vision(config, dtype, device), load_causal_lm(folder, dtype, device)
+    vision, lm = _vision(config, dtype, device), load_host(folder, dtype, device)
     parts = layout(tensors, source, config.resampler.head_width)
     return build_open_flamingo(tensors, vision, lm, parts, source), folder
 
