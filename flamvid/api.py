@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import Unpack
@@ -13,6 +13,7 @@ from torch import Tensor
 from flamvid.errors import InputError
 from flamvid.generate.config import Generated, GenerationConfig, Search
 from flamvid.generate.engine import search as run_search
+from flamvid.generate.favour import Favour, favours_of
 from flamvid.generate.score import score_options
 from flamvid.live.look import Looker, View
 from flamvid.ops import media_index
@@ -50,13 +51,14 @@ def load(
 class Seen:
     """A source that was looked at once, to be captioned and questioned as often as one likes.
 
-    latents: [1,L,D], all that the language model reads of it. labels: what its prompt says.
+    latents: [1,L,D], all that the language model reads of it. labels: what its prompt says
+    that is shown, and how surely.
     """
 
     source: str
     segment: Segment
     latents: Tensor
-    labels: tuple[str, ...]
+    labels: Mapping[str, float]
 
 
 Source = str | PathLike[str] | Seen
@@ -141,8 +143,9 @@ class Captioner:
         )
         opening = prompt.strip() if prompt else ""
         for seen in self._look(source, view):
-            ids = self.model.prompts.caption(opening, seen.labels)
-            for made in self._continue([seen], ids, config):
+            ids = self.model.prompts.caption(opening, tuple(seen.labels))
+            favours = favours_of(self.model, seen.labels)
+            for made in self._continue([seen], ids, config, favours=favours):
                 yield self._caption(seen, made, opening)
 
     def ask(
@@ -270,6 +273,7 @@ class Captioner:
         ids: Sequence[int],
         config: GenerationConfig,
         on_text: OnText | None = None,
+        favours: Sequence[Favour] = (),
     ) -> list[Generated]:
         """The texts after a prompt with these media, the best first."""
         latents, input_ids, index = self._inputs(seen, ids)
@@ -282,6 +286,7 @@ class Captioner:
             config,
             head=self.model.head,
             media_id=self.model.prompts.media_id,
+            favours=[favours],
             on_token=_Teller(self.model.prompts, on_text) if on_text else None,
         )
         return texts

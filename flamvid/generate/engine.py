@@ -5,7 +5,7 @@ Legend: B prompts, K beams, S tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from flamvid.errors import InputError
 from flamvid.generate.choose import draw, forbid
 from flamvid.generate.config import Generated, GenerationConfig
+from flamvid.generate.favour import Favour, Favoured, favour
 from flamvid.models.flamingo import Flamingo
 from flamvid.models.lm import MediaContext, TokenHead
 from flamvid.ops import media_index
@@ -32,9 +33,10 @@ class _Finished:
     length_penalty: float
     beams: list[tuple[float, Generated]]
 
-    def add(self, ids: list[int], logprob: float, tokens: int) -> None:
+    def add(self, ids: list[int], logprob: float, tokens: int, gained: float) -> None:
+        """A finished text; `logprob` is with what it `gained` by favoured words."""
         score: float = logprob / tokens**self.length_penalty
-        self.beams.append((score, Generated(tuple(ids), logprob)))
+        self.beams.append((score, Generated(tuple(ids), logprob - gained)))
         self.beams.sort(key=lambda beam: -beam[0])
         del self.beams[self.size :]
 
@@ -56,6 +58,7 @@ def generate(
     attention_mask: Tensor | None = None,
     head: TokenHead | None = None,
     media_id: int | None = None,
+    favours: Sequence[Sequence[Favour]] | None = None,
 ) -> list[Generated]:
     """The best continuation of each prompt; arguments as for `search`."""
     found = search(
@@ -68,6 +71,7 @@ def generate(
         attention_mask,
         head=head,
         media_id=media_id,
+        favours=favours,
     )
     return [texts[0] for texts in found]
 
@@ -84,6 +88,7 @@ def search(
     *,
     head: TokenHead | None = None,
     media_id: int | None = None,
+    favours: Sequence[Sequence[Favour]] | None = None,
     on_token: OnToken | None = None,
 ) -> list[list[Generated]]:
     """`config.returns` continuations of each prompt, the best first, to `end_id` or `max_tokens`.
@@ -91,6 +96,7 @@ def search(
     input_ids, index_BS, attention_mask [B,S], padded on the left; with `head` only its tokens are
     chosen from. Beams share the media: latents are encoded once and read once per layer. With
     `media_id` a media token that is written moves its beam on to the next media, as in a prompt.
+    favours: for each prompt, words that its texts should rather say, by the ids of their tokens.
     on_token hears of every token at once, which beams can't: they change their mind.
     """
     if on_token and (config.beams > 1 or config.returns > 1):
@@ -116,6 +122,8 @@ def search(
     hidden = hidden.repeat_interleave(rows_each, 0)  # B*K x D
 
     texts: list[list[int]] = [[] for _ in range(B * K)]  # as columns of the logits
+    wishes = [_columns(favours[b // draws], head) if favours else () for b in range(B)]
+    favoured = [Favoured.at_start(wishes[row // K]) for row in range(B * K)]
     scores = torch.full((B, K), float("-inf"), device=input_ids.device)
     scores[:, 0] = 0.0  # at first all beams of a prompt are the same
     finished = [_Finished(K, config.length_penalty, []) for _ in range(B)]
@@ -124,7 +132,7 @@ def search(
 
     for step in range(1, config.max_tokens + 1):
         logprobs = to_logits(hidden).float().log_softmax(-1)  # B*K x V
-        logprobs = forbid(logprobs, texts, end, config)
+        logprobs = favour(forbid(logprobs, texts, end, config), favoured)
         V = logprobs.shape[-1]
         candidates = (scores[:, :, None] + logprobs.view(B, K, V)).flatten(1)
         if config.draws:
@@ -144,7 +152,7 @@ def search(
                     continue
                 if token == end:
                     if rank < K and not done[b]:
-                        finished[b].add(texts[beam], score, step)
+                        finished[b].add(texts[beam], score, step, favoured[beam].gained)
                 elif len(rows) < K:
                     rows.append((beam, token, score))
             rows += [(b * K, end, float("-inf"))] * (K - len(rows))
@@ -156,6 +164,7 @@ def search(
                 on_token(b, int(head.ids[rows[0][1]]) if head else rows[0][1])
 
         texts = [[*texts[p], token] for p, token in zip(parents, tokens, strict=True)]
+        favoured = [favoured[p].after(token) for p, token in zip(parents, tokens, strict=True)]
         scores = torch.tensor(kept, device=input_ids.device)
         if all(done) or step == config.max_tokens:
             break
@@ -178,7 +187,8 @@ def search(
         if not done[b]:  # out of tokens: what is still running competes as it stands
             for k in range(K):
                 if scores[b, k] > float("-inf"):
-                    finished[b].add(texts[b * K + k], float(scores[b, k]), config.max_tokens)
+                    row, total = b * K + k, float(scores[b, k])
+                    finished[b].add(texts[row], total, config.max_tokens, favoured[row].gained)
     out = []
     for b in range(0, B, draws):
         beams = sorted((x for f in finished[b : b + draws] for x in f.beams), key=lambda x: -x[0])
@@ -191,3 +201,15 @@ def _named(made: Generated, head: TokenHead | None) -> Generated:
     if head is None:
         return made
     return Generated(tuple(head.ids[list(made.ids)].tolist()), made.logprob)
+
+
+def _columns(favours: Sequence[Favour], head: TokenHead | None) -> tuple[Favour, ...]:
+    """The same by columns of the logits, without those that the head can't say."""
+    if head is None:
+        return tuple(favours)
+    out = []
+    for word in favours:
+        columns = head.columns(torch.tensor(word.tokens, device=head.ids.device)).tolist()
+        if min(columns) >= 0:
+            out.append(Favour(tuple(columns), word.worth))
+    return tuple(out)

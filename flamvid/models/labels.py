@@ -10,7 +10,6 @@ Legend: T frames, C classes of the encoder, W everyday words.
 from __future__ import annotations
 
 import importlib.util
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -118,7 +117,6 @@ _UNSAID = frozenset((
     "torch", "web site", "whale", "windsor tie", "worm fence",
 ))
 # fmt: on
-_ANIMALS = 398  # classes below this number
 
 
 class Labels:
@@ -133,20 +131,17 @@ class Labels:
         names = _names()
         words = sorted(set(names))
         self.most, self.least, self.words = most, least, tuple(words)
-        longest = sorted(map(re.escape, words), key=len, reverse=True)
-        self._pattern = re.compile(rf"\b({'|'.join(longest)})\b")
-        self.animals = frozenset(names[:_ANIMALS])
         self._said_W = torch.tensor([word not in _UNSAID for word in words])
         at = {word: place for place, word in enumerate(words)}
         self._word_of_class = torch.tensor([at[name] for name in names])
         self._guess_W = torch.bincount(self._word_of_class) / CLASSES
 
-    def said_in(self, caption: str) -> list[str]:
-        """The words of labels that a caption says."""
-        return [match[0] for match in self._pattern.finditer(caption)]
-
     def __call__(self, logits_TC: Tensor) -> tuple[str, ...]:
         """Names in a video, the surest first; perhaps none."""
+        return tuple(self.weigh(logits_TC))
+
+    def weigh(self, logits_TC: Tensor) -> dict[str, float]:
+        """The same, and how sure of each the classifier is."""
         if logits_TC.shape[-1] != CLASSES:
             raise ConfigError(
                 f"the encoder tells {logits_TC.shape[-1]} classes apart; vision.labels needs one "
@@ -158,7 +153,7 @@ class Labels:
         surer_W = share_W - self._guess_W.to(share_W.device)
         top = surer_W.masked_fill(~self._said_W.to(share_W.device), -1.0).topk(self.most)
         found = zip(top.values.tolist(), top.indices.tolist(), strict=True)
-        return tuple(self.words[place] for share, place in found if share >= self.least)
+        return {self.words[place]: share for share, place in found if share >= self.least}
 
 
 def _names() -> list[str]:

@@ -26,7 +26,9 @@ class VisionConfig:
 
     class_token: whether a CLIP encoder's CLS is one of the features.
     labels: so many of the encoder's own class names are said in the prompt of a caption, of those
-    that it is sure of by at least `label_share`; ImageNet encoders only.
+    that it is sure of by at least `label_share`; ImageNet encoders only. label_worth: what a
+    caption gains in the search by saying one, in nats, times how much surer than `label_sure` the
+    encoder is of it.
     """
 
     encoder: str
@@ -37,6 +39,8 @@ class VisionConfig:
     resize: str = "squash"
     labels: int = 0
     label_share: float = 0.1
+    label_worth: float = 0.0
+    label_sure: float = 0.25
     class_token: bool = False
 
     def __post_init__(self) -> None:

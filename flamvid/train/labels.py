@@ -18,7 +18,6 @@ from flamvid.models.vision import TimmEncoder
 
 __all__ = ["LabelNoise", "label_media", "swap"]
 
-_PERSONS = frozenset(("man", "woman", "boy", "girl", "person", "guy", "lady", "child", "kid"))
 _FRAMES = 256  # whose features are averaged together
 
 
@@ -26,11 +25,10 @@ _FRAMES = 256  # whose features are averaged together
 class LabelNoise:
     """How labels are varied, as probabilities.
 
-    drop: of each label to be left out; drop_all: of all together. swap: that something which the
-    caption names, by a label's word, has another thing's name in both: "a man plays the guitar"
-    becomes "a man plays the wok" beside the label "wok". What a video shows can't tell such a word,
-    so the model learns to take it from the label, and does so for what no caption ever named. A
-    third as often, where the caption names nothing else, a person becomes an animal.
+    drop: of each label to be left out; drop_all: of all together. swap: that a label which the
+    caption has too is another thing's name in both: "a man plays the guitar" becomes "a man plays
+    the wok" beside the label "wok". What a video shows can't tell such a word, so the model learns
+    to take it from the label, and does so for things that no caption ever named.
     """
 
     drop: float = 0.2
@@ -38,35 +36,17 @@ class LabelNoise:
     swap: float = 0.3
 
     def __call__(
-        self, labels: Sequence[str], caption: str, names: Labels, rng: random.Random
+        self, labels: Sequence[str], caption: str, words: Sequence[str], rng: random.Random
     ) -> tuple[tuple[str, ...], str]:
-        """Labels and caption as one update sees them."""
+        """Labels and caption as one update sees them; `words` are all names there are."""
         if rng.random() < self.drop_all:
             return (), caption
-        kept = [label for label in labels if rng.random() >= self.drop]
-        if rng.random() >= self.swap:
-            return tuple(kept), caption
-        old = _named(caption, names, rng)
-        if old is None:
-            return tuple(kept), caption
-        animal = old in names.animals or old in _PERSONS
-        new = rng.choice([w for w in names.words if (w in names.animals) == animal and w != old])
-        if old in kept:
-            kept[kept.index(old)] = new
-        else:
-            kept.insert(rng.randint(0, len(kept)), new)
-        return tuple(kept[: names.most]) if new in kept[: names.most] else (new,), swap(
-            caption, old, new
-        )
-
-
-def _named(caption: str, names: Labels, rng: random.Random) -> str | None:
-    """A word of a label that the caption says, or a third as often a person; None: neither."""
-    said = names.said_in(caption)
-    if said:
-        return rng.choice(said)
-    persons = [word for word in caption.split() if word in _PERSONS]
-    return persons[0] if persons and rng.random() < 1 / 3 else None
+        kept = tuple(label for label in labels if rng.random() >= self.drop)
+        said = [label for label in kept if re.search(rf"\b{re.escape(label)}\b", caption)]
+        if not said or rng.random() >= self.swap:
+            return kept, caption
+        old, new = rng.choice(said), rng.choice(words)
+        return tuple(new if label == old else label for label in kept), swap(caption, old, new)
 
 
 def swap(caption: str, old: str, new: str) -> str:

@@ -36,7 +36,7 @@ from flamvid.train.step import (
 )
 from flamvid.train.words import WordModel, frequent_words, word_targets
 from flamvid.weights.adapter import save_adapter
-from flamvid.weights.load import LoadedModel, load_model, load_trained
+from flamvid.weights.load import LoadedModel, load_model
 
 __all__ = ["run"]
 
@@ -68,9 +68,7 @@ def run(recipe_path: Path, data: Path | None, out: Path, resume: bool, log: Log)
         clear(out)
     with _precision(recipe.precision):
         words = out / "words.pt"
-        if recipe.start:
-            load_trained(model.flamingo, recipe.path(recipe.start))
-        elif resume and words.exists():
+        if resume and words.exists():
             restore_resampler(words, model.flamingo)
         else:
             _train_words(recipe, model, clips, stills, validation, log)
@@ -215,8 +213,8 @@ def _train_captions(
         # Of a generator of its own, so that a resumed run leaves out the same.
         rng = random.Random(f"{recipe.seed} {step}")
         named = [labels[row] for row in rows for _ in range(stage.captions)]
-        if model.labels:
-            pairs = [noise(n, t, model.labels, rng) for n, t in zip(named, texts, strict=True)]
+        if words:
+            pairs = [noise(n, t, words, rng) for n, t in zip(named, texts, strict=True)]
             named, texts = [n for n, _ in pairs], [t for _, t in pairs]
         text = caption_rows(prompts, texts, head, stage.max_tokens, named)
         thin = Thin(stage.patch_dropout, rng) if stage.patch_dropout else None

@@ -102,7 +102,6 @@ class CaptionStage:
 class Recipe:
     """A whole run. `model` is a preset name or the path of a model's TOML.
 
-    start: an adapter to go on from, in place of the word stage, relative to the recipe.
     precision: "bfloat16" multiplies matrices in bfloat16, "auto" does so where the CPU is fast at
     it; weights, activations and the optimizer are float32 always.
     """
@@ -114,7 +113,6 @@ class Recipe:
     captions: CaptionStage
     model: str = "flamvid-base"
     seed: int = 0
-    start: str = ""
     precision: str = "auto"
 
     def __post_init__(self) -> None:

@@ -53,13 +53,13 @@ class LoadedModel:
     head: TokenHead | None  # None: every token of the LM may be generated
     labels: Labels | None = None  # None: the model's prompts name nothing
 
-    def name(self, features_TNF: Tensor) -> tuple[str, ...]:
-        """What a caption's prompt says of a media, by its features; perhaps nothing."""
+    def name(self, features_TNF: Tensor) -> dict[str, float]:
+        """What a caption's prompt says of a media, by its features, and how surely."""
         vision = self.flamingo.vision
         if self.labels is None or not isinstance(vision, TimmEncoder):
-            return ()
+            return {}
         with torch.inference_mode():
-            return self.labels(vision.classify(features_TNF))
+            return self.labels.weigh(vision.classify(features_TNF))
 
 
 def load_model(

@@ -139,6 +139,20 @@ def test_a_prompt_says_what_the_encoder_is_sure_of(captioner: Captioner, clip: P
     assert Captioner(replace(model, labels=Labels(1, 1.0))).caption(clip, prompt="a") == [plain]
 
 
+def test_a_caption_gains_by_what_the_encoder_is_sure_of(captioner: Captioner, clip: Path) -> None:
+    look = replace(captioner.model.config.vision, label_worth=1e4, label_sure=0.0)
+    config = replace(captioner.model.config, vision=look)
+    model = replace(captioner.model, labels=Labels(1, 0.0), config=config)
+    [label] = Captioner(model).see(clip).labels
+    [made] = Captioner(model).caption(clip, max_tokens=60)
+    assert label in made.text
+    [plain] = Captioner(replace(model, config=captioner.model.config)).caption(clip, max_tokens=60)
+    assert label not in plain.text
+    # What it reports is how likely the text is, without the gain.
+    assert made.logprob < 0
+    assert plain.logprob / 60 > made.logprob
+
+
 def test_as_many_frames_as_trained_unless_told(captioner: Captioner, clip: Path) -> None:
     assert captioner.caption(clip) == captioner.caption(clip, frames=4)
     assert said(captioner.caption(clip)) != said(captioner.caption(clip, frames=5))

@@ -23,6 +23,7 @@ from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 from flamvid.cli.process import prepare
 from flamvid.data.shards import Sample, expand, read_shard
 from flamvid.generate.engine import GenerationConfig, generate
+from flamvid.generate.favour import favours_of
 from flamvid.ops import media_index
 from flamvid.weights.load import LoadedModel, load_model
 
@@ -39,12 +40,21 @@ def captions(
         batch = samples[first : first + BATCH]
         seen = [_features(model, sample) for sample in batch]
         latents = torch.cat([model.flamingo.resample(features[None, None]) for features in seen])
-        rows = [model.prompts.caption(labels=model.name(features)) for features in seen]
+        labels = [model.name(features) for features in seen]
+        rows = [model.prompts.caption(labels=tuple(said)) for said in labels]
         ids = torch.tensor([[end] * (max(map(len, rows)) - len(row)) + row for row in rows])
         real = torch.tensor([[0] * (ids.shape[1] - len(row)) + [1] * len(row) for row in rows])
         index = media_index(ids, model.prompts.media_id)
         texts = generate(
-            model.flamingo, latents, ids, index, end, search, attention_mask=real, head=model.head
+            model.flamingo,
+            latents,
+            ids,
+            index,
+            end,
+            search,
+            attention_mask=real,
+            head=model.head,
+            favours=[favours_of(model, said) for said in labels],
         )
         for sample, text in zip(batch, texts, strict=True):
             yield sample, model.prompts.decode(text.ids)
