@@ -81,6 +81,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the shards")
     parser.add_argument("--shards", default="msrvtt/validate-*.tar")
     parser.add_argument("--model", default="flamvid-base", help="name, or path of a model's .toml")
+    parser.add_argument("--dtype", help="the model's own for the device unless given")
     parser.add_argument("--beams", type=int, default=3)
     parser.add_argument("--length-penalty", type=float, default=1.0)
     parser.add_argument("--max-tokens", type=int, default=20)
@@ -89,7 +90,7 @@ def main() -> None:
 
     prepare()
     samples = [s for shard in expand([options.shards], options.data) for s in read_shard(shard)]
-    model = load_model(options.model)
+    model = load_model(options.model, dtype=options.dtype)
     search = GenerationConfig(
         beams=options.beams,
         max_tokens=options.max_tokens,
