@@ -20,14 +20,14 @@ TIMED = ("caption", CLIPS / "videofeatures_v_GGSY1Qvo990.mp4", "--every", "5", "
 # What is in the clip (clips.json), in the words that captions have for it.
 SHOWN = {
     "aa_playing_guitar.mp4": "guitar",
-    "cve_vid1.mp4": "bears?|animals?",
-    "decord_flipping_a_pancake.mkv": "cook|cooking|kitchen|pan|food|pancake",
-    "mmaction2_demo.mp4": "two|people|men|table|arm",
-    "mmaction2_structuralize.mp4": "basketball|playing|gym|kids|children",
-    "msvd_WTf5EgVY5uU_124_128.avi": "cook|cooking|kitchen|pan|wok|food",
-    "msvd_klteYv1Uv9A_27_33.avi": "motorcycle|motorbike|bike|riding",
+    "cve_vid1.mp4": "bears?",
+    "decord_flipping_a_pancake.mkv": "cook|cooking|kitchen|pan|pancake",
+    "mmaction2_demo.mp4": "arms?|wrestl(e|ing)",
+    "mmaction2_structuralize.mp4": "basketball|gym",
+    "msvd_WTf5EgVY5uU_124_128.avi": "cook|cooking|kitchen|pan|wok",
+    "msvd_klteYv1Uv9A_27_33.avi": "motorcycle|motorbike|bike",
     "sam2_01_dog.mp4": "dogs?",
-    "sam2_05_default_juggle.mp4": "soccer|football|ball|playing|field",
+    "sam2_05_default_juggle.mp4": "soccer|football|ball",
     "torchcodec_nasa_13013.mp4": "space|spaceship|ship|station|rocket",
     "videofeatures_v_GGSY1Qvo990.mp4": "weights?|barbell|lifting|exercis(e|es|ing)|workout",
     "vllama_skateboarding_dog.mp4": "dogs?|skateboards?|skateboarding",
@@ -55,7 +55,7 @@ def test_every_clip_is_captioned_in_one_run_and_most_name_what_is_there() -> Non
         assert 3 <= len(caption["text"].split()) <= 20, caption
     texts = {Path(c["source"]).name: c["text"] for c in made}
     named = [n for n, text in texts.items() if re.search(rf"\b({SHOWN[n]})\b", text)]
-    assert len(named) >= 5, texts
+    assert len(named) > len(texts) / 2, texts
     assert len(set(texts.values())) >= 8, texts  # no stock sentence for everything
 
 
