@@ -204,7 +204,7 @@ class _Body(nn.Module):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: KeyValueCache | None = None,
+        cache: KeyValueCache | None = None,
         use_cache: bool = False,
     ) -> Hidden:
         """Hidden states [B,S,D] after the last norm."""
@@ -212,15 +212,15 @@ class _Body(nn.Module):
         if self.int8:  # whose table is as the file has it, in half precision
             x_BSD = x_BSD.float()
         S = input_ids.shape[1]
-        past = past_key_values.length if past_key_values is not None else 0
+        past = cache.length if cache is not None else 0
         if position_ids is None:
             position_ids = torch.arange(past, past + S, device=input_ids.device)[None]
         turn = _turn(position_ids, self.config, x_BSD.dtype)
         mask = _visible(attention_mask, past, S, input_ids.device)
         for at, layer in enumerate(self.layers):
-            x_BSD = layer(x_BSD, turn, mask, past_key_values, at)
-        if past_key_values is not None:
-            past_key_values.length = past + S
+            x_BSD = layer(x_BSD, turn, mask, cache, at)
+        if cache is not None:
+            cache.length = past + S
         D = self.config.hidden_size
         return Hidden(F.rms_norm(x_BSD, (D,), self.norm, self.config.rms_norm_eps))
 

@@ -77,7 +77,10 @@ class LanguageModel(nn.Module):
         self.body = _body(lm)
         self.inserted = nn.ModuleList(inserted.values())
         self.at = tuple(inserted)
-        self._takes_positions = "position_ids" in inspect.signature(self.body.forward).parameters
+        takes = inspect.signature(self.body.forward).parameters
+        self._takes_positions = "position_ids" in takes
+        # transformers 5.24 renamed it.
+        self._cache_name = "cache" if "cache" in takes else "past_key_values"
         layers = decoder_layers(lm)
         for slot, at in enumerate(inserted):
             if after:
@@ -134,7 +137,7 @@ class LanguageModel(nn.Module):
             inputs["position_ids"] = positions[:, -input_ids.shape[1] :]
         token = _media.set(media)
         try:
-            out = self.body(**inputs, past_key_values=cache, use_cache=cache is not None)
+            out = self.body(**inputs, **{self._cache_name: cache}, use_cache=cache is not None)
         finally:
             _media.reset(token)
         hidden: Tensor = out.last_hidden_state.to(input_ids.device)
