@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Unpack
 
@@ -15,18 +15,17 @@ from flamvid.generate.config import Generated, GenerationConfig, Search
 from flamvid.generate.engine import search as run_search
 from flamvid.generate.favour import Favour, favours_of
 from flamvid.generate.score import score_options
+from flamvid.generate.tell import OnText, Teller
 from flamvid.live.look import Looker, View
 from flamvid.ops import media_index
-from flamvid.text.prompt import MEDIA, Media, PromptFormat
+from flamvid.text.prompt import MEDIA, Media, Turn
+from flamvid.text.shots import Shot
 from flamvid.types import Caption, Frames, Segment
 from flamvid.video.address import shown
 from flamvid.video.isolate import warm_up
 from flamvid.weights.load import LoadedModel, load_model
 
-__all__ = ["Captioner", "OnText", "Seen", "load"]
-
-OnText = Callable[[str], None]
-"""Called with each piece of a text as it is made."""
+__all__ = ["Captioner", "Chat", "Example", "OnText", "Seen", "Shot", "load"]
 
 
 def load(
@@ -64,6 +63,15 @@ class Seen:
 Source = str | PathLike[str] | Seen
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Example:
+    """A shot that was looked at: `text` is its caption, or the answer to `question`."""
+
+    seen: Seen
+    text: str
+    question: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Captioner:
     """Describes videos and pictures. Keeps nothing between calls; threads may share one.
@@ -89,6 +97,7 @@ class Captioner:
         every: float | None = None,
         window: float | None = None,
         prompt: str | None = None,
+        shots: Sequence[Example] = (),
         decode_timeout: float | None = None,
         **search: Unpack[Search],
     ) -> list[Caption]:
@@ -97,9 +106,9 @@ class Captioner:
         frames: how many to look at (by default what suits the model), or fps: how
         many per second. start, end: the part to look at, in seconds. every, window: a caption
         every so many seconds, each of `window` seconds (by default `every`). prompt: words that
-        the caption begins with. decode_timeout: seconds that opening the source or reading from it
-        may take at once; by default it grows with the source. With `returns` above 1, so many
-        captions of each part, the likeliest first.
+        the caption begins with. shots: examples that come before it. decode_timeout: seconds that
+        opening the source or reading from it may take at once; by default it grows with the source.
+        With `returns` above 1, so many captions of each part, the likeliest first.
         """
         return list(
             self.iter_captions(
@@ -111,6 +120,7 @@ class Captioner:
                 every=every,
                 window=window,
                 prompt=prompt,
+                shots=shots,
                 decode_timeout=decode_timeout,
                 **search,
             )
@@ -127,6 +137,7 @@ class Captioner:
         every: float | None = None,
         window: float | None = None,
         prompt: str | None = None,
+        shots: Sequence[Example] = (),
         decode_timeout: float | None = None,
         **search: Unpack[Search],
     ) -> Iterator[Caption]:
@@ -142,10 +153,12 @@ class Captioner:
             timeout=decode_timeout,
         )
         opening = prompt.strip() if prompt else ""
-        for seen in self._look(source, view):
-            ids = self.model.prompts.caption(opening, tuple(seen.labels))
+        before = [shot.seen for shot in shots]
+        said = [(tuple(shot.seen.labels), shot.text) for shot in shots]
+        for seen in self._look(source, view, len(before)):
+            ids = self.model.prompts.caption(opening, tuple(seen.labels), said)
             favours = favours_of(self.model, seen.labels)
-            for made in self._continue([seen], ids, config, favours=favours):
+            for made in self._continue([*before, seen], ids, config, favours=favours):
                 yield self._caption(seen, made, opening)
 
     def ask(
@@ -157,6 +170,7 @@ class Captioner:
         fps: float | None = None,
         start: float | None = None,
         end: float | None = None,
+        shots: Sequence[Example] = (),
         decode_timeout: float | None = None,
         on_text: OnText | None = None,
         **search: Unpack[Search],
@@ -167,9 +181,9 @@ class Captioner:
         """
         config = GenerationConfig(**search)
         view = View(frames=frames, fps=fps, start=start, end=end, timeout=decode_timeout)
-        ids = self.model.prompts.question(question)
-        seen = next(self._look(source, view))
-        [made] = self._continue([seen], ids, config, on_text)[:1]
+        ids = self.model.prompts.question(question, [(shot.question, shot.text) for shot in shots])
+        seen = next(self._look(source, view, len(shots)))
+        [made] = self._continue([*(s.seen for s in shots), seen], ids, config, on_text)[:1]
         return self._caption(seen, made, "")
 
     def choose(
@@ -241,6 +255,21 @@ class Captioner:
         view = View(frames=frames, fps=fps, start=start, end=end, timeout=decode_timeout)
         return next(self._look(source, view))
 
+    def examples(
+        self, shots: Sequence[Shot], *, decode_timeout: float | None = None
+    ) -> list[Example]:
+        """Look at the sources of shots, once for all that is captioned or asked with them."""
+        out = []
+        for place, shot in enumerate(shots):
+            view = View(start=shot.start, end=shot.end, timeout=decode_timeout)
+            seen = next(self._look(shot.source, view, place))
+            out.append(Example(seen, shot.text, shot.question))
+        return out
+
+    def chat(self, **search: Unpack[Search]) -> Chat:
+        """A conversation about media, which it keeps in mind."""
+        return Chat(self, GenerationConfig(**search))
+
     def encode(self, frames: Frames) -> Tensor:
         """Frozen features [T,N,F] of decoded frames."""
         return Looker(self.model).encode(frames)
@@ -287,7 +316,7 @@ class Captioner:
             head=self.model.head,
             media_id=self.model.prompts.media_id,
             favours=[favours],
-            on_token=_Teller(self.model.prompts, on_text) if on_text else None,
+            on_token=Teller(self.model.prompts, on_text) if on_text else None,
         )
         return texts
 
@@ -302,21 +331,42 @@ class Captioner:
         )
 
 
-class _Teller:
-    """Turns tokens into the pieces of text that they add."""
+class Chat:
+    """An interleaved conversation: show media, say something, hear the answer; turn after turn."""
 
-    def __init__(self, prompts: PromptFormat, on_text: OnText) -> None:
-        self.prompts, self.on_text = prompts, on_text
-        self.ids: list[int] = []
-        self.told = ""
+    def __init__(self, captioner: Captioner, config: GenerationConfig) -> None:
+        self.captioner, self.config = captioner, config
+        self.seen: list[Seen] = []
+        self.turns: list[Turn] = []
+        self._new = 0  # media shown since the last turn
 
-    def __call__(self, row: int, token: int) -> None:
-        self.ids.append(token)
-        text = self.prompts.decode(self.ids)
-        # Half a letter is not told: the bytes of one may be spread over tokens.
-        if not text.endswith("\ufffd"):
-            self.on_text(text[len(self.told) :])
-            self.told = text
+    def show(
+        self, source: str | PathLike[str], start: float | None = None, end: float | None = None
+    ) -> Seen:
+        """Look at a picture, or at a video or a part of it; the next question comes after it."""
+        view = View(start=start, end=end)
+        seen = next(self.captioner._look(source, view, len(self.seen)))
+        self.seen.append(seen)
+        self._new += 1
+        return seen
+
+    def say(self, question: str, on_text: OnText | None = None) -> str:
+        """The answer to a question about what was shown; `on_text` hears of it as it is made."""
+        if not self.seen:
+            raise InputError("nothing was shown yet; show a picture or a video first")
+        turn = Turn(self._new, question)
+        ids = self.captioner.model.prompts.dialogue([*self.turns, turn])
+        [made] = self.captioner._continue(self.seen, ids, self.config, on_text)[:1]
+        answer = self.captioner.model.prompts.decode(made.ids)
+        self.turns.append(replace(turn, answer=answer))
+        self._new = 0
+        return answer
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self.seen.clear()
+        self.turns.clear()
+        self._new = 0
 
 
 def _favour_length(search: Search) -> Search:

@@ -14,6 +14,7 @@ from flamvid.cli.output import Format, encoder, open_output
 from flamvid.cli.progress import progress
 from flamvid.cli.sources import existing
 from flamvid.errors import FlamvidError, InputError
+from flamvid.text.shots import read_shots
 
 __all__ = ["ask"]
 
@@ -46,6 +47,7 @@ def ask(
     format: Annotated[
         AnswerFormat, typer.Option("--format", "-f", help="text, or one line of json.")
     ] = AnswerFormat.text,
+    shots: opt.Shots = None,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
     device_map: opt.DeviceMap = None,
@@ -73,10 +75,11 @@ def ask(
         raise InputError("the question is empty; give a sentence, in quotes")
     where = opt.ModelOptions(model=model, device=device, dtype=dtype, device_map=device_map)
     if verbose:
-        extra = [f"--format={format}"]
+        extra = [f"--format={format}", *([f"--shots={shots}"] if shots else [])]
         say(opt.command_line("ask", [source, question], where, text, extra=extra))
     if not existing([source]):
         return FAILED
+    examples = read_shots(shots, questions=True) if shots else []
 
     kind = Format.text if format is AnswerFormat.text else Format.jsonl
     with progress(1) as bar:
@@ -84,6 +87,9 @@ def ask(
         bar.show(named(source))
         keywords = text.keywords("every", "window", "prompt", "returns")
         try:
+            if examples:
+                seen = captioner.examples(examples, decode_timeout=decode_timeout)
+                keywords["shots"] = seen  # type: ignore[assignment]
             answer = captioner.ask(source, question, **keywords)  # type: ignore[arg-type]
         except FlamvidError as error:
             with bar.paused():

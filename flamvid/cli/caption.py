@@ -23,9 +23,10 @@ from flamvid.cli.output import Format, Output, check_target, encoder, format_for
 from flamvid.cli.progress import Progress, progress, quiet_libraries
 from flamvid.cli.sources import existing, expand
 from flamvid.errors import FlamvidError, InputError
+from flamvid.text.shots import read_shots
 
 if TYPE_CHECKING:
-    from flamvid.api import Captioner
+    from flamvid.api import Captioner, Example
 
 __all__ = ["caption"]
 
@@ -70,6 +71,7 @@ def caption(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write to this file, all at once.")
     ] = None,
+    shots: opt.Shots = None,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
     device_map: opt.DeviceMap = None,
@@ -115,8 +117,10 @@ def caption(
             "choose --format jsonl"
         )
     check_target(output, wanted)
+    examples = read_shots(shots, questions=False) if shots else []
     if verbose:
         tail = [f"--format={kind}", *([f"--output={output}"] if output else [])]
+        tail += [f"--shots={shots}"] if shots else []
         say(opt.command_line("caption", wanted, where, text, extra=tail))
 
     found = existing(wanted)
@@ -126,9 +130,10 @@ def caption(
     encoding = encoder(kind, many=len(wanted) > 1, timed=every is not None)
     with open_output(encoding, output) as out, progress(len(found)) as bar:
         captioner = load(where, bar, verbose)
+        before = captioner.examples(examples, decode_timeout=decode_timeout) if examples else []
         for source in found:
             bar.show(named(source))
-            failed += not _deliver(captioner, source, text, out, bar, verbose)
+            failed += not _deliver(captioner, source, text, before, out, bar, verbose)
             bar.advance()
     return FAILED if failed else 0
 
@@ -151,13 +156,15 @@ def _deliver(
     captioner: Captioner,
     source: str,
     text: opt.TextOptions,
+    shots: list[Example],
     out: Output,
     bar: Progress,
     verbose: bool,
 ) -> bool:
     """Write the captions of one source; False, and a line on stderr, if that failed."""
     try:
-        for made in captioner.iter_captions(source, **text.keywords()):  # type: ignore[arg-type]
+        with_shots = {"shots": shots} if shots else {}
+        for made in captioner.iter_captions(source, **text.keywords(), **with_shots):  # type: ignore[arg-type]
             with bar.paused():
                 out.write(made)
     except OutputError:

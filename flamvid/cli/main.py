@@ -13,6 +13,7 @@ from flamvid import __version__
 from flamvid.cli import models
 from flamvid.cli.ask import ask
 from flamvid.cli.caption import caption
+from flamvid.cli.chat import chat
 from flamvid.cli.doctor import doctor
 from flamvid.cli.failure import INTERRUPTED, report
 from flamvid.cli.frames import frames
@@ -31,6 +32,7 @@ app = typer.Typer(
 )
 app.command()(caption)
 app.command()(ask)
+app.command()(chat)
 app.command()(probe)
 app.command()(frames)
 app.add_typer(models.app, name="models")

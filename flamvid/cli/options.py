@@ -6,6 +6,7 @@ import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -31,6 +32,7 @@ __all__ = [
     "ModelOptions",
     "NoRepeatNgram",
     "Seed",
+    "Shots",
     "Start",
     "Temperature",
     "TextOptions",
@@ -66,6 +68,12 @@ LengthPenalty = Annotated[float, typer.Option(help="Above 0 favours long texts."
 DecodeTimeout = Annotated[
     float | None,
     typer.Option(help="Seconds that reading may take at once (as the source is long)."),
+]
+Shots = Annotated[
+    Path | None,
+    typer.Option(
+        help="JSON lines of examples that come before: source, text, and question to ask."
+    ),
 ]
 Seed = Annotated[int, typer.Option(help="Seed of what --temperature draws.")]
 Temperature = Annotated[float, typer.Option(help="Above 0 draws words at random; for --beams 1.")]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from flamvid.errors import InputError
 
-__all__ = ["MEDIA", "Media", "PromptFormat"]
+__all__ = ["MEDIA", "Media", "PromptFormat", "Turn"]
 
 
 class Media:
@@ -19,6 +19,26 @@ class Media:
 
 
 MEDIA = Media()
+
+
+class _End:
+    """Stands where the end token stands."""
+
+
+_END = _End()
+_Part = str | Media | _End
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One question in a conversation; `media` of its own come in front of it.
+
+    answer: None for the one to be answered.
+    """
+
+    media: int
+    question: str
+    answer: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +60,10 @@ class PromptFormat:
 
     def encode(self, parts: Sequence[str | Media]) -> list[int]:
         """Token ids of interleaved parts, opened by BOS, open at the end for generation."""
-        return self._join(parts, self.encode_text)
+        for part in parts:
+            if isinstance(part, str):
+                self.encode_text(part)
+        return self._join(parts)
 
     def encode_text(self, text: str) -> list[int]:
         """Token ids of plain text, in which the special tokens may not be smuggled in."""
@@ -54,32 +77,68 @@ class PromptFormat:
                 )
         return ids
 
-    def caption(self, prompt: str = "", labels: Sequence[str] = ()) -> list[int]:
+    def caption(
+        self,
+        prompt: str = "",
+        labels: Sequence[str] = (),
+        shots: Sequence[tuple[Sequence[str], str]] = (),
+    ) -> list[int]:
         """The ids in front of a caption: `<BOS><media>` and an optional opening to go on from.
 
-        labels: names of what the media shows, as `<BOS> dog, guitar.<media>`.
+        labels: names of what the media shows, as `<BOS> dog, guitar.<media>`. shots: the labels and
+        the caption of media that come before it, as `<media> caption<EOC>` each.
         """
-        text = prompt.strip()
-        self.encode_text(f"{text} {', '.join(labels)}")
-        opening = f" {', '.join(labels)}." if labels else ""
-        return self._fill(f"{opening}{self.caption_layout}{f' {text}' if text else ''}")
+        parts: list[_Part] = []
+        for said, caption in shots:
+            parts += [*self._pair(said), self._text(caption), _END]
+        opening = prompt.strip()
+        return self._join(
+            [*parts, *self._pair(labels), *([self._text(opening)] if opening else [])]
+        )
 
-    def question(self, question: str) -> list[int]:
-        """The model's layout for visual question answering (the paper's by default), no shots."""
-        if not question.strip():
-            raise InputError("the question is empty; ask something")
-        self.encode_text(question)
-        return self._fill(self.question_layout, question.strip())
+    def question(self, question: str, shots: Sequence[tuple[str, str]] = ()) -> list[int]:
+        """The model's layout for visual question answering (the paper's by default).
 
-    def _fill(self, layout: str, question: str = "") -> list[int]:
-        """Ids of a layout, whose own special tokens are meant."""
-        parts: list[str | Media] = []
+        shots: question and answer of media that come before it.
+        """
+        return self.dialogue([*(Turn(1, q, a) for q, a in shots), Turn(1, question)])
+
+    def dialogue(self, turns: Sequence[Turn]) -> list[int]:
+        """Questions, each in front of its answer, open at the end for that of the last."""
+        parts: list[_Part] = []
+        for turn in turns:
+            question = turn.question.strip()
+            if not question:
+                raise InputError("the question is empty; ask something")
+            self.encode_text(question)
+            layout = self._layout(self.question_layout, question)
+            if turn.media == 0:  # about what was seen before
+                layout = [part for part in layout if not isinstance(part, Media)]
+            parts += [*[MEDIA] * (turn.media - 1), *layout]
+            if turn.answer is not None:
+                parts += [self._text(turn.answer), _END]
+        return self._join(parts)
+
+    def _pair(self, labels: Sequence[str]) -> list[_Part]:
+        """What stands in front of a caption."""
+        said: list[_Part] = [self._text(f"{', '.join(labels)}.")] if labels else []
+        return [*said, *self._layout(self.caption_layout)]
+
+    def _text(self, text: str) -> str:
+        """A user's text as a part; it may hold no special token."""
+        part = f" {text.strip()}"
+        self.encode_text(part)
+        return part
+
+    def _layout(self, layout: str, question: str = "") -> list[_Part]:
+        """Parts of a layout, whose own special tokens are meant."""
+        parts: list[_Part] = []
         for i, text in enumerate(layout.split("{media}")):
             parts += [MEDIA] if i else []
             parts += [text.replace("{question}", question)] if text else []
-        return self._join(parts, self._ids)
+        return parts
 
-    def _join(self, parts: Sequence[str | Media], encode: Callable[[str], list[int]]) -> list[int]:
+    def _join(self, parts: Sequence[_Part]) -> list[int]:
         ids = [] if self.bos_id is None else [self.bos_id]
         around = [] if self.around_id is None else [self.around_id]
         for part in parts:
@@ -87,8 +146,10 @@ class PromptFormat:
                 # Between two media one token serves both.
                 ids += around if ids[-1:] != around else []
                 ids += [self.media_id, *around]
+            elif isinstance(part, _End):
+                ids.append(self.end_id)
             else:
-                ids += encode(part)
+                ids += self._ids(part)
         return ids
 
     def _ids(self, text: str) -> list[int]:

@@ -15,6 +15,25 @@ from flamvid.errors import DecodeError, InputError, OfflineError
 from flamvid.types import Caption
 
 
+class FakeChat:
+    def __init__(self, captioner: FakeCaptioner) -> None:
+        self.captioner = captioner
+
+    def show(self, source: str, start: float | None = None, end: float | None = None) -> None:
+        self.captioner.calls.append((source, {"start": start, "end": end}))
+        if "broken" in source:
+            raise DecodeError(f"{source} is truncated")
+
+    def say(self, question: str, on_text: Any = None) -> str:
+        self.captioner.calls.append((question, {}))
+        for piece in ("two", " dogs") if on_text else ():
+            on_text(piece)
+        return "two dogs"
+
+    def forget(self) -> None:
+        self.captioner.calls.append(("forget", {}))
+
+
 class FakeCaptioner:
     name = "fake"
 
@@ -45,6 +64,13 @@ class FakeCaptioner:
         if "broken" in source:
             raise DecodeError(f"{source} is truncated")
         return self._made(source, 0.0, 2.0, "two")
+
+    def examples(self, shots: Any, **keywords: Any) -> list[Any]:
+        return list(shots)
+
+    def chat(self, **keywords: Any) -> FakeChat:
+        self.calls.append(("chat", keywords))
+        return FakeChat(self)
 
     def _made(
         self, source: str, start: float, end: float, text: str, logprob: float = -1.5

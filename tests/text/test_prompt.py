@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from flamvid.errors import InputError
-from flamvid.text.prompt import MEDIA, PromptFormat
+from flamvid.text.prompt import MEDIA, PromptFormat, Turn
 from tests.tiny import make_tokenizer
 
 
@@ -52,6 +52,37 @@ def test_other_layouts_and_tokens_around_media(prompts: PromptFormat) -> None:
     assert form.encode([MEDIA, MEDIA, "x"])[:5] == [end, form.media_id, end, form.media_id, end]
     with pytest.raises(InputError, match="special tokens"):
         form.question("<end>")
+
+
+def test_shots_are_closed_pairs_in_front(prompts: PromptFormat) -> None:
+    ids = prompts.caption("", [], [(["wall"], "a red wall"), ([], "blue paint ")])
+    told = "<bos> wall.<media> a red wall<end><media> blue paint<end><media>"
+    assert text_of(prompts, ids) == told
+    ids = prompts.question("now?", [("colour?", "red")])
+    asked = "<bos><media> Question: colour? Answer: red<end><media> Question: now? Answer:"
+    assert text_of(prompts, ids) == asked
+
+
+def test_turns_without_new_media_are_about_the_old(prompts: PromptFormat) -> None:
+    ids = prompts.dialogue([Turn(2, "a?", "b"), Turn(0, "c?")])
+    told = "<bos><media><media> Question: a? Answer: b<end> Question: c? Answer:"
+    assert text_of(prompts, ids) == told
+
+
+@pytest.mark.parametrize("text", ["a <media> b", "<end>", "x<bos>"])
+def test_no_text_smuggles_a_special_token_in(prompts: PromptFormat, text: str) -> None:
+    for attempt in (
+        lambda: prompts.caption(text),
+        lambda: prompts.caption("", [text]),
+        lambda: prompts.caption("", [], [([], text)]),
+        lambda: prompts.question(text),
+        lambda: prompts.question("a", [(text, "b")]),
+        lambda: prompts.question("a", [("b", text)]),
+    ):
+        with pytest.raises(InputError, match="special tokens can't be part of a text"):
+            attempt()
+    # A layout's own words are no media, when a user says them.
+    assert prompts.caption("{media}").count(prompts.media_id) == 1
 
 
 def test_a_question_is_laid_out_as_in_the_paper(prompts: PromptFormat) -> None:

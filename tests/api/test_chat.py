@@ -1,0 +1,58 @@
+"""Shots and conversations: what the model reads, turn after turn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flamvid.api import Captioner, Shot
+from flamvid.errors import InputError, SourceError
+
+
+def test_shots_come_before_what_is_captioned(captioner: Captioner, clip: Path) -> None:
+    shots = [Shot(str(clip), "a red wall", end=2.0), Shot(str(clip), "paint", start=4.0)]
+    examples = captioner.examples(shots)
+    [made] = captioner.caption(clip, start=2, end=4, shots=examples)
+    assert (made.start, made.end) == (2.0, 4.0)
+    [plain] = captioner.caption(clip, start=2, end=4)
+    assert made.logprob != pytest.approx(plain.logprob, abs=1e-3)
+    # Their order matters, and each text sees its own medium.
+    [other] = captioner.caption(clip, start=2, end=4, shots=examples[::-1])
+    assert other.logprob != pytest.approx(made.logprob, abs=1e-3)
+
+
+def test_a_question_after_shots_is_the_last_turn_of_a_dialogue(
+    captioner: Captioner, clip: Path
+) -> None:
+    shots = captioner.examples([Shot(str(clip), "red", "What colour?", end=2.0)])
+    asked = captioner.ask(clip, "And now?", start=4, shots=shots, beams=1)
+    talk = captioner.chat(beams=1)
+    talk.show(clip, end=2.0)
+    answer = talk.say("What colour?")
+    assert answer == captioner.ask(clip, "What colour?", end=2.0, beams=1).text
+    talk.turns[0] = talk.turns[0].__class__(1, "What colour?", "red")
+    talk.show(clip, start=4)
+    assert talk.say("And now?") == asked.text
+
+
+def test_a_conversation_goes_on_about_what_was_seen(captioner: Captioner, clip: Path) -> None:
+    talk = captioner.chat(beams=1, max_tokens=6)
+    with pytest.raises(InputError, match="nothing was shown yet"):
+        talk.say("What?")
+    talk.show(clip)
+    first = talk.say("What?")
+    pieces: list[str] = []
+    second = talk.say("And then?", pieces.append)
+    assert "".join(pieces) == second
+    assert [(turn.media, turn.answer) for turn in talk.turns] == [(1, first), (0, second)]
+    # A question that fails changes nothing.
+    with pytest.raises(InputError, match="question is empty"):
+        talk.say(" ")
+    with pytest.raises(SourceError):
+        talk.show(clip.with_name("nope.mp4"))
+    assert len(talk.turns) == 2
+    assert len(talk.seen) == 1
+    talk.forget()
+    talk.show(clip)
+    assert talk.say("What?") == first
