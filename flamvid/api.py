@@ -179,7 +179,7 @@ class Captioner:
 
         on_text: hears of the answer piece by piece as it is made; with `beams=1`.
         """
-        config = GenerationConfig(**search)
+        config = GenerationConfig(**_not_empty(search))
         view = View(frames=frames, fps=fps, start=start, end=end, timeout=decode_timeout)
         ids = self.model.prompts.question(question, [(shot.question, shot.text) for shot in shots])
         seen = next(self._look(source, view, len(shots)))
@@ -268,7 +268,7 @@ class Captioner:
 
     def chat(self, **search: Unpack[Search]) -> Chat:
         """A conversation about media, which it keeps in mind."""
-        return Chat(self, GenerationConfig(**search))
+        return Chat(self, GenerationConfig(**_not_empty(search)))
 
     def encode(self, frames: Frames) -> Tensor:
         """Frozen features [T,N,F] of decoded frames."""
@@ -372,3 +372,8 @@ class Chat:
 def _favour_length(search: Search) -> Search:
     """The settings that captions are searched with unless told otherwise."""
     return {"length_penalty": 1.0, **search}
+
+
+def _not_empty(search: Search) -> Search:
+    """The settings that answers are searched with unless told otherwise: silence is none."""
+    return {"min_tokens": 1, **search}

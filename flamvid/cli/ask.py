@@ -37,7 +37,7 @@ def ask(
     end: opt.End = None,
     beams: opt.Beams = 3,
     max_tokens: opt.MaxTokens = 20,
-    min_tokens: opt.MinTokens = 0,
+    min_tokens: opt.MinTokens = 1,
     length_penalty: opt.LengthPenalty = 0.0,
     no_repeat_ngram: opt.NoRepeatNgram = 0,
     temperature: opt.Temperature = 0.0,

@@ -196,7 +196,7 @@ def test_ask_answers(run: Any, fake: Any) -> None:
         "end": None,
         "beams": 3,
         "max_tokens": 20,
-        "min_tokens": 0,
+        "min_tokens": 1,
         "length_penalty": 0.0,
         "no_repeat_ngram": 0,
         "temperature": 0.0,
