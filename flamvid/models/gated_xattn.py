@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from flamvid.errors import ConfigError
+from flamvid.models.linear import Linear
 from flamvid.models.resampler import check_activation, feed_forward
 from flamvid.ops import media_attention
 
@@ -75,9 +76,9 @@ class GatedCrossAttention(nn.Module):
         inner = config.heads * config.head_width
         self.heads = config.heads
         self.norm: nn.Module = nn.LayerNorm(width)
-        self.to_q = nn.Linear(width, inner, bias=False)
-        self.to_kv = nn.Linear(media_width, 2 * inner, bias=False)
-        self.to_out = nn.Linear(inner, width, bias=False)
+        self.to_q = Linear(width, inner, bias=False)
+        self.to_kv = Linear(media_width, 2 * inner, bias=False)
+        self.to_out = Linear(inner, width, bias=False)
         self.norm_q: nn.Module = nn.Identity()
         self.norm_k: nn.Module = nn.Identity()
         self.ffw: nn.Module = feed_forward(width, config.ffw_ratio, config.activation)

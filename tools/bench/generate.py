@@ -30,6 +30,7 @@ from flamvid.generate.config import GenerationConfig
 from flamvid.generate.engine import generate
 from flamvid.models.flamingo import Flamingo
 from flamvid.models.gated_xattn import XattnConfig
+from flamvid.models.linear import Linear
 from flamvid.models.mosaic import MosaicConfig, MosaicForCausalLM
 from flamvid.models.resampler import ResamplerConfig
 from flamvid.ops import implementation, media_index
@@ -81,6 +82,9 @@ class Peer(nn.Module):
         self.perceiver = Perceiver(WIDTH, 6, (8, 64), LATENTS)
         self.lang_encoder = lm
         dim = lm.config.hidden_size
+        for module in lm.modules():
+            if isinstance(module, Linear):  # plain ones, as their LM has
+                module.__class__ = nn.Linear
         blocks = lm.transformer.blocks
         for i, layer in enumerate(blocks):
             blocks[i] = FlamingoLayer(GatedCrossAttentionBlock(dim, WIDTH), layer)
