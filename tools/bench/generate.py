@@ -6,8 +6,9 @@ A random model in the shape of OpenFlamingo-3B: MPT-1B's architecture with 12 la
 gated cross-attention before every one, 256 x 1024 features of a picture, 64 latents. The peer is
 its wrapper, line by line (tests/weights/reference.py), under transformers' `generate`: keys and
 values of all media and the dense mask anew for each token, and pictures repeated for each beam.
-Where the wrapper's LM gives logits of every token of a prompt, this one gives the last alone, which
-spares the peer work. Both sides must write the same tokens. Medians of one run, interleaved.
+Its LM has torch's own linear layers. Where it would give logits of every token of a prompt, this
+one gives the last alone, which spares the peer work. Both sides must write the same tokens.
+Medians of one run, interleaved.
 """
 
 from __future__ import annotations
