@@ -114,7 +114,6 @@ def search(
     hidden = model.lm(input_ids, media, mask, cache)[:, -1]  # B x D
     rows_each = K * draws
     cache.batch_repeat_interleave(rows_each)
-    layers = tuple(layer.repeat(rows_each) for layer in media.layers)
     # What the last token sees, the next ones see.
     index = index_BS[:, -1:].repeat_interleave(rows_each, 0)
     M = latents_BMLD.shape[1]
@@ -181,7 +180,7 @@ def search(
             # Past the last media there is nothing new to see.
             seen = index[:, 0] + 1
             index = media_index(token_ids, media_id, seen=seen).clamp_max(M - 1)
-        hidden = model.lm(token_ids, MediaContext(layers, index), mask, cache)[:, -1]
+        hidden = model.lm(token_ids, MediaContext(media.layers, index), mask, cache)[:, -1]
 
     for b in range(B):
         if not done[b]:  # out of tokens: what is still running competes as it stands

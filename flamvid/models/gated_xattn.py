@@ -1,6 +1,7 @@
 """GATED XATTN-DENSE: how the frozen language model reads latents (Flamingo, A.1.2, figure 4).
 
-Legend: B batch, S text tokens, M media, L latents per media, D width of the LM, Dm of the latents.
+Legend: B batch, P prompts, S text tokens, M media, L latents per media, D width of the LM, Dm of
+the latents.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from flamvid.errors import ConfigError
+from flamvid.models.linear import Linear
 from flamvid.models.resampler import check_activation, feed_forward
 from flamvid.ops import media_attention
 
@@ -56,16 +58,14 @@ class XattnConfig:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MediaKeyValues:
-    """Keys and values of all media for one layer: each [B,H,M*L,d]; computed once per media."""
+    """Keys and values of all media for one layer: each [P,H,M*L,d]; computed once per media.
+
+    P prompts, whose beams or options share them: never copied for each.
+    """
 
     keys: Tensor
     values: Tensor
     latents: int
-
-    def repeat(self, times: int) -> MediaKeyValues:
-        """Each row `times` times in succession, as beams of one prompt stand."""
-        keys, values = (x.repeat_interleave(times, 0) for x in (self.keys, self.values))
-        return MediaKeyValues(keys, values, self.latents)
 
 
 class GatedCrossAttention(nn.Module):
@@ -76,9 +76,9 @@ class GatedCrossAttention(nn.Module):
         inner = config.heads * config.head_width
         self.heads = config.heads
         self.norm: nn.Module = nn.LayerNorm(width)
-        self.to_q = nn.Linear(width, inner, bias=False)
-        self.to_kv = nn.Linear(media_width, 2 * inner, bias=False)
-        self.to_out = nn.Linear(inner, width, bias=False)
+        self.to_q = Linear(width, inner, bias=False)
+        self.to_kv = Linear(media_width, 2 * inner, bias=False)
+        self.to_out = Linear(inner, width, bias=False)
         self.norm_q: nn.Module = nn.Identity()
         self.norm_k: nn.Module = nn.Identity()
         self.ffw: nn.Module = feed_forward(width, config.ffw_ratio, config.activation)
@@ -94,9 +94,14 @@ class GatedCrossAttention(nn.Module):
         return MediaKeyValues(self.norm_k(self._split(k)), self._split(v), L)
 
     def forward(self, x_BSD: Tensor, media: MediaKeyValues, index_BS: Tensor) -> Tensor:
-        q = self.norm_q(self._split(self.to_q(self.norm(x_BSD))))
-        attended = media_attention(q, media.keys, media.values, index_BS, media.latents)
-        attended = self.to_out(attended.transpose(1, 2).flatten(2))
+        """B rows, in order so many of each prompt of the media; index int32 [B,S]."""
+        q = self.to_q(self.norm(x_BSD))
+        # Rows of one prompt stand end to end, as more tokens: each knows by its index what it sees.
+        P = media.keys.shape[0]
+        q = self.norm_q(self._split(q.reshape(P, -1, q.shape[-1])))
+        index = index_BS.reshape(P, -1)
+        attended = media_attention(q, media.keys, media.values, index, media.latents)
+        attended = self.to_out(attended.transpose(1, 2).reshape(*x_BSD.shape[:2], -1))
 
         x_BSD = x_BSD + self.attn_gate.tanh() * attended
         out: Tensor = x_BSD + self.ffw_gate.tanh() * self.ffw(x_BSD)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flamvid.models.gated_xattn import GatedCrossAttention, XattnConfig
+from flamvid.models.linear import Linear
 
 __all__ = ["IdeficsCrossAttention"]
 
@@ -21,9 +22,9 @@ class SwiGLU(nn.Module):
     def __init__(self, width: int, inner: int, eps: float) -> None:
         super().__init__()
         self.norm = nn.RMSNorm(width, eps=eps)
-        self.gate = nn.Linear(width, inner, bias=False)
-        self.up = nn.Linear(width, inner, bias=False)
-        self.down = nn.Linear(inner, width, bias=False)
+        self.gate = Linear(width, inner, bias=False)
+        self.up = Linear(width, inner, bias=False)
+        self.down = Linear(inner, width, bias=False)
 
     def forward(self, x_BSD: Tensor) -> Tensor:
         x = self.norm(x_BSD)

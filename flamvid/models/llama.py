@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flamvid.models.linear import Linear
+
 __all__ = ["KeyValueCache", "Llama", "LlamaConfig", "LlamaLayer", "read_llama_config"]
 
 
@@ -124,7 +126,7 @@ class KeyValueCache:
                     buffers[layer] = change(buffer)
 
 
-class _Linear(nn.Linear):
+class _Linear(Linear):
     """Without random weights: they are always read from a file."""
 
     def reset_parameters(self) -> None:

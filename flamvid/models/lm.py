@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from flamvid.errors import ConfigError
 from flamvid.models.frozen import CPU
 from flamvid.models.gated_xattn import GatedCrossAttention, MediaKeyValues
 from flamvid.models.int8 import Int8Linear
+from flamvid.models.linear import linear
 from flamvid.models.llama import KeyValueCache, Llama, read_llama_config
 from flamvid.models.llama_file import can_be_int8, load_llama, load_llama_int8
 
@@ -51,7 +51,7 @@ class TokenHead:
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Hidden states [...,D] to logits [...,V]."""
-        return F.linear(hidden, self.weight)
+        return linear(hidden, self.weight)
 
     def columns(self, tokens: Tensor) -> Tensor:
         """Where tokens stand among the ids, -100 (which losses ignore) where they don't."""

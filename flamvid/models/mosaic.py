@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from flamvid.errors import ConfigError
+from flamvid.models.linear import Linear
 from flamvid.models.masks import hidden_keys
 
 __all__ = ["MosaicConfig", "MosaicForCausalLM", "register"]
@@ -56,12 +57,12 @@ class MosaicAttention(nn.Module):
         width, bias = config.d_model, not config.no_bias
         self.layer, self.heads = layer, config.n_heads
         self.clip, self.scale = config.attn_clip_qkv, config.softmax_scale
-        self.Wqkv = nn.Linear(width, 3 * width, bias=bias)
+        self.Wqkv = Linear(width, 3 * width, bias=bias)
         self.q_ln: nn.Module = nn.Identity()
         self.k_ln: nn.Module = nn.Identity()
         if config.attn_qk_ln:
             self.q_ln, self.k_ln = nn.LayerNorm(width, bias=bias), nn.LayerNorm(width, bias=bias)
-        self.out_proj = nn.Linear(width, width, bias=bias)
+        self.out_proj = Linear(width, width, bias=bias)
 
     def forward(self, x_BSD: Tensor, bias_BHSK: Tensor, cache: Any) -> Tensor:
         qkv = self.Wqkv(x_BSD)
@@ -86,8 +87,8 @@ class MosaicMlp(nn.Module):
     def __init__(self, config: MosaicConfig) -> None:
         super().__init__()
         width, bias = config.d_model, not config.no_bias
-        self.mlp_up = nn.Linear(width, config.mlp_ratio * width, bias=bias)
-        self.mlp_down = nn.Linear(config.mlp_ratio * width, width, bias=bias)
+        self.mlp_up = Linear(width, config.mlp_ratio * width, bias=bias)
+        self.mlp_down = Linear(config.mlp_ratio * width, width, bias=bias)
 
     def forward(self, x_BSD: Tensor) -> Tensor:
         out: Tensor = self.mlp_down(F.gelu(self.mlp_up(x_BSD)))
@@ -167,7 +168,7 @@ class MosaicForCausalLM(_Mosaic):
     def __init__(self, config: MosaicConfig) -> None:
         super().__init__(config)
         self.transformer = MosaicModel(config)
-        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.lm_head: nn.Linear = Linear(config.d_model, config.vocab_size, bias=False)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:

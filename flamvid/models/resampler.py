@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flamvid.errors import ConfigError, InputError
+from flamvid.models.linear import Linear
 from flamvid.models.time_embedding import TimeEmbedding
 from flamvid.ops import attention
 
@@ -90,9 +91,9 @@ def feed_forward(width: int, ratio: int, activation: str = "squared_relu") -> nn
     """LayerNorm, widen, activation, narrow; no biases in the linear layers."""
     return nn.Sequential(
         nn.LayerNorm(width),
-        nn.Linear(width, ratio * width, bias=False),
+        Linear(width, ratio * width, bias=False),
         ACTIVATIONS[activation](),
-        nn.Linear(ratio * width, width, bias=False),
+        Linear(ratio * width, width, bias=False),
     )
 
 

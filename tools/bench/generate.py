@@ -1,0 +1,308 @@
+"""Texts after 1, 5 and 33 media: ours, and OpenFlamingo's way of decoding with the same weights.
+
+python tools/bench/generate.py [--rounds N] [--tokens N] [--clock wall|cpu]
+
+A random model in the shape of OpenFlamingo-3B: MPT-1B's architecture with 12 layers of 512, a
+gated cross-attention before every one, 256 x 1024 features of a picture, 64 latents. The peer is
+its wrapper, line by line (tests/weights/reference.py), under transformers' `generate`: keys and
+values of all media and the dense mask anew for each token, and pictures repeated for each beam.
+Its LM has torch's own linear layers. Where it would give logits of every token of a prompt, this
+one gives the last alone, which spares the peer work. Both sides must write the same tokens.
+Medians of one run, interleaved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationMixin
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from flamvid.generate.config import GenerationConfig
+from flamvid.generate.engine import generate
+from flamvid.models.flamingo import Flamingo
+from flamvid.models.gated_xattn import XattnConfig
+from flamvid.models.linear import Linear
+from flamvid.models.mosaic import MosaicConfig, MosaicForCausalLM
+from flamvid.models.resampler import ResamplerConfig
+from flamvid.ops import implementation, media_index
+from flamvid.weights.open_flamingo import build_open_flamingo
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from tests.weights.reference import FlamingoLayer, GatedCrossAttentionBlock, Perceiver
+
+VOCAB, END, MEDIA = 50280, 50277, 50278
+WIDTH, PATCHES, LATENTS, LAYERS = 1024, 256, 64, 12
+BARS = {1: 2.0, 5: 5.0, 33: 15.0}
+BEAMS, BEAM_BAR = 3, 1.6
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+class Host(MosaicForCausalLM, GenerationMixin):
+    """MPT-1B's architecture as transformers' `generate` wants it."""
+
+    flamingo: Any = None
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        past_key_values: Any = None,
+        cache: Any = None,  # what transformers 5.24 calls the same
+        use_cache: bool | None = None,
+        **_: Any,
+    ) -> CausalLMOutputWithPast:
+        if self.flamingo is not None:
+            self.flamingo.look(input_ids)
+        held = past_key_values if cache is None else cache
+        out = self.transformer(input_ids, attention_mask, held, use_cache)
+        logits = self.lm_head(out.last_hidden_state[:, -1:])
+        return CausalLMOutputWithPast(logits=logits, past_key_values=held)
+
+
+class Features(nn.Module):
+    """Stands for CLIP, of which both sides would make the same features."""
+
+    width = WIDTH
+
+
+class Peer(nn.Module):
+    """OpenFlamingo's Flamingo, from the features of pictures on."""
+
+    def __init__(self, lm: Host) -> None:
+        super().__init__()
+        self.perceiver = Perceiver(WIDTH, 6, (8, 64), LATENTS)
+        self.lang_encoder = lm
+        dim = lm.config.hidden_size
+        for module in lm.modules():
+            if isinstance(module, Linear):  # plain ones, as their LM has
+                module.__class__ = nn.Linear
+        blocks = lm.transformer.blocks
+        for i, layer in enumerate(blocks):
+            blocks[i] = FlamingoLayer(GatedCrossAttentionBlock(dim, WIDTH), layer)
+        # Past nn.Module's bookkeeping: the LM is a part of this, not the other way about.
+        object.__setattr__(lm, "flamingo", self)
+
+    def look(self, ids: Tensor) -> None:
+        """FlamingoLMMixin.forward: where the media stand, or what was last known of it."""
+        locations = ids == MEDIA
+        if not locations.any():  # use_cached_media_locations: as many as stood in the prompt
+            count = torch.count_nonzero(self.locations, dim=1)
+            # All tokens of the step get the count; the block's cumsum of one token leaves it be.
+            locations = count[:, None]
+        else:
+            self.locations = locations
+        for layer in self.lang_encoder.transformer.blocks:
+            layer.media_locations = locations
+
+    def condition(self, media: Tensor) -> None:
+        for layer in self.lang_encoder.transformer.blocks:
+            layer.vis_x = media
+
+    def resample(self, features: Tensor) -> Tensor:
+        return self.perceiver(features)  # b T v D, one frame each
+
+    def write(self, ids: Tensor, tokens: int, beams: int) -> Tensor:
+        """`Flamingo.generate` once the media are conditioned on."""
+        out = self.lang_encoder.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            eos_token_id=END,
+            pad_token_id=END,
+            num_beams=beams,
+            max_new_tokens=tokens,
+            do_sample=False,
+        )
+        return out[0, ids.shape[1] :]
+
+
+def models() -> tuple[Flamingo, Peer]:
+    """The same random model as ours and as theirs."""
+    config = MosaicConfig(d_model=512, n_heads=8, n_layers=LAYERS, vocab_size=VOCAB)
+    lm = Host(config).eval()
+    lm.generation_config.eos_token_id = None
+    for parameter in lm.parameters():
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, std=0.05)  # larger than at first, or all logits are close
+    ours_lm = copy.deepcopy(lm)
+    peer = Peer(lm).eval()
+    held = {
+        name: tensor
+        for name, tensor in peer.state_dict().items()
+        if name.startswith("perceiver.")
+        or ".gated_cross_attn_layer." in name
+        or name == "lang_encoder.transformer.wte.weight"
+    }
+    resampler = ResamplerConfig(
+        features=WIDTH,
+        width=WIDTH,
+        depth=6,
+        heads=8,
+        head_width=64,
+        latents=LATENTS,
+        frames=0,
+        project=False,
+        activation="gelu",
+    )
+    xattn = XattnConfig(first=0, every=1, heads=8, head_width=64, activation="gelu")
+    vision: Any = Features()
+    parts = (resampler, xattn)
+    return build_open_flamingo(held, vision, ours_lm, parts, Path("random")).eval(), peer
+
+
+class Case:
+    """A prompt of so many media, each with its few tokens of text."""
+
+    def __init__(self, ours: Flamingo, peer: Peer, media: int, tokens: int) -> None:
+        self.ours, self.peer, self.tokens = ours, peer, tokens
+        self.features = torch.randn(1, media, PATCHES, WIDTH)
+        self.ids = torch.randint(8, END, (1, media * 16))
+        self.ids[:, ::16] = MEDIA
+        self.index = media_index(self.ids, MEDIA)
+        self.latents = self.ours_latents()
+        # Once, uncounted: the first run of a shape is slower.
+        self.ours_from_latents(self.latents, 1, 2)
+        self.peer_from_latents(self.latents, 1, 2)
+
+    def ours_latents(self) -> Tensor:
+        return self.ours.resample(self.features[:, :, None])
+
+    def ours_from_latents(self, latents: Tensor, beams: int, tokens: int) -> list[int]:
+        config = GenerationConfig(beams=beams, max_tokens=tokens)
+        found = generate(self.ours, latents, self.ids, self.index, END, config, media_id=MEDIA)
+        return list(found[0].ids)
+
+    def ours_whole(self, beams: int, tokens: int) -> list[int]:
+        return self.ours_from_latents(self.ours_latents(), beams, tokens)
+
+    def peer_from_latents(self, latents: Tensor, beams: int, tokens: int) -> list[int]:
+        self.peer.condition(latents.repeat_interleave(beams, 0))
+        return self.peer.write(self.ids, tokens, beams).tolist()
+
+    def peer_whole(self, beams: int, tokens: int) -> list[int]:
+        # vision_x.repeat_interleave(num_beams) comes before the encoder.
+        self.peer.condition(self.peer.resample(self.features.repeat_interleave(beams, 0)))
+        return self.peer.write(self.ids, tokens, beams).tolist()
+
+
+def medians(
+    runs: dict[str, Callable[[], Any]], rounds: int, clock: str
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Seconds of each, in turns, and what each gave."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    gave: dict[str, Any] = {}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            start = CLOCKS[clock]()
+            gave[name] = run()
+            times[name].append(CLOCKS[clock]() - start)
+    return {name: median(took) for name, took in times.items()}, gave
+
+
+def compare(case: Case, rounds: int, clock: str) -> float:
+    """Prints greedy figures of one number of media; gives how many times as fast ours is."""
+    n, latents = case.tokens, case.latents
+    took, wrote = medians(
+        {
+            "ours": lambda: case.ours_from_latents(latents, 1, n),
+            "peer": lambda: case.peer_from_latents(latents, 1, n),
+            "ours, one token": lambda: case.ours_from_latents(latents, 1, 1),
+            "peer, one token": lambda: case.peer_from_latents(latents, 1, 1),
+            "ours, resampler": case.ours_latents,
+            "peer, resampler": lambda: case.peer.resample(case.features),
+        },
+        rounds,
+        clock,
+    )
+    if wrote["ours"] != wrote["peer"] or len(wrote["ours"]) != n:
+        raise SystemExit(f"ours wrote {wrote['ours']}, the peer {wrote['peer']}: must be the same")
+    media = case.latents.shape[1]
+    print(f"{media} media, {case.ids.shape[1]} tokens of prompt; {n} new tokens, the same of both")
+    rates: list[tuple[str, float, float]] = [
+        ("from latents", n / took["ours"], n / took["peer"]),
+        (
+            "  tokens after the first",
+            (n - 1) / (took["ours"] - took["ours, one token"]),
+            (n - 1) / (took["peer"] - took["peer, one token"]),
+        ),
+        (  # both resample once here, and then go on from latents
+            "from features",
+            n / (took["ours"] + took["ours, resampler"]),
+            n / (took["peer"] + took["peer, resampler"]),
+        ),
+    ]
+    for name, ours, theirs in rates:
+        print(f"  {name:26}ours {ours:7.2f} tokens/s, peer {theirs:7.2f}: {ours / theirs:6.2f}x")
+    sys.stdout.flush()
+    return rates[0][1] / rates[0][2]
+
+
+def beams(case: Case, rounds: int, clock: str) -> float:
+    """Prints what beams cost; gives ours, from latents, over greedy."""
+    n, latents = case.tokens, case.latents
+    took, wrote = medians(
+        {
+            "ours": lambda: case.ours_from_latents(latents, BEAMS, n),
+            "ours, greedy": lambda: case.ours_from_latents(latents, 1, n),
+            "ours, whole": lambda: case.ours_whole(BEAMS, n),
+            "ours, greedy, whole": lambda: case.ours_whole(1, n),
+            "peer, whole": lambda: case.peer_whole(BEAMS, n),
+            "peer, greedy, whole": lambda: case.peer_whole(1, n),
+        },
+        rounds,
+        clock,
+    )
+    same = (
+        "the same text as the peer" if wrote["ours, whole"] == wrote["peer, whole"] else "another"
+    )
+    print(f"{BEAMS} beams, {latents.shape[1]} media: {same}")
+    ratio = took["ours"] / took["ours, greedy"]
+    print(
+        f"  ours from latents {took['ours']:.2f} s, greedy {took['ours, greedy']:.2f}: {ratio:.2f}"
+    )
+    for side in ("ours", "peer"):
+        whole, greedy = took[f"{side}, whole"], took[f"{side}, greedy, whole"]
+        print(f"  {side} from features {whole:.2f} s, greedy {greedy:.2f}: {whole / greedy:.2f}")
+    sys.stdout.flush()
+    return ratio
+
+
+@torch.inference_mode()
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--media", type=int, nargs="*", default=sorted(BARS))
+    parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    ours, peer = models()
+    served = implementation("media_attention_forward")
+    print(f"{served.name}, {torch.get_num_threads()} threads, {options.clock} time")
+
+    verdicts: list[tuple[str, bool]] = []
+    for media in options.media:
+        case = Case(ours, peer, media, options.tokens)
+        ratio = compare(case, options.rounds, options.clock)
+        bar = BARS.get(media, 1.0)
+        verdicts.append((f"{media} media: {ratio:.2f}x, bar {bar:g}x", ratio >= bar))
+    case = Case(ours, peer, 5, options.tokens)
+    cost = beams(case, options.rounds, options.clock)
+    said = f"{BEAMS} beams, 5 media: {cost:.2f} of greedy, bar {BEAM_BAR:g}"
+    verdicts.append((said, cost < BEAM_BAR))
+    for said, met in verdicts:
+        print(f"{said}: {'met' if met else 'NOT met'}")
+    return 0 if all(met for _, met in verdicts) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
