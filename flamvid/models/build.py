@@ -114,8 +114,9 @@ def read_model_config(name: str) -> ModelConfig:
         path = path / TOML
     elif path.suffix != ".toml":
         if name not in preset_names():
+            loadable = (n for n in preset_names() if not n.startswith("flamingo-"))  # the paper's
             raise ConfigError(
-                f"no model is called {name!r}; there are {', '.join(preset_names())}, "
+                f"no model is called {name!r}; there are {', '.join(loadable)}, "
                 "or give the path of a model's .toml"
             )
         path = Path(str(resources.files("flamvid.presets") / f"{name}.toml"))
