@@ -29,7 +29,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
 class Preset:
     """A model that ships with flamvid: its file, and the parts that it needs by name.
 
-    adapter: a file, or `hub:ORG/NAME/FILE`.
+    adapter: a file, or `hub:ORG/NAME/FILE`; "" where there are no trained weights, and then `lm`
+    is "" as well.
     """
 
     name: str
@@ -43,6 +44,8 @@ class Preset:
     def parts(self) -> list[str]:
         """Names that `hub.get` must know before the model can load."""
         kind, _, name = self.encoder.partition(":")
+        if not self.adapter:  # there is nothing to be fetched for
+            return []
         parts = [self.lm, name if kind == "clip" else self.weights]
         # Where everything comes in one repository, the adapter is a file of it.
         if self.adapter.startswith("hub:") and not self.adapter.startswith(f"hub:{self.lm}/"):
@@ -97,6 +100,23 @@ def list_(as_json: AsJson = False) -> int:
 
 @app.command()
 @guarded
+def table(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Models; all if none is named.")
+    ] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Count the parameters of models, in billions, beside the totals of the Flamingo paper."""
+    quiet_libraries()
+    from flamvid.weights.sizes import sizes_table, table_text
+
+    rows = sizes_table(names or list(presets()))
+    typer.echo(json.dumps(rows, indent=2) if as_json else table_text(rows))
+    return 0
+
+
+@app.command()
+@guarded
 def pull(
     names: Annotated[
         list[str], typer.Argument(metavar="NAME", help="Models, their parts, or org/name.")
@@ -110,6 +130,9 @@ def pull(
 
     known, failed = presets(), False
     for name in names:
+        if name in known and not known[name].adapter:
+            report(ConfigError(f"{name} has no weights to fetch: the paper's were never released"))
+            failed = True
         for part in known[name].parts if name in known else [name]:
             try:
                 typer.echo(f"{part}: {hub.get(part)}")
@@ -170,7 +193,7 @@ def convert(
 
 
 def _place(adapter: str, folder: Path) -> str:
-    return adapter if adapter.startswith("hub:") else str(folder / adapter)
+    return adapter if not adapter or adapter.startswith("hub:") else str(folder / adapter)
 
 
 def _rows() -> list[dict[str, Any]]:
@@ -180,9 +203,11 @@ def _rows() -> list[dict[str, Any]]:
     parts = [asdict(status) for status in hub.available()]
     cached = {part["name"]: part["cached"] for part in parts}
     rows = []
-    for preset in presets().values():
+    # Those that can caption first.
+    for preset in sorted(presets().values(), key=lambda preset: not preset.adapter):
         local = Path(preset.adapter)
         there = preset.adapter.startswith("hub:") or local.is_file()
+        source = " + ".join([*preset.parts, *([local.name] if local.is_file() else [])])
         ready = there and not _missing(preset, cached)
         rows.append(
             {
@@ -191,7 +216,7 @@ def _rows() -> list[dict[str, Any]]:
                 "cached": ready,
                 "size_bytes": local.stat().st_size if local.is_file() else 0,
                 "licence": preset.licence,
-                "source": " + ".join([*preset.parts, *([local.name] if local.is_file() else [])]),
+                "source": source or "none: sizes of the paper, without weights",
             }
         )
     return rows + parts
@@ -215,10 +240,10 @@ def _describe(name: str, preset: Preset | None) -> dict[str, str | int]:
         "kind": "model",
         "format": config.format,
         "licence": config.licence or "Apache-2.0",
-        "language model": config.lm,
+        "language model": config.lm or str(config.lm_config.get("model_type", "")),
         "vision encoder": config.vision.encoder,
         "vision weights": config.vision.weights or "of the encoder",
-        "adapter": config.adapter,
+        "adapter": config.adapter or "none: the paper's weights were never released",
         "dtype": config.dtype,
     }
     for part, count in sizes(config).items():
@@ -226,9 +251,9 @@ def _describe(name: str, preset: Preset | None) -> dict[str, str | int]:
     local = Path(config.adapter)
     if local.is_file():
         facts["bytes"] = local.stat().st_size
-    elif not config.adapter.startswith("hub:"):
+    elif config.adapter and not config.adapter.startswith("hub:"):
         facts["adapter"] = f"{local} (missing: reinstall)"
-    if preset is not None:
+    if preset is not None and preset.adapter:
         cached = {status.name: status.cached for status in hub.available()}
         missing = _missing(preset, cached)
         facts["cached"] = f"no (flamvid models pull {name})" if missing else "yes"

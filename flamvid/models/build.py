@@ -29,6 +29,9 @@ __all__ = [
 ]
 
 
+LM_STATES = ("frozen", "unfrozen", "scratch")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenConfig:
     """Names of the special tokens, all of which the LM's tokenizer must know or be given.
@@ -67,7 +70,10 @@ class ModelConfig:
     `hub:ORG/NAME/FILE`. frames: how many are looked at unless told otherwise; 0 for as many as it
     was trained on. dtype: what it is loaded as unless told otherwise; cpu_dtype: on a CPU, if that
     is another. lm_config, vision_config: the frozen parts' architecture, by which their size is
-    known before they are fetched. licence: of the trained weights.
+    known before they are fetched. licence: of the trained weights. lm_state: "frozen", or in the
+    paper's ablations "unfrozen" (trained on from what it was) or "scratch" (from fresh weights of
+    lm_config). billions: the total that the paper states; 0 where it states none. A preset of the
+    paper has no `lm` and no `adapter`: nobody released them.
     """
 
     name: str
@@ -81,10 +87,18 @@ class ModelConfig:
     format: str = "flamvid"
     prompt: PromptConfig = field(default_factory=PromptConfig)
     licence: str = ""
+    lm_state: str = "frozen"
+    billions: float = 0.0
     dtype: str = "float32"
     cpu_dtype: str = ""
     lm_config: Mapping[str, Any] = field(default_factory=dict)
     vision_config: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.lm_state not in LM_STATES:
+            raise ConfigError(f"lm_state is {self.lm_state!r}; must be {', '.join(LM_STATES)}")
+        if self.lm_state == "scratch" and not self.lm_config:
+            raise ConfigError("lm_state scratch needs lm_config, the architecture to begin with")
 
 
 def preset_names() -> list[str]:
@@ -100,8 +114,9 @@ def read_model_config(name: str) -> ModelConfig:
         path = path / TOML
     elif path.suffix != ".toml":
         if name not in preset_names():
+            loadable = (n for n in preset_names() if not n.startswith("flamingo-"))  # the paper's
             raise ConfigError(
-                f"no model is called {name!r}; there are {', '.join(preset_names())}, "
+                f"no model is called {name!r}; there are {', '.join(loadable)}, "
                 "or give the path of a model's .toml"
             )
         path = Path(str(resources.files("flamvid.presets") / f"{name}.toml"))
@@ -123,7 +138,7 @@ def model_config(table: Mapping[str, Any], name: str, folder: str) -> ModelConfi
     plain = {key: value for key, value in table.items() if key not in parts}
     if "prompt" in plain:
         plain["prompt"] = config.build(PromptConfig, plain["prompt"], f"{name}: prompt")
-    if not plain["adapter"].startswith("hub:"):
+    if plain["adapter"] and not plain["adapter"].startswith("hub:"):
         plain["adapter"] = str(Path(folder) / plain["adapter"])
     return config.build(ModelConfig, {"name": name, **plain, **built}, name)
 
@@ -140,11 +155,15 @@ def skeleton(model: ModelConfig) -> Flamingo:
     with torch.device("meta"):
         lm = lm_of(model.lm_config)
         vision = vision_of(model.vision, model.vision_config)
-        return assemble(vision, lm, model.resampler, model.xattn)
+        return assemble(vision, lm, model.resampler, model.xattn, model.lm_state)
 
 
 def assemble(
-    vision: TimmEncoder | ClipEncoder, lm: Any, resampler: ResamplerConfig, xattn: XattnConfig
+    vision: TimmEncoder | ClipEncoder,
+    lm: Any,
+    resampler: ResamplerConfig,
+    xattn: XattnConfig,
+    lm_state: str = "frozen",
 ) -> Flamingo:
     """A Flamingo of these frozen parts, with fresh trainable ones (gates at 0)."""
     if vision.width != resampler.features:
@@ -152,4 +171,4 @@ def assemble(
             f"resampler.features is {resampler.features}, but the vision encoder gives "
             f"{vision.width}; they must agree"
         )
-    return Flamingo(vision, PerceiverResampler(resampler), lm, xattn)
+    return Flamingo(vision, PerceiverResampler(resampler), lm, xattn, lm_state)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from flamvid.models.gated_xattn import GatedCrossAttention, XattnConfig
+from flamvid.models.graft import GraftedLayer
 from flamvid.models.idefics import IdeficsCrossAttention
 from flamvid.models.lm import LanguageModel, MediaContext, decoder_layers
 from flamvid.models.pretrained import Pretrained
@@ -22,7 +23,10 @@ __all__ = ["Flamingo"]
 
 
 class Flamingo(nn.Module, Pretrained):
-    """The paper's figure 3. Vision and language model are frozen; the rest is trained."""
+    """The paper's figure 3. Vision and language model are frozen; the rest is trained.
+
+    lm_state: "unfrozen" or "scratch" in the ablations that train the language model too.
+    """
 
     def __init__(
         self,
@@ -30,10 +34,11 @@ class Flamingo(nn.Module, Pretrained):
         resampler: PerceiverResampler,
         lm: Any,
         xattn: XattnConfig,
+        lm_state: str = "frozen",
     ) -> None:
         super().__init__()
         width: int = lm.config.hidden_size
-        latent_width = resampler.config.width
+        latent_width = resampler.config.latent_width
         self.xattn_config = xattn
         self.vision = vision
         self.resampler = resampler
@@ -45,6 +50,8 @@ class Flamingo(nn.Module, Pretrained):
                 for at in xattn.positions(len(decoder_layers(lm)))
             },
             after=xattn.after,
+            grafted=[GraftedLayer(xattn, width, latent_width) for _ in range(xattn.grafted)],
+            frozen=lm_state == "frozen",
         )
 
     def train(self, mode: bool = True) -> Flamingo:
@@ -88,8 +95,11 @@ class Flamingo(nn.Module, Pretrained):
         return logits
 
     def trained(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Names and parameters of what we train: resampler and gated cross-attention."""
+        """Names and parameters of what we train: resampler, cross-attention, an unfrozen LM."""
         for name, parameter in self.resampler.named_parameters():
             yield f"resampler.{name}", parameter
         for name, parameter in self.lm.inserted.named_parameters():
             yield f"xattn.{name}", parameter
+        if not self.lm.frozen:
+            for name, parameter in self.lm.lm.named_parameters():
+                yield f"lm.{name}", parameter

@@ -25,6 +25,9 @@ class XattnConfig:
 
     after: behind those LM layers instead. style: "flamingo", or "idefics" for IDEFICS-1's block;
     that alone has ffw_width (of its SwiGLU), norm_eps and vector_gates (one gate per channel).
+    The paper's ablations (section 3.3): gated, whether a tanh gate stands before each sum; dense,
+    whether there is a feed-forward; grafted, so many layers behind the whole LM instead, each with
+    a self-attention.
     """
 
     first: int = 0
@@ -38,6 +41,9 @@ class XattnConfig:
     ffw_width: int = 0
     norm_eps: float = 1e-6
     vector_gates: bool = False
+    gated: bool = True
+    dense: bool = True
+    grafted: int = 0
 
     def __post_init__(self) -> None:
         if self.first < 0:
@@ -50,10 +56,14 @@ class XattnConfig:
             raise ConfigError(f"xattn.style is {self.style!r}; must be flamingo or idefics")
         if self.style == "idefics" and self.ffw_width < 1:
             raise ConfigError(f"xattn.ffw_width is {self.ffw_width}; must be at least 1 in idefics")
+        if self.grafted < 0:
+            raise ConfigError(f"xattn.grafted is {self.grafted}; must be at least 0")
+        if self.style == "idefics" and (self.grafted or not (self.gated and self.dense)):
+            raise ConfigError("xattn.gated, dense and grafted are of style flamingo, not idefics")
 
     def positions(self, layers: int) -> range:
-        """LM layers (of `layers`) that get a cross-attention in front of them."""
-        return range(self.first, layers, self.every)
+        """LM layers (of `layers`) that get a cross-attention in front of them; grafted, none."""
+        return range(0) if self.grafted else range(self.first, layers, self.every)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,7 +79,7 @@ class MediaKeyValues:
 
 
 class GatedCrossAttention(nn.Module):
-    """x + tanh(a) attention(x, media); x + tanh(b) ffw(x)."""
+    """x + tanh(a) attention(x, media); x + tanh(b) ffw(x). Gates and ffw by the configuration."""
 
     def __init__(self, config: XattnConfig, width: int, media_width: int) -> None:
         super().__init__()
@@ -81,15 +91,21 @@ class GatedCrossAttention(nn.Module):
         self.to_out = Linear(inner, width, bias=False)
         self.norm_q: nn.Module = nn.Identity()
         self.norm_k: nn.Module = nn.Identity()
-        self.ffw: nn.Module = feed_forward(width, config.ffw_ratio, config.activation)
+        self.ffw: nn.Module | None = None
+        self.attn_gate: nn.Parameter | None = None
+        self.ffw_gate: nn.Parameter | None = None
+        if config.dense:
+            self.ffw = feed_forward(width, config.ffw_ratio, config.activation)
         # tanh gates start at 0: step 0 equals the frozen LM.
-        self.attn_gate = nn.Parameter(torch.zeros(()))
-        self.ffw_gate = nn.Parameter(torch.zeros(()))
+        if config.gated:
+            self.attn_gate = nn.Parameter(torch.zeros(()))
+        if config.gated and config.dense:
+            self.ffw_gate = nn.Parameter(torch.zeros(()))
 
     def read(self, latents_BMLD: Tensor) -> MediaKeyValues:
         """Keys and values of the media, to be used for every token that is ever generated."""
         L = latents_BMLD.shape[2]
-        latents_BMLD = latents_BMLD.to(self.attn_gate.device)
+        latents_BMLD = latents_BMLD.to(next(self.norm.parameters()).device)
         k, v = self.to_kv(latents_BMLD.flatten(1, 2)).chunk(2, dim=-1)
         return MediaKeyValues(self.norm_k(self._split(k)), self._split(v), L)
 
@@ -103,10 +119,19 @@ class GatedCrossAttention(nn.Module):
         attended = media_attention(q, media.keys, media.values, index, media.latents)
         attended = self.to_out(attended.transpose(1, 2).reshape(*x_BSD.shape[:2], -1))
 
-        x_BSD = x_BSD + self.attn_gate.tanh() * attended
-        out: Tensor = x_BSD + self.ffw_gate.tanh() * self.ffw(x_BSD)
+        return self.feed(x_BSD + _gate(self.attn_gate, attended))
+
+    def feed(self, x_BSD: Tensor) -> Tensor:
+        """The second sum alone, which is all of it for a token that sees no media: [B,S,D]."""
+        if self.ffw is None:
+            return x_BSD
+        out: Tensor = x_BSD + _gate(self.ffw_gate, self.ffw(x_BSD))
         return out
 
     def _split(self, x: Tensor) -> Tensor:
         heads: Tensor = x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
         return heads  # B x H x S x d
+
+
+def _gate(gate: Tensor | None, x: Tensor) -> Tensor:
+    return x if gate is None else gate.tanh() * x

@@ -18,11 +18,12 @@ from transformers import (
 )
 
 from flamvid.errors import ConfigError
-from flamvid.models import mosaic, palm
+from flamvid.models import chinchilla, mosaic, palm
 from flamvid.models.frozen import CPU, frozen_from
 
 __all__ = ["causal_class", "lm_config_of", "lm_of", "load_host"]
 
+chinchilla.register()
 mosaic.register()
 palm.register()
 

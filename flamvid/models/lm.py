@@ -10,7 +10,7 @@ Legend: B batch, S tokens, D width, V vocabulary.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from flamvid.errors import ConfigError
 from flamvid.models.frozen import CPU
 from flamvid.models.gated_xattn import GatedCrossAttention, MediaKeyValues
+from flamvid.models.graft import GraftedCache, GraftedLayer, run_grafted
 from flamvid.models.int8 import Int8Linear
 from flamvid.models.linear import linear
 from flamvid.models.llama import KeyValueCache, Llama, read_llama_config
@@ -71,17 +72,21 @@ class LanguageModel(nn.Module):
         inserted: Mapping[int, GatedCrossAttention],
         *,
         after: bool = False,
+        grafted: Sequence[GraftedLayer] = (),
+        frozen: bool = True,
     ) -> None:
         super().__init__()
-        self.lm = lm.requires_grad_(False).eval()
+        self.frozen = frozen
+        self.lm = lm.requires_grad_(not frozen).eval()
         self.body = _body(lm)
-        self.inserted = nn.ModuleList(inserted.values())
-        self.at = tuple(inserted)
+        self.inserted = nn.ModuleList([*inserted.values(), *grafted])
+        layers = decoder_layers(lm)
+        self.at = (*inserted, *[len(layers) - 1] * len(grafted))  # the layer that each is beside
+        self.grafted = tuple(grafted)
         takes = inspect.signature(self.body.forward).parameters
         self._takes_positions = "position_ids" in takes
         # transformers 5.24 renamed it.
         self._cache_name = "cache" if "cache" in takes else "past_key_values"
-        layers = decoder_layers(lm)
         for slot, at in enumerate(inserted):
             if after:
                 layers[at].register_forward_hook(self._reader_behind(slot))
@@ -103,10 +108,15 @@ class LanguageModel(nn.Module):
             return TokenHead(self.lm.get_input_embeddings().weight[ids].float(), ids)
         weight = self.head.weight
         assert isinstance(weight, Tensor)
-        return TokenHead(weight.detach()[ids], ids)
+        # An unfrozen LM's head learns; its rows are to be taken anew after every update.
+        return TokenHead((weight.detach() if self.frozen else weight)[ids], ids)
 
     def new_cache(self) -> Any:
         """An empty cache of keys and values, as `forward` extends it."""
+        host = self._host_cache()
+        return GraftedCache(host, len(self.grafted)) if self.grafted else host
+
+    def _host_cache(self) -> Any:
         if isinstance(self.lm, Llama):
             return KeyValueCache(self.lm.config.num_hidden_layers)
         from transformers import DynamicCache
@@ -116,7 +126,8 @@ class LanguageModel(nn.Module):
     def train(self, mode: bool = True) -> LanguageModel:
         """Train the inserted layers; the frozen part stays in evaluation mode."""
         super().train(mode)
-        self.lm.eval()
+        if self.frozen:
+            self.lm.eval()
         return self
 
     def forward(
@@ -137,11 +148,15 @@ class LanguageModel(nn.Module):
             inputs["position_ids"] = positions[:, -input_ids.shape[1] :]
         token = _media.set(media)
         try:
-            out = self.body(**inputs, **{self._cache_name: cache}, use_cache=cache is not None)
+            host = cache.host if isinstance(cache, GraftedCache) else cache
+            out = self.body(**inputs, **{self._cache_name: host}, use_cache=cache is not None)
         finally:
             _media.reset(token)
-        hidden: Tensor = out.last_hidden_state.to(input_ids.device)
-        return hidden
+        hidden: Tensor = out.last_hidden_state
+        if self.grafted:
+            layers, index = (None, None) if media is None else (media.layers, media.index)
+            hidden = run_grafted(self.grafted, hidden, layers, index, attention_mask, cache)
+        return hidden.to(input_ids.device)
 
     def _reader(self, slot: int) -> Any:
         xattn = self.inserted[slot]

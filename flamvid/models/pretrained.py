@@ -147,7 +147,7 @@ def _tensors(model: Flamingo) -> Iterator[tuple[str, Tensor]]:
 def _table(model: Flamingo, about: Mapping[str, Any]) -> dict[str, Any]:
     vision = model.vision
     if isinstance(vision, TimmEncoder):
-        seen: dict[str, Any] = {"encoder": f"timm:{vision.name}"}
+        seen: dict[str, Any] = {"encoder": f"timm:{vision.name}", "classifier": vision.classifier}
     else:
         seen = {"encoder": "clip:saved", "class_token": vision.first == 0}
     dtype = str(model.lm.head.weight.dtype).removeprefix("torch.")
@@ -229,7 +229,7 @@ def _vision(
     look = config.build(VisionConfig, table["vision"], "vision")
     kind, _, name = look.encoder.partition(":")
     if kind == "timm":
-        encoder = TimmEncoder(name)
+        encoder = TimmEncoder(name, look.classifier)
         encoder.load(tensors)
         return encoder.to(device=device, dtype=dtype).requires_grad_(False).eval()
     from transformers import CLIPVisionConfig, CLIPVisionModel

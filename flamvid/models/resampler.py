@@ -33,7 +33,10 @@ class ResamplerConfig:
     frames: how many time embeddings there are; 0 for none. media: how many places of a media in
     its text have an embedding; 0 for none. project: whether features come through a norm and a
     projection to `width`; if not, they are `width` wide. qk_norm: a norm of each head's queries
-    and keys.
+    and keys. out_width: what latents are projected to at last, for the LM to read; 0: they aren't.
+    kind: "perceiver", or the paper's ablations (section 3.3): "transformer", whose frames and
+    latents all attend to each other; "mlp", whose latents are means of successive features, each
+    through feed-forwards alone.
     """
 
     features: int
@@ -49,20 +52,31 @@ class ResamplerConfig:
     project: bool = True
     activation: str = "squared_relu"
     qk_norm: bool = False
+    out_width: int = 0
+    kind: str = "perceiver"
 
     def __post_init__(self) -> None:
         for name in ("features", "width", "depth", "heads", "head_width", "latents"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"resampler.{name} is {getattr(self, name)}; must be at least 1")
-        for name in ("frames", "media"):
+        for name in ("frames", "media", "out_width"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"resampler.{name} is {getattr(self, name)}; must be at least 0")
         check_activation("resampler", self.activation)
+        if self.kind not in ("perceiver", "transformer", "mlp"):
+            raise ConfigError(
+                f"resampler.kind is {self.kind!r}; must be perceiver, transformer or mlp"
+            )
         if not self.project and self.features != self.width:
             raise ConfigError(
                 f"resampler.features is {self.features} and width {self.width}; they must be the "
                 "same without a projection: set project = true"
             )
+
+    @property
+    def latent_width(self) -> int:
+        """How wide the latents are that come out."""
+        return self.out_width or self.width
 
 
 class SquaredReLU(nn.Module):
@@ -144,8 +158,45 @@ class ResamplerBlock(nn.Module):
         return heads  # B x H x K x d
 
 
+class SelfBlock(nn.Module):
+    """A plain Transformer's block: everything attends to everything of its row."""
+
+    def __init__(self, config: ResamplerConfig) -> None:
+        super().__init__()
+        inner = config.heads * config.head_width
+        self.heads = config.heads
+        self.norm = nn.LayerNorm(config.width)
+        self.to_qkv = nn.Linear(config.width, 3 * inner, bias=False)
+        self.to_out = nn.Linear(inner, config.width, bias=False)
+        self.ffw = feed_forward(config.width, config.ffw_ratio, config.activation)
+
+    def forward(self, x_1XD: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Tokens of all rows end to end, [1,X,D], `lengths` of each row, to the same."""
+        q, k, v = (
+            x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for x in self.to_qkv(self.norm(x_1XD)).chunk(3, dim=-1)
+        )
+        attended = attention(q, k, v, (lengths, lengths)).transpose(1, 2)  # 1 x X x H x d
+        x_1XD = x_1XD + self.to_out(attended.flatten(2))
+        out: Tensor = x_1XD + self.ffw(x_1XD)
+        return out
+
+
+class MlpBlock(nn.Module):
+    """A feed-forward and the residual."""
+
+    def __init__(self, config: ResamplerConfig) -> None:
+        super().__init__()
+        self.ffw = feed_forward(config.width, config.ffw_ratio, config.activation)
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        """[B,L,D] to the same."""
+        out: Tensor = x_BLD + self.ffw(x_BLD)
+        return out
+
+
 class PerceiverResampler(nn.Module):
-    """Features of T frames, [B,T,N,F], to latents [B,L,D]."""
+    """Features of T frames, [B,T,N,F], to latents [B,L,D], or of another kind by `config.kind`."""
 
     def __init__(self, config: ResamplerConfig) -> None:
         super().__init__()
@@ -159,8 +210,14 @@ class PerceiverResampler(nn.Module):
         self.time = TimeEmbedding(config.frames, config.width) if config.frames else None
         self.place = TimeEmbedding(config.media, config.width) if config.media else None
         self.latents = nn.Parameter(torch.randn(config.latents, config.width) * 0.02)
-        self.blocks = nn.ModuleList(ResamplerBlock(config) for _ in range(config.depth))
+        block = {"perceiver": ResamplerBlock, "transformer": SelfBlock, "mlp": MlpBlock}[
+            config.kind
+        ]
+        self.blocks = nn.ModuleList(block(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width)
+        self.out: nn.Module = nn.Identity()
+        if config.out_width:
+            self.out = nn.Linear(config.width, config.out_width, bias=False)
 
     def forward(
         self,
@@ -194,10 +251,31 @@ class PerceiverResampler(nn.Module):
 
         # Squeeze time and space into the latents.
         latents_BLD = self.latents.expand(B, -1, -1)
-        for block in self.blocks:
-            latents_BLD = block(latents_BLD, media, lengths)
-        out: Tensor = self.norm(latents_BLD)
+        if self.config.kind == "perceiver":
+            for block in self.blocks:
+                latents_BLD = block(latents_BLD, media, lengths)
+        else:
+            rows = list(media.unbind() if lengths is None else media.split(lengths))
+            latents_BLD = self._plain(latents_BLD, rows)
+        out: Tensor = self.out(self.norm(latents_BLD))
         return out
+
+    def _plain(self, latents_BLD: Tensor, rows: list[Tensor]) -> Tensor:
+        """The ablations: latents [B,L,D] of each row's features [K,D], whatever their number K."""
+        L = latents_BLD.shape[1]
+        if self.config.kind == "mlp":
+            means = [F.adaptive_avg_pool1d(row.t(), L).t() for row in rows]
+            x = torch.stack(means) + latents_BLD
+            for block in self.blocks:
+                x = block(x)
+            return x
+        # Rows end to end, each its features and then its latents; nothing is padded.
+        lengths = [len(row) + L for row in rows]
+        pairs = zip(rows, latents_BLD, strict=True)
+        x = torch.cat([part for pair in pairs for part in pair])[None]
+        for block in self.blocks:
+            x = block(x, lengths)
+        return torch.stack([row[-L:] for row in x[0].split(lengths)])
 
     def _embed(self, features: Tensor, times_TD: Tensor | None) -> Tensor:
         """Project frozen features [...,T,N,F] and say when each frame was seen: [...,T,N,D]."""

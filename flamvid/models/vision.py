@@ -24,7 +24,8 @@ __all__ = ["ClipEncoder", "TimmEncoder", "VisionConfig", "build_vision", "load_c
 class VisionConfig:
     """Which encoder (`timm:NAME` or `clip:FOLDER-OR-ID`), and the pictures it was trained on.
 
-    class_token: whether a CLIP encoder's CLS is one of the features.
+    class_token: whether a CLIP encoder's CLS is one of the features. classifier: whether a timm
+    model has its last layer, which `labels` need.
     labels: so many of the encoder's own class names are said in the prompt of a caption, of those
     that it is sure of by at least `label_share`; ImageNet encoders only. label_worth: what a
     caption gains in the search by saying one, in nats, times how much surer than `label_sure` the
@@ -42,6 +43,7 @@ class VisionConfig:
     label_worth: float = 0.0
     label_sure: float = 0.25
     class_token: bool = False
+    classifier: bool = True
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -54,6 +56,8 @@ class VisionConfig:
             raise ConfigError(
                 f"vision.labels is {self.labels}; must be 0, or above it with a timm encoder"
             )
+        if self.labels and not self.classifier:
+            raise ConfigError("vision.labels needs a classifier; set classifier = true")
 
     @property
     def features(self) -> str:
@@ -65,10 +69,10 @@ class VisionConfig:
 class TimmEncoder(nn.Module):
     """Any timm model: the features before its pooling, as a grid of patches."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, classifier: bool = True) -> None:
         super().__init__()
-        self.name = name
-        self.model: Any = EfficientNetLite(name) if is_lite(name) else _timm(name)
+        self.name, self.classifier = name, classifier
+        self.model: Any = EfficientNetLite(name) if is_lite(name) else _timm(name, classifier)
         self.width: int = self.model.num_features
         # Convolutions on a CPU run about twice as fast on channels-last memory.
         self.to(memory_format=torch.channels_last)
@@ -80,6 +84,9 @@ class TimmEncoder(nn.Module):
         else:
             result = self.model.load_state_dict(dict(tensors), strict=False)
             missing, extra = result.missing_keys, result.unexpected_keys
+            if not self.classifier:
+                head = f"{self.model.default_cfg['classifier']}."
+                extra = [k for k in extra if not k.startswith(head)]
             missing = [k for k in missing if not k.endswith("num_batches_tracked")]
         if missing or extra:
             raise WeightsError(
@@ -103,11 +110,13 @@ class TimmEncoder(nn.Module):
         return out
 
 
-def _timm(name: str) -> Any:
+def _timm(name: str, classifier: bool) -> Any:
     import timm  # a second, which only its own models are worth
 
     try:
-        return timm.create_model(name, pretrained=False)
+        return timm.create_model(
+            name, pretrained=False, **({} if classifier else {"num_classes": 0})
+        )
     except RuntimeError as error:
         near = ", ".join(timm.list_models(f"*{name}*")[:3]) or "see timm.list_models()"
         raise ConfigError(f"timm has no model {name!r}; near: {near}") from error
@@ -145,7 +154,7 @@ def vision_of(config: VisionConfig, table: Mapping[str, object]) -> TimmEncoder 
     """The encoder as initialised; a CLIP tower by the `table` of its architecture."""
     kind, _, name = config.encoder.partition(":")
     if kind == "timm":
-        return TimmEncoder(name)
+        return TimmEncoder(name, config.classifier)
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
     return ClipEncoder(CLIPVisionModel(CLIPVisionConfig(**table)), config.class_token)
@@ -163,6 +172,6 @@ def build_vision(
     if kind == "clip":
         encoder = load_clip(Path(folder or name), dtype, config.class_token, device)
     else:
-        encoder = TimmEncoder(name)
+        encoder = TimmEncoder(name, config.classifier)
     encoder.requires_grad_(False).eval()
     return encoder

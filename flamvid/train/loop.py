@@ -224,6 +224,8 @@ def _train_captions(
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(parameters, stage.clip)
         optimizer.step()
+        if not flamingo.lm.frozen:
+            head = flamingo.lm.head_of(vocab)
         seen += len(texts)
 
         if (step + 1) % 10 == 0:

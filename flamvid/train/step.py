@@ -102,19 +102,24 @@ def make_optimizer(model: Flamingo, stage: CaptionStage) -> torch.optim.AdamW:
     """AdamW in the paper's groups: no decay for the resampler; gates at a rate of their own."""
     groups: dict[str, list[Tensor]] = {"resampler": [], "gates": [], "matrices": [], "vectors": []}
     for name, parameter in model.trained():
-        if name.startswith("resampler."):
+        if name.startswith("lm."):  # only in the ablations that train the language model too
+            kind = "lm matrices" if parameter.ndim > 1 else "lm vectors"
+            groups.setdefault(kind, []).append(parameter)
+        elif name.startswith("resampler."):
             groups["resampler"].append(parameter)
         elif name.endswith("gate"):
             groups["gates"].append(parameter)
         else:
             groups["matrices" if parameter.ndim > 1 else "vectors"].append(parameter)
     rates = {"resampler": stage.resampler_learning_rate, "gates": stage.gate_learning_rate}
+    # A tenth of the rate for an unfrozen LM, as the paper has it (appendix B.1).
+    rates |= dict.fromkeys(("lm matrices", "lm vectors"), 0.1 * stage.learning_rate)
     return torch.optim.AdamW(
         [
             {
                 "params": parameters,
                 "peak": rates.get(name, stage.learning_rate),
-                "weight_decay": stage.weight_decay if name == "matrices" else 0.0,
+                "weight_decay": stage.weight_decay if name.endswith("matrices") else 0.0,
             }
             for name, parameters in groups.items()
         ],

@@ -25,7 +25,7 @@ class WordModel(nn.Module):
     def __init__(self, resampler: PerceiverResampler, words: int) -> None:
         super().__init__()
         self.resampler = resampler
-        self.head = nn.Linear(resampler.config.width, words)
+        self.head = nn.Linear(resampler.config.latent_width, words)
         nn.init.constant_(self.head.bias, -4.0)  # most words are absent
 
     def forward(self, features_BTNF: Tensor, frame_counts: Tensor, targets_BW: Tensor) -> Tensor:

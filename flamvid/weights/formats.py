@@ -59,8 +59,14 @@ def _flamvid(
     """Our own: frozen parts by name; the trained part is copied in by `load_trained`."""
     folder = hub.resolve(config.lm)
     load = partial(load_plain_lm, int8=int8) if own else load_causal_lm
-    lm = load(folder, dtype, device)
-    flamingo = assemble(_vision(config, dtype, device), lm, config.resampler, config.xattn)
+    if config.lm_state == "scratch":
+        from flamvid.models.hosts import lm_of
+
+        lm = lm_of(config.lm_config)  # of `config.lm` only the tokenizer is used
+    else:
+        lm = load(folder, dtype, device)
+    vision = _vision(config, dtype, device)
+    flamingo = assemble(vision, lm, config.resampler, config.xattn, config.lm_state)
     if int8 and isinstance(
         lm, Llama
     ):  # what is computed is float32 already, and what is stored stays as short as it is

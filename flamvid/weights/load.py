@@ -87,6 +87,12 @@ def load_config(
     device_map: str | None = None,
 ) -> LoadedModel:
     """`load_model` of a configuration in hand."""
+    if not config.lm or (trained and not config.adapter):
+        raise ConfigError(
+            f"{config.name} is an architecture of the paper, whose weights were never released; "
+            f"to train one, copy {config.name}.toml, name your own lm and vision weights in it, "
+            "and run flamvid train with a recipe of that model"
+        )
     where = _device(device)
     dtype = dtype or (where.type == "cpu" and config.cpu_dtype) or config.dtype
     int8 = dtype == "int8"

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from torch import nn
 
-from flamvid.models.build import ModelConfig, skeleton
+from flamvid.models.build import ModelConfig, read_model_config, skeleton
 
-__all__ = ["sizes"]
+__all__ = ["Row", "sizes", "sizes_table", "table_text"]
+
+Row = Mapping[str, str | float | None]
+
+# Names in `sizes`, and at the head of a column.
+COLUMNS = {
+    "language model": "LM",
+    "vision encoder": "vision",
+    "cross-attention": "XATTN",
+    "resampler": "resampler",
+    "total": "total",
+}
 
 
 def sizes(config: ModelConfig) -> dict[str, int]:
@@ -21,6 +34,43 @@ def sizes(config: ModelConfig) -> dict[str, int]:
         "language model": _count(model.lm.lm),
     }
     return {**parts, "total": sum(parts.values())}
+
+
+def sizes_table(names: Sequence[str]) -> list[Row]:
+    """Billions of parameters of each model by part, and what the paper's table 5 and 3 say.
+
+    paper, difference: None where the paper gives no total. The projection of latents to the width
+    of the LM counts as the resampler's.
+    """
+    rows: list[Row] = []
+    for name in names:
+        config = read_model_config(name)
+        counts = sizes(config)
+        row: dict[str, str | float | None] = {"name": config.name}
+        row |= {head: counts[part] / 1e9 if counts else None for part, head in COLUMNS.items()}
+        known = bool(counts and config.billions)
+        row["paper"] = config.billions if known else None
+        row["difference"] = counts["total"] / 1e9 - config.billions if known else None
+        rows.append(row)
+    return rows
+
+
+def table_text(rows: Sequence[Row]) -> str:
+    """The rows of `sizes_table` under each other, with a head."""
+    wide = max([len("name"), *(len(str(row["name"])) for row in rows)])
+    heads = [*COLUMNS.values(), "paper", "difference"]
+    lines = [f"{'name':<{wide}}" + "".join(f"  {head:>9}" for head in heads) + "  (billions)"]
+    for row in rows:
+        cells = [_cell(row[head], head) for head in heads]
+        lines.append(f"{row['name']:<{wide}}" + "".join(f"  {cell:>9}" for cell in cells))
+    return "\n".join(lines)
+
+
+def _cell(value: str | float | None, head: str) -> str:
+    if value is None:
+        return "-"
+    places = {"paper": ".1f", "difference": "+.3f"}.get(head, ".3f")
+    return format(value, places)
 
 
 def _count(part: nn.Module) -> int:

@@ -110,3 +110,22 @@ def test_convert_writes_a_folder_and_refuses_a_full_one(
     assert "ours exists and is no empty folder" in again.stderr
     unknown = run("models", "convert", str(tiny.parent), "more")
     assert "--like openflamingo-3b" in unknown.stderr
+
+
+def test_table_counts_models_beside_the_paper(run: Any) -> None:
+    result = run("models", "table", "flamingo-3b", "flamvid-base")
+    assert result.exit_code == 0, result.stderr
+    head, paper, ours = (line.split() for line in result.stdout.splitlines())
+    assert head[:6] == ["name", "LM", "vision", "XATTN", "resampler", "total"]
+    assert paper == ["flamingo-3b", "1.374", "0.435", "1.208", "0.197", "3.215", "3.2", "+0.015"]
+    assert ours[-3:] == ["0.159", "-", "-"]
+    (row,) = json.loads(run("models", "table", "flamingo-3b", "--json").stdout)
+    assert row["paper"] == 3.2
+
+
+def test_a_model_of_the_paper_says_that_it_has_no_weights(run: Any) -> None:
+    pulled = run("models", "pull", "flamingo-3b")
+    assert pulled.exit_code == 1
+    assert "flamingo-3b has no weights to fetch" in pulled.stderr
+    shown = run("models", "show", "flamingo-3b").stdout
+    assert "none: the paper's weights were never released" in shown
