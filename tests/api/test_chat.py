@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flamvid.api import Captioner, Shot
+from flamvid.api import Captioner, Example, Shot
 from flamvid.errors import InputError, SourceError
 
 
@@ -17,6 +17,10 @@ def test_shots_come_before_what_is_captioned(captioner: Captioner, clip: Path) -
     assert (made.start, made.end) == (2.0, 4.0)
     [plain] = captioner.caption(clip, start=2, end=4)
     assert made.logprob != pytest.approx(plain.logprob, abs=1e-3)
+    # What they say is read, not only what they show.
+    said = [Example(examples[0].seen, "blue"), examples[1]]
+    [told] = captioner.caption(clip, start=2, end=4, shots=said)
+    assert told.logprob != pytest.approx(made.logprob, abs=1e-3)
     # Their order matters, and each text sees its own medium.
     [other] = captioner.caption(clip, start=2, end=4, shots=examples[::-1])
     assert other.logprob != pytest.approx(made.logprob, abs=1e-3)
