@@ -12,25 +12,24 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Self
+from typing import BinaryIO, Self
 
-import ffmpeg
 import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
 
 from flamvid.errors import DecodeError, DecoderLost, InputError, SourceError
 from flamvid.types import Frames, VideoInfo
-from flamvid.video.address import Kind, classify, input_options, shown
+from flamvid.video.address import Kind, classify, shown
 from flamvid.video.live_child import LiveChild
+from flamvid.video.live_graph import Wishes, live_graph
 from flamvid.video.sample import Fps
 
 __all__ = ["LiveSource", "at_ticks", "is_endless", "open_live", "recorded"]
 
 _LONGEST_GAP = 3600.0  # seconds between two frames; a jump of more is an error of the clock
-_PROMPT = frozenset({Kind.RTSP, Kind.RTMP, Kind.CAMERA})  # cameras: we hold no frame back
 
 
 class LiveSource:
@@ -57,6 +56,8 @@ class LiveSource:
         size: tuple[int, int] | None = None,
         timeout: float = 15.0,
         stdin: BinaryIO | None = None,
+        hwaccel: str | None = None,
+        realtime: bool = False,
     ) -> None:
         if not (math.isfinite(timeout) and timeout > 0):
             raise InputError(f"timeout is {timeout} s; must be above 0")
@@ -68,8 +69,14 @@ class LiveSource:
         self._size = size
         self._clock = _Clock()
         self._ahead: Frames | None = None  # the first frame, where it was read to connect
-        graph = _graph(source, self.kind, size, timeout)
+        graph = live_graph(source, Wishes(size, timeout, hwaccel, realtime))
         self._child: LiveChild | None = LiveChild(graph, _input_of(self.kind, stdin))
+        self._log = self._child.log
+
+    @property
+    def complaints(self) -> int:
+        """How often the demuxer or decoder has found something wrong with the data."""
+        return self._log.complaints
 
     def connect(self) -> VideoInfo:
         """Wait for the first frame, which stays to be read; `DecodeError` where none comes."""
@@ -103,6 +110,11 @@ class LiveSource:
             self._child.kill()
             self._child = None
         self._ahead = None
+
+    def interrupt(self) -> None:
+        """Kill the child from any thread; who reads meets the end of the stream, or an error."""
+        if (child := self._child) is not None:
+            child.process.kill()
 
     def __enter__(self) -> Self:
         return self
@@ -269,42 +281,6 @@ def _input_of(kind: Kind, stdin: BinaryIO | None) -> int | BinaryIO:
         return int(stream.fileno())
     except (OSError, io.UnsupportedOperation):
         return stream
-
-
-def _graph(
-    source: str, kind: Kind, size: tuple[int, int] | None, timeout: float
-) -> Callable[[int], Any]:
-    """ffmpeg's command, by the number of the pipe for times: all frames, upright, square pixels."""
-    name, options = input_options(source, timeout)
-    # By frames, threads hold one frame back each: two are a compromise, cameras get none.
-    options |= {"thread_type": "slice"} if kind in _PROMPT else {"threads": 2}
-    height, width = size or (
-        "ih",
-        "if(gt(sar\\,0)*gt(abs(sar-1)\\,0.01)\\,max(1\\,round(iw*sar))\\,iw)",
-    )
-    # Broadcasts are interlaced at times. To undo it takes the next frame: not for cameras.
-    filters = [] if kind in _PROMPT else ["bwdif=send_frame:deint=interlaced"]
-    filters += [f"scale={width}:{height}:flags=bicubic", "format=rgb24|rgba"]
-
-    def graph(times: int) -> Any:
-        output = ffmpeg.input(name, **options).output(
-            "pipe:1",
-            vf=",".join(filters),
-            vcodec="pam",
-            format="image2pipe",
-            fps_mode="passthrough",
-            flush_packets=1,
-            stats_enc_post=f"pipe:{times}",
-            # pts and time base are the decoder's: no rate of an encoder rounds them.
-            stats_enc_post_fmt="{ptsi} {tbi} {size}",
-            an=None,
-            sn=None,
-            dn=None,
-        )
-        quiet = ("-hide_banner", "-nostats", "-nostdin", "-loglevel", "level+info")
-        return output.global_args(*quiet, "-max_error_rate", "1")
-
-    return graph
 
 
 def _check_target(size: tuple[int, int] | None) -> None:

@@ -28,10 +28,13 @@ class LiveLog:
     broken: str = ""
     cut: bool = False
     endless: bool = False
+    complaints: int = 0  # of the demuxer and the decoder, about what they are given
     errors: deque[str] = field(default_factory=lambda: deque(maxlen=20))
 
     def add(self, line: str) -> None:
         """One line of it. Streams of the output come after the mapping, and are ours."""
+        if self.stream is not None and re.search(r"\[(?:warning|error)\]", line):
+            self.complaints += 1
         if re.search(r"\[(error|fatal)\]|HTTP error", line):
             said = "".join(c for c in line.rpartition("] ")[2] if c.isprintable())
             self.errors.append(re.sub(r"://[^/@\s]*@", "://***@", said))  # no password gets out

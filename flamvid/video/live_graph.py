@@ -1,0 +1,94 @@
+"""ffmpeg's command for a live source: every frame, upright, of square pixels, with its time."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ffmpeg
+
+from flamvid.errors import InputError
+from flamvid.video.address import Kind, classify, input_options, local_path
+from flamvid.video.playlist import check_references
+from flamvid.video.policy import MOST_PIXELS
+from flamvid.video.probe import allowed
+
+__all__ = ["Wishes", "live_graph"]
+
+_PROMPT = frozenset({Kind.RTSP, Kind.RTMP, Kind.CAMERA})  # cameras: we hold no frame back
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """How a live source is to be read.
+
+    size: height and width of its frames; None leaves them. timeout: seconds after which ffmpeg
+    gives up a connection. hwaccel: ffmpeg's name of a hardware decoder, or `auto`. realtime: read
+    no faster than it plays, as from a camera.
+    """
+
+    size: tuple[int, int] | None = None
+    timeout: float = 15.0
+    hwaccel: str | None = None
+    realtime: bool = False
+
+    def __post_init__(self) -> None:
+        if self.hwaccel is not None and not re.fullmatch(r"[a-z0-9_]{1,32}", self.hwaccel):
+            raise InputError(
+                f"hwaccel is {self.hwaccel!r}; must be a name that ffmpeg knows: auto, cuda, "
+                "vaapi, qsv, videotoolbox, ..."
+            )
+
+
+def live_graph(source: str, wishes: Wishes) -> Callable[[int], Any]:
+    """The command, by the number of the pipe for times."""
+    kind = classify(source)
+    name, options = _input(source, kind, wishes)
+    # Broadcasts are interlaced at times. To undo it takes the next frame: not for cameras.
+    filters = [] if kind in _PROMPT else ["bwdif=send_frame:deint=interlaced"]
+    height, width = wishes.size or (
+        "ih",
+        "if(gt(sar\\,0)*gt(abs(sar-1)\\,0.01)\\,max(1\\,round(iw*sar))\\,iw)",
+    )
+    filters += [f"scale={width}:{height}:flags=bicubic", "format=rgb24|rgba"]
+
+    def graph(times: int) -> Any:
+        output = ffmpeg.input(name, **options).output(
+            "pipe:1",
+            vf=",".join(filters),
+            vcodec="pam",
+            format="image2pipe",
+            fps_mode="passthrough",
+            flush_packets=1,
+            stats_enc_post=f"pipe:{times}",
+            # pts and time base are the decoder's: no rate of an encoder rounds them.
+            stats_enc_post_fmt="{ptsi} {tbi} {size}",
+            an=None,
+            sn=None,
+            dn=None,
+        )
+        quiet = ("-hide_banner", "-nostats", "-nostdin", "-loglevel", "level+info")
+        return output.global_args(*quiet, "-max_error_rate", "1")
+
+    return graph
+
+
+def _input(source: str, kind: Kind, wishes: Wishes) -> tuple[str, dict[str, Any]]:
+    """What ffmpeg opens, and how."""
+    options: dict[str, Any]
+    if kind is Kind.FILE:
+        path = local_path(source)
+        name = f"file:{path}"
+        options = {"max_pixels": MOST_PIXELS, **allowed(check_references(path))}
+    else:
+        name, found = input_options(source, wishes.timeout)
+        options = dict(found)
+    # By frames, threads hold one frame back each: two are a compromise, cameras get none.
+    options |= {"thread_type": "slice"} if kind in _PROMPT else {"threads": 2}
+    if wishes.hwaccel is not None:
+        options["hwaccel"] = wishes.hwaccel
+    if wishes.realtime:
+        options["re"] = None
+    return name, options
