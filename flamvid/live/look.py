@@ -60,7 +60,12 @@ class Looker:
     def encode(self, frames: Frames) -> Tensor:
         """Frozen features [T,N,F] of decoded frames."""
         pictures = self.model.transform(frames.pixels)
-        return self.model.flamingo.encode(pictures.to(self.model.device, self.model.dtype))
+        pictures = pictures.to(self.model.device, self.model.dtype)
+        if len(pictures) == 1:
+            # oneDNN has other kernels for one picture than for several. A frame of a stream comes
+            # alone, and must get the very features that it gets among others.
+            return self.model.flamingo.encode(pictures.expand(2, -1, -1, -1))[:1].clone()
+        return self.model.flamingo.encode(pictures)
 
     def look(self, source: str | PathLike[str], view: View) -> Iterator[tuple[Segment, Tensor]]:
         """The parts of a source that the view asks for, and features [T,N,F] of their frames."""
