@@ -123,7 +123,8 @@ class LiveCaptioner:
         self.settled = math.inf  # when the scene that began last is to be told of
         self.last: Said | None = None  # caption, and how well it fitted what it was made of
         self.fitted = 0.0
-        self.seen = 0
+        self.seen = self.dropped = 0  # frames looked at, and not
+        self.dropped_before = 0  # in the life that a state was restored from
         self.told = 0.0  # up to where of the stream the cues are
         self.newest: Frame | None = None
         self._looker = Looker(model)
@@ -131,6 +132,11 @@ class LiveCaptioner:
         self._alarm: Alarm | None = None
         if config.alerts and embedder is not None:
             self._alarm = Alarm(config.alerts, embedder, config.memory.recent)
+
+    @property
+    def decode_size(self) -> tuple[int, int] | None:
+        """Height and width that frames may come in; None for their own."""
+        return self._looker._decode_size()
 
     def stop(self) -> None:
         """End soon: after the caption that is being made, and a last one."""
@@ -242,6 +248,7 @@ class LiveCaptioner:
     ) -> Cue:
         now = time.time()
         arrived = now if self.newest is None or kind is Kind.GAP else self.newest.wall
+        self.dropped = self.dropped_before + source.stats.dropped + self.budget.skipped
         remembered = [*self.memory.long, *self.memory.recent]
         return Cue(
             kind=kind,
@@ -257,7 +264,7 @@ class LiveCaptioner:
             wall=now,
             latency=max(0.0, now - arrived),
             seen=self.seen,
-            dropped=source.stats.dropped + self.budget.skipped,
+            dropped=self.dropped,
             shed={"frames": self.budget.skipped, **(shed or {"greedy": 0, "latents": 0})},
             since=remembered[0].start if remembered else start,
             frames=len(remembered),

@@ -1,0 +1,371 @@
+"""`flamvid live`: captions of a stream as it goes on, in bounded memory."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flamvid.cli import options as opt
+from flamvid.cli.caption import load
+from flamvid.cli.failure import (
+    FAILED,
+    INTERRUPTED,
+    OutputError,
+    guarded,
+    log_to_stderr,
+    report,
+    say,
+)
+from flamvid.cli.live_output import open_sink
+from flamvid.cli.output import Format
+from flamvid.cli.progress import progress
+from flamvid.errors import FlamvidError, InputError
+
+if TYPE_CHECKING:
+    from flamvid.api import Captioner
+    from flamvid.live.captioner import LiveCaptioner
+    from flamvid.live.sinks import Sink
+    from flamvid.video.stream import Stream
+
+__all__ = ["LiveOptions", "live", "run"]
+
+_EVERY = 2.0  # seconds between captions, where nothing else makes it speak
+
+
+class Memory(StrEnum):
+    """As `flamvid.live.policies.Policy`, which imports torch."""
+
+    window = "window"
+    merge = "merge"
+    kmeans = "kmeans"
+    drop = "drop"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveOptions:
+    """What the options say, durations in seconds and sizes in bytes."""
+
+    fps: float = 2.0
+    every: float | None = None
+    on_change: bool = False
+    when_different: float | None = None
+    on_demand: bool = False
+    memory: Memory = Memory.window
+    window: float | None = None
+    long: int = 8
+    max_memory: int | None = None
+    context: int = 0
+    ask: str = ""
+    alerts: tuple[str, ...] = ()
+    alert_threshold: float = 0.25
+    budget: float | None = None
+    sinks: tuple[str, ...] = ()
+    format: Format | None = None
+    state: Path | None = None
+    realtime: bool = False
+    timeout: float = 15.0
+    queue: int = 8
+    hwaccel: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.window is not None and not self.window > 0:
+            raise InputError(f"--window is {self.window:g}; must be above 0")
+        if not self.fps > 0:
+            raise InputError(f"--fps is {self.fps:g}; must be above 0")
+
+    @property
+    def by_clock(self) -> float | None:
+        """Seconds between captions; two where nothing else makes it speak."""
+        other = self.on_change or self.when_different is not None or self.on_demand
+        return self.every if self.every is not None or other else _EVERY
+
+
+@guarded
+def live(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="rtsp://, rtmp://, http(s):// (HLS, MJPEG, TS), cam:0, - (a pipe), or a file."
+        ),
+    ],
+    model: opt.Model = "flamvid-base",
+    every: Annotated[
+        str | None, typer.Option(help="Time between captions, such as 2s or 500ms.")
+    ] = None,
+    on_change: Annotated[bool, typer.Option(help="Speak when the scene changes.")] = False,
+    when_different: Annotated[
+        float | None,
+        typer.Option(help="Speak when the last caption has become so many nats a token less fit."),
+    ] = None,
+    on_demand: Annotated[
+        bool, typer.Option(help="Speak when a line comes on stdin; one with words is a question.")
+    ] = False,
+    ask: Annotated[str, typer.Option(help="Answer this each time, instead of a caption.")] = "",
+    alert: Annotated[
+        list[str] | None, typer.Option(help="Tell when what is seen matches this text.")
+    ] = None,
+    alert_threshold: Annotated[
+        float, typer.Option(help="The cosine from which it counts as a match.")
+    ] = 0.25,
+    memory: Annotated[
+        Memory, typer.Option(help="What becomes of frames older than the window.")
+    ] = Memory.window,
+    window: Annotated[
+        float | None, typer.Option(help="Seconds that are remembered as they were.")
+    ] = None,
+    long: Annotated[int, typer.Option(help="Places of the long memory behind the window.")] = 8,
+    max_memory: Annotated[
+        str | None, typer.Option(help="Cap of the stream's memory, such as 512MB.")
+    ] = None,
+    context: Annotated[
+        int, typer.Option(help="How many of the last captions the next one goes on from.")
+    ] = 0,
+    fps: Annotated[float, typer.Option(help="Frames per second to look at.")] = 2.0,
+    latency_budget: Annotated[
+        str | None, typer.Option(help="Leave work out when captions come later, such as 500ms.")
+    ] = None,
+    sink: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sink",
+            "-o",
+            help="FILE (.txt .jsonl .srt .vtt), - , http(s)://HOOK or sse:PORT; more than once.",
+        ),
+    ] = None,
+    format: Annotated[
+        Format | None, typer.Option("--format", "-f", help="By the name of the file, or text.")
+    ] = None,
+    state: Annotated[
+        Path | None, typer.Option(help="Keep memory and text here, and go on from it.")
+    ] = None,
+    realtime: Annotated[
+        bool, typer.Option(help="Play a recording no faster than its time passes.")
+    ] = False,
+    timeout: Annotated[
+        str, typer.Option(help="Connect anew when no frame comes for so long.")
+    ] = "15s",
+    queue: Annotated[int, typer.Option(help="Frames that may wait; more are dropped.")] = 8,
+    hwaccel: Annotated[
+        str | None, typer.Option(help="Decode by this hardware, by ffmpeg's name of it.")
+    ] = None,
+    beams: opt.Beams = 1,
+    max_tokens: opt.MaxTokens = 20,
+    min_tokens: opt.MinTokens = 0,
+    length_penalty: opt.LengthPenalty = 1.0,
+    no_repeat_ngram: opt.NoRepeatNgram = 0,
+    device: opt.Device = None,
+    dtype: opt.Dtype = None,
+    verbose: opt.Verbose = False,
+) -> int:
+    """Describe a stream as it goes on, for as long as it does, in bounded memory.
+
+    Cues go to stdout as they are made, or to every --sink. Ctrl-C ends it after a last caption.
+    """
+    text = opt.TextOptions(
+        beams=beams,
+        max_tokens=max_tokens,
+        min_tokens=min_tokens,
+        length_penalty=length_penalty,
+        no_repeat_ngram=no_repeat_ngram,
+    )
+    wanted = LiveOptions(
+        fps=fps,
+        every=_seconds("--every", every),
+        on_change=on_change,
+        when_different=when_different,
+        on_demand=on_demand,
+        memory=memory,
+        window=window,
+        long=long,
+        max_memory=_bytes("--max-memory", max_memory),
+        context=context,
+        ask=ask.strip(),
+        alerts=tuple(alert or ()),
+        alert_threshold=alert_threshold,
+        budget=_seconds("--latency-budget", latency_budget),
+        sinks=tuple(sink or ("-",)),
+        format=format,
+        state=state,
+        realtime=realtime,
+        timeout=_seconds("--timeout", timeout) or 15.0,
+        queue=queue,
+        hwaccel=hwaccel,
+    )
+    where = opt.ModelOptions(model=model, device=device, dtype=dtype)
+    return run(source, where, wanted, text, verbose)
+
+
+def run(
+    source: str,
+    where: opt.ModelOptions,
+    wanted: LiveOptions,
+    text: opt.TextOptions,
+    verbose: bool,
+) -> int:
+    """Watch a source until it ends or is interrupted."""
+    if wanted.on_demand and source == "-":
+        raise InputError("--on-demand reads stdin, and so does the source -; give only one of them")
+    log_to_stderr()
+    with progress(1) as bar:
+        captioner = load(where, bar, verbose)
+    watcher = _captioner(captioner, wanted, text)
+
+    from flamvid.live.checkpoint import restore
+    from flamvid.video.stream import open_stream
+
+    resumes = wanted.state is not None and wanted.state.exists()
+    after = restore(watcher, wanted.state) if resumes and wanted.state else None
+    with ExitStack() as stack:
+        sinks = [
+            open_sink(target, wanted.format, watcher.bell, resume=resumes)
+            for target in wanted.sinks or ("-",)
+        ]
+        for sink in sinks:
+            stack.callback(sink.close)
+        stopped = stack.enter_context(_stopping(watcher.stop))
+        if wanted.on_demand:
+            threading.Thread(target=_listen, args=(watcher,), daemon=True).start()
+        try:
+            stream = stack.enter_context(
+                open_stream(
+                    source,
+                    fps=wanted.fps,
+                    size=watcher.decode_size,
+                    timeout=wanted.timeout,
+                    queue=wanted.queue,
+                    realtime=wanted.realtime,
+                    hwaccel=wanted.hwaccel,
+                    after=after,
+                )
+            )
+            _deliver(watcher, stream, sinks, wanted.state)
+        except OutputError:
+            raise
+        except FlamvidError as error:
+            report(error, source)
+            return INTERRUPTED if stopped() else FAILED
+        finally:
+            for sink in sinks:
+                if sink.lost:
+                    say(f"flamvid: {sink.lost} cues were not delivered")
+    return INTERRUPTED if stopped() else 0
+
+
+def _deliver(watcher: LiveCaptioner, stream: Stream, sinks: list[Sink], state: Path | None) -> None:
+    """Every cue to every sink, and what is known after it to the state."""
+    from flamvid.live.checkpoint import save_state
+
+    complained = False
+    for cue in watcher.watch(stream):
+        for sink in sinks:
+            sink.put(cue)
+        if state is None:
+            continue
+        try:
+            save_state(watcher, state)
+        except OSError as error:  # a full disk is no reason to stop watching
+            if not complained:
+                say(f"flamvid: can't write the state {state} ({error.strerror})")
+            complained = True
+
+
+def _captioner(captioner: Captioner, wanted: LiveOptions, text: opt.TextOptions) -> LiveCaptioner:
+    """The live captioner that the options describe, its cap said on stderr."""
+    from flamvid.generate.config import GenerationConfig
+    from flamvid.live.alarm import Alert
+    from flamvid.live.captioner import LiveCaptioner, LiveConfig, sizes_of
+    from flamvid.live.memory import MemoryConfig
+    from flamvid.live.policies import Policy
+    from flamvid.live.trigger import ChangeConfig
+
+    model = captioner.model
+    usual = model.config.frames or model.config.resampler.frames or 1
+    recent = usual if wanted.window is None else max(1, round(wanted.window * wanted.fps))
+    memory = MemoryConfig(policy=Policy(wanted.memory.value), recent=recent, long=wanted.long)
+    sizes = sizes_of(model)
+    if wanted.max_memory is not None:
+        memory = sizes.within(memory, wanted.max_memory)
+    behind = "" if memory.policy is Policy.WINDOW else f", {memory.long} places behind them"
+    say(
+        f"flamvid: memory {memory.policy}: {memory.recent} recent frames{behind}, at most "
+        f"{sizes.most(memory) / 1e6:.1f} MB (the model and what is being decoded aside)"
+    )
+    config = LiveConfig(
+        fps=wanted.fps,
+        memory=memory,
+        every=wanted.by_clock,
+        on_change=ChangeConfig() if wanted.on_change else None,
+        when_different=wanted.when_different,
+        question=wanted.ask,
+        alerts=tuple(Alert(text=t, threshold=wanted.alert_threshold) for t in wanted.alerts),
+        context=wanted.context,
+        budget=wanted.budget,
+    )
+    search = GenerationConfig(
+        beams=text.beams,
+        max_tokens=text.max_tokens,
+        min_tokens=text.min_tokens,
+        length_penalty=text.length_penalty,
+        no_repeat_ngram=text.no_repeat_ngram,
+    )
+    embedder = getattr(model, "embedder", None)
+    return LiveCaptioner(model, config, search, embedder)
+
+
+@contextmanager
+def _stopping(stop: Callable[[], None]) -> Iterator[Callable[[], bool]]:
+    """Ctrl-C and SIGTERM end it after a last caption; a second one at once."""
+    caught: list[int] = []
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(signum)
+        stop()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(caught)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _listen(watcher: LiveCaptioner) -> None:
+    """Each line of stdin asks for a caption, or for the answer to what it says."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in sys.stdin:
+            watcher.bell.ring(line)
+
+
+def _seconds(flag: str, text: str | None) -> float | None:
+    """A duration: 2, 2s, 1.5s, 500ms, 1m."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h)?", text.strip())
+    if not match or float(match[1]) <= 0:
+        raise InputError(f"{flag} is {text!r}; must be a time above 0, such as 2s or 500ms")
+    return float(match[1]) * {"ms": 1e-3, "m": 60.0, "h": 3600.0}.get(match[2] or "s", 1.0)
+
+
+def _bytes(flag: str, text: str | None) -> int | None:
+    """A size: 512MB, 1.5GB, 64MiB; plain numbers are bytes."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]?)(i?)b?", text.strip().lower())
+    if not match or float(match[1]) <= 0:
+        raise InputError(f"{flag} is {text!r}; must be a size above 0, such as 512MB")
+    power = "kmg".find(match[2]) + 1 if match[2] else 0
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
