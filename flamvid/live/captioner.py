@@ -232,6 +232,9 @@ class LiveCaptioner:
 
     def _gap(self, source: Source, gap: Gap) -> Cue:
         self.told = max(self.told, gap.end)
+        for clock in (self.every, self.check):
+            if clock is not None:
+                clock.skip(gap.end)
         return self._made(source, Kind.GAP, gap.start, gap.end, "", 0.0, gap.reason)
 
     def _made(

@@ -32,8 +32,12 @@ class Every:
         """Whether it is time, now that all is seen up to `end`; moves on to the next time."""
         if end < self.due - 1e-6:
             return False
-        self.due = (math.floor((end + 1e-6) / self.seconds) + 1) * self.seconds
+        self.skip(end)
         return True
+
+    def skip(self, end: float) -> None:
+        """Nothing is due up to there."""
+        self.due = max(self.due, (math.floor((end + 1e-6) / self.seconds) + 1) * self.seconds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
