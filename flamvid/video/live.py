@@ -54,6 +54,7 @@ class LiveSource:
         source: str,
         *,
         size: tuple[int, int] | None = None,
+        fps: float | None = None,
         timeout: float = 15.0,
         stdin: BinaryIO | None = None,
         hwaccel: str | None = None,
@@ -62,16 +63,31 @@ class LiveSource:
         if not (math.isfinite(timeout) and timeout > 0):
             raise InputError(f"timeout is {timeout} s; must be above 0")
         _check_target(size)
+        if fps is not None:
+            Fps(fps)  # checks it
         self.kind = classify(source)
         self.name = "standard input" if self.kind is Kind.STDIN else shown(source)
         self.info: VideoInfo | None = None
         self.timeout = timeout
         self._size = size
         self._clock = _Clock()
+        self._ticks, self._number, self._placed = 0, b"", (0.0, 0.0)
         self._ahead: Frames | None = None  # the first frame, where it was read to connect
-        graph = live_graph(source, Wishes(size, timeout, hwaccel, realtime))
-        self._child: LiveChild | None = LiveChild(graph, _input_of(self.kind, stdin))
+        self._fps = fps
+        # An even multiple of the rate has a tick at the start, where the clock begins, and in the
+        # middle of each part. It is over one per second, so that the watchdog hears of the child.
+        self._thin = 0 if fps is None else 2 * math.ceil(0.5 / fps)
+        rate = None if fps is None else fps * self._thin
+        graph = live_graph(source, Wishes(size, rate, timeout, hwaccel, realtime))
+        self._child: LiveChild | None = LiveChild(
+            graph, _input_of(self.kind, stdin), limited=hwaccel is None
+        )
         self._log = self._child.log
+
+    @property
+    def jumps(self) -> int:
+        """How often the sender's clock has been set: where what follows does not continue."""
+        return self._clock.jumps + self._log.jumps
 
     @property
     def complaints(self) -> int:
@@ -91,14 +107,19 @@ class LiveSource:
     ) -> Iterator[Frames]:
         """One frame after the other, each as `Frames` of T = 1, until the stream ends.
 
-        fps: the frame shown at each tick, as `at_ticks` says. size: height and width; cheaper if
-        it was given at opening, so that nothing larger has to come through the pipe. A later call
-        goes on where the last one stopped.
+        fps: the frame shown at each tick, as `at_ticks` says. size: height and width. Both are
+        cheaper if they were given at opening, so that nothing else has to come through the pipe;
+        then fps is left out here. A later call goes on where the last one stopped.
         """
         _check_target(size)
         if fps is not None:
             Fps(fps)  # checks it
-        frames = self._forward() if fps is None else at_ticks(self._forward(), fps)
+            if self._fps is not None:
+                raise InputError(f"fps is {fps}; {self.name} was opened with {self._fps} fps")
+        if self._thin:
+            frames = self._thinned()
+        else:
+            frames = self._forward() if fps is None else at_ticks(self._forward(), fps)
         return frames if size is None else (_resized(frame, size) for frame in frames)
 
     def close(self) -> None:
@@ -129,6 +150,12 @@ class LiveSource:
                 return
             yield frame
 
+    def _thinned(self) -> Iterator[Frames]:
+        for frame in self._forward():
+            self._ticks += 1
+            if self._ticks % self._thin == (self._thin // 2 + 1) % self._thin:
+                yield frame
+
     def _read(self) -> Frames | None:
         """The next frame; None at the end, with the child gone."""
         if self._child is None:
@@ -148,7 +175,7 @@ class LiveSource:
             if line is None:
                 self._check_end(child)
                 return None
-            pts, base, size = line.split()
+            pts, base, size, number = line.split()
             pixels = child.picture(int(size), self.name, deadline)
         except TimeoutError:
             known = child.log.container
@@ -164,8 +191,11 @@ class LiveSource:
             self.info = child.log.info(self.name, pixels, self._size)
             self._clock.nominal = 1 / self.info.fps if self.info.fps > 0 else 0.0
         above, below = (int(n) for n in base.split(b"/"))
-        # Without a pts ffmpeg writes the least integer there is.
-        at, lasts = self._clock.place(int(pts) * above / below if int(pts) > -(1 << 62) else None)
+        if not self._thin or number != self._number:
+            # Without a pts ffmpeg writes the least integer there is.
+            raw = int(pts) * above / below if int(pts) > -(1 << 62) else None
+            self._placed, self._number = self._clock.place(raw), number
+        at, lasts = self._placed  # of a frame that is shown for several ticks, as before
         return Frames(pixels[None], np.array([at]), np.array([lasts]))
 
     def _check_end(self, child: LiveChild) -> None:
@@ -252,6 +282,7 @@ class _Clock:
     last: float = -1.0  # before the first frame
     lasts: float = 0.0
     nominal: float = 0.0
+    jumps: int = 0
 
     def place(self, raw: float | None) -> tuple[float, float]:
         """Time and probable duration of the next frame; raw is None where it has no pts."""
@@ -262,7 +293,9 @@ class _Clock:
         at = follows if raw is None else raw - self.origin
         if not self.last < at <= self.last + _LONGEST_GAP:
             at = follows
-            self.origin = at if raw is None else raw - at
+            if raw is not None:
+                self.jumps += raw - self.origin != self.last  # the same pts twice is no jump
+                self.origin = raw - at
         self.lasts = min(at - self.last, max(1.0, self.nominal))
         self.last = at
         return at, self.lasts

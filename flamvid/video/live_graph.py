@@ -18,18 +18,24 @@ from flamvid.video.probe import allowed
 __all__ = ["Wishes", "live_graph"]
 
 _PROMPT = frozenset({Kind.RTSP, Kind.RTMP, Kind.CAMERA})  # cameras: we hold no frame back
+_PATIENT = frozenset(
+    {Kind.FILE, Kind.HTTP, Kind.STDIN}
+)  # may hold a picture that is shown for long
+_LONGEST_STEP = 3600.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
     """How a live source is to be read.
 
-    size: height and width of its frames; None leaves them. timeout: seconds after which ffmpeg
-    gives up a connection. hwaccel: ffmpeg's name of a hardware decoder, or `auto`. realtime: read
-    no faster than it plays, as from a camera.
+    size: height and width of its frames; None leaves them. fps: the frame shown at each multiple
+    of 1 / fps seconds, chosen before it is scaled. timeout: seconds after which ffmpeg gives up a
+    connection. hwaccel: ffmpeg's name of a hardware decoder, or `auto`. realtime: read no faster
+    than it plays, as from a camera.
     """
 
     size: tuple[int, int] | None = None
+    fps: float | None = None
     timeout: float = 15.0
     hwaccel: str | None = None
     realtime: bool = False
@@ -52,6 +58,8 @@ def live_graph(source: str, wishes: Wishes) -> Callable[[int], Any]:
         "ih",
         "if(gt(sar\\,0)*gt(abs(sar-1)\\,0.01)\\,max(1\\,round(iw*sar))\\,iw)",
     )
+    if wishes.fps is not None:
+        filters += _ticks(wishes.fps, _LONGEST_STEP if kind in _PATIENT else wishes.timeout)
     filters += [f"scale={width}:{height}:flags=bicubic", "format=rgb24|rgba"]
 
     def graph(times: int) -> Any:
@@ -63,8 +71,8 @@ def live_graph(source: str, wishes: Wishes) -> Callable[[int], Any]:
             fps_mode="passthrough",
             flush_packets=1,
             stats_enc_post=f"pipe:{times}",
-            # pts and time base are the decoder's: no rate of an encoder rounds them.
-            stats_enc_post_fmt="{ptsi} {tbi} {size}",
+            # pts, time base and number are the decoder's, whatever the filters make of them.
+            stats_enc_post_fmt="{ptsi} {tbi} {size} {ni}",
             an=None,
             sn=None,
             dn=None,
@@ -92,3 +100,16 @@ def _input(source: str, kind: Kind, wishes: Wishes) -> tuple[str, dict[str, Any]
     if wishes.realtime:
         options["re"] = None
     return name, options
+
+
+def _ticks(fps: float, longest: float) -> list[str]:
+    """Filters that choose the frame shown at each tick, on a clock that always rises.
+
+    A step back, or one of over `longest` seconds, counts as the step before it. Then ffmpeg's fps
+    filter, which waits for time to come, neither waits for hours nor repeats a frame for hours.
+    """
+    step = "PTS-PREV_INPTS"
+    sound = f"gt(PTS\\,PREV_INPTS)*lte(({step})*TB\\,{longest})"
+    rising = f"if(N\\,PREV_OUTPTS+if({sound}\\,st(0\\,{step})\\,max(1\\,ld(0)))\\,0)"
+    # Times are rounded up to ticks: a tick takes the last frame that begins at or before it.
+    return [f"setpts={rising}", f"fps={fps!r}:round=up:start_time=0"]

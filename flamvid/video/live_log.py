@@ -29,12 +29,16 @@ class LiveLog:
     cut: bool = False
     endless: bool = False
     complaints: int = 0  # of the demuxer and the decoder, about what they are given
+    jumps: int = 0  # of the sender's clock, which ffmpeg has mended
     errors: deque[str] = field(default_factory=lambda: deque(maxlen=20))
 
     def add(self, line: str) -> None:
         """One line of it. Streams of the output come after the mapping, and are ours."""
         if self.stream is not None and re.search(r"\[(?:warning|error)\]", line):
             self.complaints += 1
+            if match := re.search(r"timestamp discontinuity .*: (-?\d+), new offset", line):
+                # In MPEG-TS a pts has 33 bits, and begins anew every 26 hours.
+                self.jumps += abs(int(match[1]) + _WRAP) > 10_000_000
         if re.search(r"\[(error|fatal)\]|HTTP error", line):
             said = "".join(c for c in line.rpartition("] ")[2] if c.isprintable())
             self.errors.append(re.sub(r"://[^/@\s]*@", "://***@", said))  # no password gets out
@@ -114,6 +118,7 @@ class LiveLog:
         return "the connection was cut; open it again to go on"
 
 
+_WRAP = (1 << 33) * 100 // 9  # microseconds
 _CONSEQUENCES = ("Error opening", "Task finished", "Terminating thread", "Nothing was written")
 
 # What ffmpeg says, and what it means. The first that fits counts: causes stand before what follows

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, Self
 
+import numpy as np
+
 from flamvid.errors import DecodeError, InputError
 from flamvid.types import Frames, VideoInfo
 from flamvid.video.address import Kind, classify, local_path
@@ -23,6 +25,7 @@ from flamvid.video.live import LiveSource, is_endless
 from flamvid.video.reconnect import Reconnect
 from flamvid.video.sample import Fps
 from flamvid.video.source import check_file
+from flamvid.video.timeline import Timeline
 
 __all__ = ["Drop", "Event", "Frame", "Gap", "Mark", "Reconnect", "Stats", "Stream", "open_stream"]
 
@@ -41,7 +44,6 @@ class Stats:
     """
 
     received: int = 0
-    taken: int = 0
     dropped: int = 0
     waiting: int = 0
     reconnects: int = 0
@@ -130,6 +132,7 @@ class Stream:
             return LiveSource(
                 source,
                 size=size,
+                fps=fps,
                 timeout=timeout,
                 stdin=stdin,
                 hwaccel=hwaccel,
@@ -137,44 +140,44 @@ class Stream:
             )
 
         self._connection = connection
-        self._fps = fps
         self._policy = reconnect
         self._waits = reconnect.waits()
         self._closed = threading.Event()
         self._lock = threading.Lock()
-        self._received = self._taken = self._reconnects = self._gaps = self._garbage = 0
-        self._last, self._end = -math.inf, 0.0  # of the last frame: when it is, and when it is over
-        self._seen = time.monotonic()  # when it came
+        self._received = self._reconnects = self._gaps = self._garbage = 0
+        self._jumps = 0  # of the sender's clock in this connection, as far as they were told
+        self._seen = time.monotonic()  # when the last frame came
         self.outage: str | None = None  # why nothing comes at present
-        self._live = self._open()
-        self.name, self.endless = self._live.name, self._is_live(self._live)
+        self._live = connection()
+        self.info = self._live.connect()
+        self.name, self.endless = self._live.name, self._is_live()
         can_wait = not (self.endless or realtime) or self.kind is Kind.STDIN
         self._backlog = Backlog(queue, drop or (Drop.WAIT if can_wait else Drop.OLDEST))
-        self._after = after if after is not None and not self.endless else None
-        if after is not None and self.endless:
-            self._resume(after)
+        self._after, begin = after, 0.0
+        if after is not None and self.endless:  # what was shown meanwhile is lost
+            begin = after.pts + max(0.0, time.time() - after.wall)
+            self._gap(Gap(after.pts, begin, "nobody was watching"))
+        self._times = Timeline(fps, timeout if self.endless else math.inf, begin)
         self._thread = threading.Thread(target=self._run, name="flamvid-stream", daemon=True)
         self._thread.start()
 
     @property
     def stats(self) -> Stats:
         """Counts up to now."""
-        complaints = self._live.complaints
+        with self._lock:
+            garbage = self._garbage + self._live.complaints
         return Stats(
             received=self._received,
-            taken=self._taken,
             dropped=self._backlog.dropped,
             waiting=len(self._backlog),
             reconnects=self._reconnects,
             gaps=self._gaps,
-            garbage=self._garbage + complaints,
+            garbage=garbage,
         )
 
     def get(self, timeout: float | None = None) -> Event | None:
         """The next event; None at the end. `TimeoutError` where none comes within `timeout` s."""
-        event = self._backlog.get(timeout)
-        self._taken += isinstance(event, Frame)
-        return event
+        return self._backlog.get(timeout)
 
     def __iter__(self) -> Iterator[Event]:
         while (event := self.get()) is not None:
@@ -203,7 +206,7 @@ class Stream:
                 reason = self._play(self._live)
                 if reason is None or not self._again(reason):
                     break
-        except Exception as error:  # the consumer's to hear, with all that came before
+        except Exception as error:  # the consumer's to hear, after all that came before
             self._backlog.end(error)
         else:
             self._backlog.end()
@@ -212,13 +215,16 @@ class Stream:
 
     def _play(self, live: LiveSource) -> str | None:
         """Everything a connection gives; why it ended too early, None where it was the end."""
-        began, offset = time.monotonic(), None
+        began = time.monotonic()
+        if self.outage is not None:
+            end = self._times.end
+            self._times.connect(began - self._seen)
+            self._gap(Gap(end, self._times.end, self.outage))
+            self._reconnects, self.outage = self._reconnects + 1, None
+        self._jumps = live.jumps
         try:
-            for n, frames in enumerate(live.frames(fps=self._fps)):
-                if offset is None:
-                    offset = self._begin()
-                self._put(frames, offset, n)
-                self._seen = time.monotonic()
+            for frames in live.frames():
+                self._put(live, frames)
         except DecodeError as error:
             if not self.endless or self._closed.is_set():
                 raise
@@ -231,27 +237,19 @@ class Stream:
             self._waits = self._policy.waits()
         return reason
 
-    def _begin(self) -> float:
-        """Where on our clock a connection begins, whose own clock begins at 0."""
-        if self.outage is None:
-            return max(0.0, self._end)
-        begin = max(self._end, self._end + time.monotonic() - self._seen)
-        self._gap(Gap(self._end, begin, self.outage))
-        self._reconnects += 1
-        self.outage = None
-        return begin
-
-    def _put(self, frames: Frames, offset: float, n: int) -> None:
-        own = float(frames.pts_seconds[0])
-        at, lasts = own, float(frames.duration_seconds[0])
-        if self._fps is not None:
-            at, lasts = (n + 0.5) / self._fps, 0.5 / self._fps
+    def _put(self, live: LiveSource, frames: Frames) -> None:
+        own, lasts = float(frames.pts_seconds[0]), float(frames.duration_seconds[0])
+        if live.jumps != self._jumps:
+            self._jumps = live.jumps
+            self._gap(Gap(self._times.end, self._times.end, "the sender's clock was set"))
+        at, shown, gap = self._times.place(own, lasts)
+        if gap is not None:
+            self._gap(gap)
         self._received += 1
-        self._last, self._end = offset + at, offset + at + lasts
-        if self._after is not None and self._last <= self._after.pts:
-            return
-        placed = Frames(frames.pixels, frames.pts_seconds + offset, frames.duration_seconds)
-        self._backlog.put(Frame(placed, self._last, time.time()))
+        if self._after is None or at > self._after.pts:
+            placed = Frames(frames.pixels, np.array([shown]), frames.duration_seconds)
+            self._backlog.put(Frame(placed, at, time.time()))
+        self._seen = time.monotonic()
 
     def _gap(self, gap: Gap) -> None:
         self._gaps += 1
@@ -260,47 +258,39 @@ class Stream:
     def _again(self, reason: str) -> bool:
         """Connect anew, however long it takes; False where nobody waits for it any more."""
         self.outage = reason
-        for wait in self._waits:
-            lost = time.monotonic() - self._seen
-            if lost + wait > self._policy.patience:
+        for n, wait in enumerate(self._waits):
+            if self.kind is Kind.STDIN:
+                wait = 0.0  # the rest of a pipe is there or is not
+                if n == _FRUITLESS:
+                    break
+            if time.monotonic() - self._seen + wait > self._policy.patience:
                 break
             _log.warning("%s; trying again in %.1f s", self.outage, wait)
             if self._closed.wait(wait):
                 return False
-            self._garbage += self._live.complaints
-            self._live.close()
             try:
                 self._live = self._open()
             except DecodeError as error:
                 self.outage = str(error)
             else:
                 return True
-            if self._closed.is_set():
-                return False
-        self._gap(Gap(self._end, self._end + time.monotonic() - self._seen, reason))
-        raise DecodeError(
-            f"{self.name} was lost at {self._end:.3f} s and did not come back within "
-            f"{self._policy.patience:g} s: {self.outage}"
-        )
+        end = self._times.end
+        self._gap(Gap(end, end + time.monotonic() - self._seen, reason))
+        raise DecodeError(f"{self.name} was lost at {end:.3f} s for good: {reason}")
 
     def _open(self) -> LiveSource:
         """A connection that has its first frame; `close` can end it meanwhile."""
         live = self._connection()
         with self._lock:
+            self._garbage += self._live.complaints
             self._live = live
             if self._closed.is_set():
                 live.interrupt()
         self.info = live.connect()
         return live
 
-    def _is_live(self, live: LiveSource) -> bool:
+    def _is_live(self) -> bool:
         """Whether a source goes on for ever, as far as we know."""
         if self.kind in (Kind.HTTP, Kind.HLS):
             return is_endless(self.info)
         return self.kind is not Kind.FILE
-
-    def _resume(self, after: Mark) -> None:
-        """Begin where an earlier reader stopped: what was shown meanwhile is a gap."""
-        begin = after.pts + max(0.0, time.time() - after.wall)
-        self._gap(Gap(after.pts, begin, "nobody was watching"))
-        self._end = begin
