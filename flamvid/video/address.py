@@ -170,8 +170,10 @@ def input_options(source: str, timeout: float) -> tuple[str, dict[str, str | int
 
     microseconds = max(1, int(timeout * 1e6))
     if kind is Kind.RTSP:
-        # Over UDP, a lost packet is a torn frame, and firewalls lose them all.
-        options |= {"rtsp_transport": "tcp", "timeout": microseconds}
+        # Over UDP, a lost packet is a torn frame, and firewalls lose them all; but some cameras
+        # have nothing else.
+        options |= {"rtsp_transport": "tcp+udp", "rtsp_flags": "prefer_tcp"}
+        options |= {"timeout": microseconds}
     elif kind is Kind.UDP and source.lower().startswith("rtp:"):
         options |= {"listen_timeout": max(1, math.ceil(timeout))}  # seconds
     elif kind is Kind.UDP:

@@ -15,13 +15,12 @@ from flamvid.video.playlist import check_references
 from flamvid.video.policy import MOST_PIXELS
 from flamvid.video.probe import allowed
 
-__all__ = ["Wishes", "live_graph"]
+__all__ = ["FAR_LONGER", "HOLE", "Wishes", "live_graph"]
 
 _PROMPT = frozenset({Kind.RTSP, Kind.RTMP, Kind.CAMERA})  # cameras: we hold no frame back
-_PATIENT = frozenset(
-    {Kind.FILE, Kind.HTTP, Kind.STDIN}
-)  # may hold a picture that is shown for long
-_LONGEST_STEP = 3600.0  # seconds
+HOLE = 2.0  # seconds between two frames from which on it may be that some are missing,
+FAR_LONGER = 8.0  # and are, if it is so many times as long as between the two before
+_LONGEST_HOLD = 3600.0  # seconds; what is shown for longer in a file is an error of its clock
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +58,7 @@ def live_graph(source: str, wishes: Wishes) -> Callable[[int], Any]:
         "if(gt(sar\\,0)*gt(abs(sar-1)\\,0.01)\\,max(1\\,round(iw*sar))\\,iw)",
     )
     if wishes.fps is not None:
-        filters += _ticks(wishes.fps, _LONGEST_STEP if kind in _PATIENT else wishes.timeout)
+        filters += _ticks(wishes.fps, HOLE if kind is not Kind.FILE else _LONGEST_HOLD)
     filters += [f"scale={width}:{height}:flags=bicubic", "format=rgb24|rgba"]
 
     def graph(times: int) -> Any:
@@ -102,14 +101,16 @@ def _input(source: str, kind: Kind, wishes: Wishes) -> tuple[str, dict[str, Any]
     return name, options
 
 
-def _ticks(fps: float, longest: float) -> list[str]:
+def _ticks(fps: float, hole: float) -> list[str]:
     """Filters that choose the frame shown at each tick, on a clock that always rises.
 
-    A step back, or one of over `longest` seconds, counts as the step before it. Then ffmpeg's fps
-    filter, which waits for time to come, neither waits for hours nor repeats a frame for hours.
+    A step back counts as the step before it, and so does a hole: one of over `hole` seconds that
+    is far longer than the step before. Then ffmpeg's fps filter, which waits for its time to come,
+    neither waits for hours nor fills hours with one frame.
     """
-    step = "PTS-PREV_INPTS"
-    sound = f"gt(PTS\\,PREV_INPTS)*lte(({step})*TB\\,{longest})"
-    rising = f"if(N\\,PREV_OUTPTS+if({sound}\\,st(0\\,{step})\\,max(1\\,ld(0)))\\,0)"
+    usual = f"if(ld(1),max({hole},{FAR_LONGER}*ld(1)*TB),{_LONGEST_HOLD})"
+    ahead = f"st(1,ld(0));st(0,PTS-PREV_INPTS);if(lte(ld(0)*TB,{usual}),ld(0),max(1,ld(1)))"
+    rising = f"if(N,PREV_OUTPTS+if(gt(PTS,PREV_INPTS),{ahead},max(1,ld(0))),0)"
+    escaped = rising.replace(",", "\\,").replace(";", "\\;")
     # Times are rounded up to ticks: a tick takes the last frame that begins at or before it.
-    return [f"setpts={rising}", f"fps={fps!r}:round=up:start_time=0"]
+    return [f"setpts={escaped}", f"fps={fps!r}:round=up:start_time=0"]

@@ -22,6 +22,7 @@ from flamvid.video.address import Kind, classify, local_path
 from flamvid.video.backlog import Backlog, Drop
 from flamvid.video.events import Event, Frame, Gap, Mark
 from flamvid.video.live import LiveSource, is_endless
+from flamvid.video.live_graph import HOLE
 from flamvid.video.reconnect import Reconnect
 from flamvid.video.sample import Fps
 from flamvid.video.source import check_file
@@ -157,7 +158,7 @@ class Stream:
         if after is not None and self.endless:  # what was shown meanwhile is lost
             begin = after.pts + max(0.0, time.time() - after.wall)
             self._gap(Gap(after.pts, begin, "nobody was watching"))
-        self._times = Timeline(fps, timeout if self.endless else math.inf, begin)
+        self._times = Timeline(fps, math.inf if self.kind is Kind.FILE else HOLE, begin)
         self._thread = threading.Thread(target=self._run, name="flamvid-stream", daemon=True)
         self._thread.start()
 

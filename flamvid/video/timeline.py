@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from flamvid.video.events import Gap
+from flamvid.video.live_graph import FAR_LONGER
 
 __all__ = ["Timeline"]
 
@@ -11,13 +12,14 @@ class Timeline:
     """Times of a connection's own clock, which begins at 0, to times that only ever rise.
 
     fps: frames come at ticks, in the middle of each 1 / fps seconds; None where all of them come.
-    longest: seconds that one may be shown for; more is a gap.
+    hole: a frame that comes so many seconds late is a gap, unless frames are always so far apart.
     """
 
-    def __init__(self, fps: float | None, longest: float, begin: float = 0.0) -> None:
+    def __init__(self, fps: float | None, hole: float, begin: float = 0.0) -> None:
         self.step = None if fps is None else 1 / fps
-        self.longest = longest
+        self.hole = hole
         self.end = begin  # of what was seen
+        self._lasted = 0.0  # the last frame
         self._origin, self._tick = begin, begin
 
     def connect(self, lost: float) -> None:
@@ -30,9 +32,10 @@ class Timeline:
         looked at, when it begins to be shown, and the gap before it."""
         shown, gap = self._origin + own, None
         if self.step is None:
-            if shown - self.end > self.longest:
+            late = shown - self.end
+            if late > max(self.hole, FAR_LONGER * self._lasted):
                 gap = Gap(self.end, shown, "nothing was sent")
-            self.end = shown + lasts
+            self.end, self._lasted = shown + lasts, max(lasts, late)
             return shown, shown, gap
         # A picture is not looked at before it is shown: time was lost, and ticks begin anew.
         if shown > self._tick + self.step / 2:

@@ -22,7 +22,8 @@ from tests.video.live_tools import (
     ffmpeg,
     one_line,
 )
-from tests.video.media_server import RtspServer, free_port
+from tests.video.media_server import free_port
+from tests.video.rtsp_server import RtspServer
 
 
 @pytest.mark.parametrize("scheme", ["http", "https", "rtsp", "rtmp", "tcp"])
