@@ -20,6 +20,7 @@ from flamvid.errors import SourceError
 from flamvid.video.policy import FORMATS, MOST_PIXELS
 
 __all__ = [
+    "ANALYSED",
     "PLAYLIST_PROTOCOLS",
     "Kind",
     "classify",
@@ -96,7 +97,7 @@ _FORMATS = {
 }
 
 _LAST_CAMERA = 255  # Linux has no more
-_ANALYSED = 1_000_000  # microseconds of a stream that are looked at before its first frame
+ANALYSED = 1_000_000  # microseconds of a stream that are looked at before its first frame
 
 
 def classify(source: str | PathLike[str]) -> Kind:
@@ -162,7 +163,7 @@ def input_options(source: str, timeout: float) -> tuple[str, dict[str, str | int
     options |= {
         "protocol_whitelist": _PROTOCOLS[kind],
         "format_whitelist": _FORMATS[kind],
-        "analyzeduration": _ANALYSED,
+        "analyzeduration": ANALYSED,
     }
     if kind is Kind.STDIN:
         # `fd:` can seek where standard input is a file, which `pipe:` never does.

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from flamvid.errors import DecodeError, DecoderLost, InputError, SourceError
 from flamvid.types import Frames, VideoInfo
-from flamvid.video.address import Kind, classify, shown
+from flamvid.video.address import ANALYSED, Kind, classify, shown
 from flamvid.video.live_child import LiveChild
 from flamvid.video.live_graph import Wishes, live_graph
 from flamvid.video.sample import Fps
@@ -160,8 +160,9 @@ class LiveSource:
         """The next frame; None at the end, with the child gone."""
         if self._child is None:
             return None
+        patience = self.timeout + (ANALYSED / 1e6 if self.info is None else 0.0)
         try:
-            frame = self._next(self._child, time.monotonic() + self.timeout)
+            frame = self._next(self._child, time.monotonic() + patience)
         except BaseException:
             self.close()
             raise

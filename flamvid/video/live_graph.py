@@ -93,7 +93,10 @@ def _input(source: str, kind: Kind, wishes: Wishes) -> tuple[str, dict[str, Any]
         name, found = input_options(source, wishes.timeout)
         options = dict(found)
     # By frames, threads hold one frame back each: two are a compromise, cameras get none.
+    # Nor do cameras wait for the second of video that a rate is guessed from.
     options |= {"thread_type": "slice"} if kind in _PROMPT else {"threads": 2}
+    if kind in _PROMPT:
+        options["fpsprobesize"] = 0
     if wishes.hwaccel is not None:
         options["hwaccel"] = wishes.hwaccel
     if wishes.realtime:

@@ -258,7 +258,7 @@ class Stream:
 
     def _again(self, reason: str) -> bool:
         """Connect anew, however long it takes; False where nobody waits for it any more."""
-        self.outage = reason
+        self.outage = latest = reason
         for n, wait in enumerate(self._waits):
             if self.kind is Kind.STDIN:
                 wait = 0.0  # the rest of a pipe is there or is not
@@ -266,13 +266,13 @@ class Stream:
                     break
             if time.monotonic() - self._seen + wait > self._policy.patience:
                 break
-            _log.warning("%s; trying again in %.1f s", self.outage, wait)
+            _log.warning("%s; trying again in %.1f s", latest, wait)
             if self._closed.wait(wait):
                 return False
             try:
                 self._live = self._open()
             except DecodeError as error:
-                self.outage = str(error)
+                latest = str(error)
             else:
                 return True
         end = self._times.end
