@@ -73,7 +73,7 @@ class LiveSource:
         self._clock = _Clock()
         self._ticks, self._number, self._placed = 0, b"", (0.0, 0.0)
         self._ahead: Frames | None = None  # the first frame, where it was read to connect
-        self._fps = fps
+        self._fps, self._hwaccel = fps, hwaccel
         # An even multiple of the rate has a tick at the start, where the clock begins, and in the
         # middle of each part. It is over one per second, so that the watchdog hears of the child.
         self._thin = 0 if fps is None else 2 * math.ceil(0.5 / fps)
@@ -202,6 +202,12 @@ class LiveSource:
     def _check_end(self, child: LiveChild) -> None:
         """`DecodeError` when the stream has not ended by itself, or never began."""
         status, log, at = child.wait(), child.log, f"{self._clock.last:.3f} s"
+        if status < 0 and self.info is None and self._hwaccel is not None:
+            # The bundled ffmpeg aborts where the libraries of a decoder are missing.
+            raise DecoderLost(
+                f"{self.name} can't be decoded by {self._hwaccel} hardware: ffmpeg crashed (signal "
+                f"{-status}), as it does where a driver is missing; leave it out, or give auto"
+            )
         if status < 0:
             raise DecoderLost(f"{self.name}: its decoder crashed (signal {-status}); try again")
         if self.info is None:

@@ -160,6 +160,14 @@ _MEANINGS: list[tuple[str, str]] = [
     ),
     (r"Cannot open video device .*: Permission", "may not be opened; join the group `video`"),
     (r"Cannot allocate memory", "needs more memory than decoding may take; scale it down first"),
+    (
+        r"Unrecognized hwaccel: (?P<by>\w+)",
+        "can't be decoded by {by}, which this ffmpeg does not have; leave it out, or give auto",
+    ),
+    (
+        r"No device available for decoder: device type (?P<by>\w+)",
+        "can't be decoded by {by}, which this machine does not have; leave it out, or give auto",
+    ),
     (r"resource busy", "is in use by another program; close that one first"),
     (r"Picture size|max_pixels|max pixel", "has frames larger than 8K; scale them down first"),
     (

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 
@@ -129,18 +129,14 @@ class Stream:
         if self.kind is Kind.FILE:
             check_file(local_path(source))
 
-        def connection() -> LiveSource:
-            return LiveSource(
-                source,
-                size=size,
-                fps=fps,
-                timeout=timeout,
-                stdin=stdin,
-                hwaccel=hwaccel,
-                realtime=realtime,
-            )
-
-        self._connection = connection
+        self._source, self._hwaccel = source, hwaccel
+        self._options: dict[str, Any] = {
+            "size": size,
+            "fps": fps,
+            "timeout": timeout,
+            "stdin": stdin,
+            "realtime": realtime,
+        }
         self._policy = reconnect
         self._waits = reconnect.waits()
         self._closed = threading.Event()
@@ -149,8 +145,16 @@ class Stream:
         self._jumps = 0  # of the sender's clock in this connection, as far as they were told
         self._seen = time.monotonic()  # when the last frame came
         self.outage: str | None = None  # why nothing comes at present
-        self._live = connection()
-        self.info = self._live.connect()
+        self._live = self._connection()
+        try:
+            self.info = self._live.connect()
+        except DecodeError as error:
+            if hwaccel != "auto":
+                raise
+            _log.warning("%s; decoded without hardware", error)
+            self._hwaccel = None
+            self._live = self._connection()
+            self.info = self._live.connect()
         self.name, self.endless = self._live.name, self._is_live()
         can_wait = not (self.endless or realtime) or self.kind is Kind.STDIN
         self._backlog = Backlog(queue, drop or (Drop.WAIT if can_wait else Drop.OLDEST))
@@ -270,16 +274,20 @@ class Stream:
             if self._closed.wait(wait):
                 return False
             try:
-                self._live = self._open()
+                self._open()
             except DecodeError as error:
                 latest = str(error)
             else:
-                return True
+                # That a stream has ended meanwhile can be told now: it knows its length.
+                return self._is_live()
         end = self._times.end
         self._gap(Gap(end, end + time.monotonic() - self._seen, reason))
         raise DecodeError(f"{self.name} was lost at {end:.3f} s for good: {reason}")
 
-    def _open(self) -> LiveSource:
+    def _connection(self) -> LiveSource:
+        return LiveSource(self._source, hwaccel=self._hwaccel, **self._options)
+
+    def _open(self) -> None:
         """A connection that has its first frame; `close` can end it meanwhile."""
         live = self._connection()
         with self._lock:
@@ -288,7 +296,6 @@ class Stream:
             if self._closed.is_set():
                 live.interrupt()
         self.info = live.connect()
-        return live
 
     def _is_live(self) -> bool:
         """Whether a source goes on for ever, as far as we know."""
