@@ -96,6 +96,7 @@ _FORMATS = {
     Kind.STDIN: _MEDIA,
 }
 
+_DEVICE = re.compile(r"/dev/video(\d{1,3})")  # a camera's own name on Linux
 _LAST_CAMERA = 255  # Linux has no more
 ANALYSED = 1_000_000  # microseconds of a stream that are looked at before its first frame
 
@@ -112,7 +113,7 @@ def classify(source: str | PathLike[str]) -> Kind:
         return Kind.STDIN
     scheme, kind = _scheme(source)
     if kind is None:
-        return Kind.FILE
+        return Kind.CAMERA if _DEVICE.fullmatch(source) else Kind.FILE
     if kind is Kind.CAMERA:
         _camera(source)
         return kind
@@ -249,6 +250,8 @@ def _split(source: str) -> SplitResult:
 
 
 def _camera(source: str) -> int:
+    if named := _DEVICE.fullmatch(source):
+        return int(named[1])
     number = source.partition(":")[2]
     if not (number.isascii() and number.isdigit() and len(number) < 4):
         raise SourceError(f"{source!r} names no camera; write cam:0 for the first, cam:1, ...")

@@ -25,6 +25,7 @@ from flamvid.types import Frames, VideoInfo
 from flamvid.video.address import ANALYSED, Kind, classify, shown
 from flamvid.video.live_child import LiveChild
 from flamvid.video.live_graph import Wishes, live_graph
+from flamvid.video.record import Record
 from flamvid.video.sample import Fps
 
 __all__ = ["LiveSource", "at_ticks", "is_endless", "open_live", "recorded"]
@@ -59,6 +60,7 @@ class LiveSource:
         stdin: BinaryIO | None = None,
         hwaccel: str | None = None,
         realtime: bool = False,
+        record: Record | None = None,
     ) -> None:
         if not (math.isfinite(timeout) and timeout > 0):
             raise InputError(f"timeout is {timeout} s; must be above 0")
@@ -78,7 +80,7 @@ class LiveSource:
         # middle of each part. It is over one per second, so that the watchdog hears of the child.
         self._thin = 0 if fps is None else 2 * math.ceil(0.5 / fps)
         rate = None if fps is None else fps * self._thin
-        graph = live_graph(source, Wishes(size, rate, timeout, hwaccel, realtime))
+        graph = live_graph(source, Wishes(size, rate, timeout, hwaccel, realtime, record))
         self._child: LiveChild | None = LiveChild(
             graph, _input_of(self.kind, stdin), limited=hwaccel is None
         )
@@ -88,6 +90,11 @@ class LiveSource:
     def jumps(self) -> int:
         """How often the sender's clock has been set: where what follows does not continue."""
         return self._clock.jumps + self._log.jumps
+
+    @property
+    def unrecorded(self) -> str:
+        """Why nothing is recorded any more, where it was to be; else an empty text."""
+        return self._log.unrecorded
 
     @property
     def complaints(self) -> int:
@@ -132,10 +139,13 @@ class LiveSource:
             self._child = None
         self._ahead = None
 
-    def interrupt(self) -> None:
-        """Kill the child from any thread; who reads meets the end of the stream, or an error."""
+    def interrupt(self, *, gently: bool = False) -> None:
+        """Kill the child from any thread; who reads meets the end of the stream, or an error.
+
+        gently: let it finish what it records, while somebody still reads.
+        """
         if (child := self._child) is not None:
-            child.process.kill()
+            (child.process.terminate if gently else child.process.kill)()
 
     def __enter__(self) -> Self:
         return self

@@ -14,6 +14,7 @@ from flamvid.video.address import Kind, classify, input_options, local_path
 from flamvid.video.playlist import check_references
 from flamvid.video.policy import MOST_PIXELS
 from flamvid.video.probe import allowed
+from flamvid.video.record import Record
 
 __all__ = ["FAR_LONGER", "HOLE", "Wishes", "live_graph"]
 
@@ -30,7 +31,7 @@ class Wishes:
     size: height and width of its frames; None leaves them. fps: the frame shown at each multiple
     of 1 / fps seconds, chosen before it is scaled. timeout: seconds after which ffmpeg gives up a
     connection. hwaccel: ffmpeg's name of a hardware decoder, or `auto`. realtime: read no faster
-    than it plays, as from a camera.
+    than it plays, as from a camera. record: where to keep what is read.
     """
 
     size: tuple[int, int] | None = None
@@ -38,6 +39,7 @@ class Wishes:
     timeout: float = 15.0
     hwaccel: str | None = None
     realtime: bool = False
+    record: Record | None = None
 
     def __post_init__(self) -> None:
         if self.hwaccel is not None and not re.fullmatch(r"[a-z0-9_]{1,32}", self.hwaccel):
@@ -62,7 +64,8 @@ def live_graph(source: str, wishes: Wishes) -> Callable[[int], Any]:
     filters += [f"scale={width}:{height}:flags=bicubic", "format=rgb24|rgba"]
 
     def graph(times: int) -> Any:
-        output = ffmpeg.input(name, **options).output(
+        stream = ffmpeg.input(name, **options)
+        output = stream.output(
             "pipe:1",
             vf=",".join(filters),
             vcodec="pam",
@@ -76,6 +79,8 @@ def live_graph(source: str, wishes: Wishes) -> Callable[[int], Any]:
             sn=None,
             dn=None,
         )
+        if wishes.record is not None:
+            output = ffmpeg.merge_outputs(output, wishes.record.output(stream))
         quiet = ("-hide_banner", "-nostats", "-nostdin", "-loglevel", "level+info")
         return output.global_args(*quiet, "-max_error_rate", "1")
 

@@ -29,11 +29,14 @@ class LiveLog:
     cut: bool = False
     endless: bool = False
     complaints: int = 0  # of the demuxer and the decoder, about what they are given
+    unrecorded: str = ""  # why what was to be recorded is not
     jumps: int = 0  # of the sender's clock, which ffmpeg has mended
     errors: deque[str] = field(default_factory=lambda: deque(maxlen=20))
 
     def add(self, line: str) -> None:
         """One line of it. Streams of the output come after the mapping, and are ours."""
+        if match := re.match(r"\[tee @ .*Slave muxer #0 failed: (.*), continuing", line):
+            self.unrecorded = match[1]
         if self.stream is not None and re.search(r"\[(?:warning|error)\]", line):
             self.complaints += 1
             if match := re.search(r"timestamp discontinuity .*: (-?\d+), new offset", line):
@@ -102,6 +105,8 @@ class LiveLog:
             if match := re.search(pattern, said, re.M):
                 words = {"timeout": f"{timeout:g}"} | match.groupdict("")
                 return f"{name} {meaning.format(**words)}"
+        if kind is Kind.UDP and "Input/output error" in said:  # ffmpeg's word for it there
+            return f"{name} gave no answer within {timeout:g} s; check that it is on the air"
         if kind is Kind.STDIN and "Invalid data" in said:
             return f"{name} holds no video: it is empty, or of no format that ffmpeg reads"
         if not said or "Invalid data" in said or "Invalid argument" in said:

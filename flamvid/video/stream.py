@@ -24,13 +24,26 @@ from flamvid.video.events import Event, Frame, Gap, Mark
 from flamvid.video.live import LiveSource, is_endless
 from flamvid.video.live_graph import HOLE
 from flamvid.video.reconnect import Reconnect
+from flamvid.video.record import Record
 from flamvid.video.sample import Fps
 from flamvid.video.source import check_file
 from flamvid.video.timeline import Timeline
 
-__all__ = ["Drop", "Event", "Frame", "Gap", "Mark", "Reconnect", "Stats", "Stream", "open_stream"]
+__all__ = [
+    "Drop",
+    "Event",
+    "Frame",
+    "Gap",
+    "Mark",
+    "Reconnect",
+    "Record",
+    "Stats",
+    "Stream",
+    "open_stream",
+]
 
 _log = logging.getLogger("flamvid.video")
+_FAREWELL = 2.0  # seconds that a decoder gets to finish what it records
 _FRUITLESS = 3  # restarts on the rest of a pipe without a frame, after which it is given up
 
 
@@ -63,6 +76,7 @@ def open_stream(
     drop: Drop | None = None,
     hwaccel: str | None = None,
     realtime: bool = False,
+    record: Record | None = None,
     after: Mark | None = None,
     stdin: BinaryIO | None = None,
 ) -> Stream:
@@ -74,10 +88,11 @@ def open_stream(
     and the source opened again, by the rules of `reconnect`. queue: how many frames may wait.
     drop: what happens to more; by default `Drop.WAIT` where the source can wait (files, pipes,
     recordings on the web that are not read in `realtime`), else `Drop.OLDEST`. hwaccel: hardware to
-    decode with, by ffmpeg's name. realtime: play a recording no faster than its time passes, as a
-    camera would. after: go on from there, where an earlier reader stopped: of a live stream by the
-    wall clock, with a gap; of a recording with the first frame after it. stdin: what to read for
-    `-` instead of this process's standard input.
+    decode with, by ffmpeg's name; `auto` goes without where there is none. realtime: play a
+    recording no faster than its time passes, as a camera would. record: keep what comes in files,
+    too. after: go on from there, where an earlier reader stopped: of a live stream by the wall
+    clock, with a gap; of a recording with the first frame after it. stdin: what to read for `-`
+    instead of this process's standard input.
 
     `SourceError` where the source can't be read at all: the first connection is not tried again.
     """
@@ -91,6 +106,7 @@ def open_stream(
         drop=drop,
         hwaccel=hwaccel,
         realtime=realtime,
+        record=record,
         after=after,
         stdin=stdin,
     )
@@ -118,6 +134,7 @@ class Stream:
         drop: Drop | None,
         hwaccel: str | None,
         realtime: bool,
+        record: Record | None,
         after: Mark | None,
         stdin: BinaryIO | None,
     ) -> None:
@@ -136,6 +153,7 @@ class Stream:
             "timeout": timeout,
             "stdin": stdin,
             "realtime": realtime,
+            "record": record,
         }
         self._policy = reconnect
         self._waits = reconnect.waits()
@@ -191,9 +209,13 @@ class Stream:
     def close(self) -> None:
         """Kill the decoder and forget what waits; from any thread, and safe to call twice."""
         self._closed.set()
+        self._backlog.clear()
+        if self._options["record"] is not None:
+            with self._lock:
+                self._live.interrupt(gently=True)
+            self._thread.join(_FAREWELL)
         with self._lock:
             self._live.interrupt()
-        self._backlog.clear()
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
@@ -226,10 +248,13 @@ class Stream:
             self._times.connect(began - self._seen)
             self._gap(Gap(end, self._times.end, self.outage))
             self._reconnects, self.outage = self._reconnects + 1, None
-        self._jumps = live.jumps
+        self._jumps, told = live.jumps, False
         try:
             for frames in live.frames():
                 self._put(live, frames)
+                if live.unrecorded and not told:
+                    _log.warning("%s is not recorded any more: %s", self.name, live.unrecorded)
+                    told = True
         except DecodeError as error:
             if not self.endless or self._closed.is_set():
                 raise

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import itertools
+import re
+import subprocess
 import time
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -19,10 +21,12 @@ from flamvid.types import Frames
 from flamvid.video.backlog import Backlog
 from flamvid.video.live import LiveSource
 from flamvid.video.sample import Fps
-from flamvid.video.stream import Drop, Frame, Gap, Mark, Reconnect, open_stream
+from flamvid.video.stream import Drop, Frame, Gap, Mark, Reconnect, Record, open_stream
 from flamvid.video.timeline import Timeline
+from tests.video.live_tools import child_of
 from tests.video.media_server import MediaServer
 from tests.video.numbered import BARS, FRAMES, HEIGHT, WIDTH, bars, ffmpeg, truth
+from tests.video.rtsp_server import RtspServer
 
 
 def seen(stream) -> tuple[list[Frame], list[Gap]]:
@@ -300,3 +304,57 @@ def test_waits_grow_are_random_and_repeat() -> None:
     for wrong in ({"first": 0.0}, {"factor": 0.5}, {"longest": 0.1}, {"jitter": 1.0}):
         with pytest.raises(InputError, match=r"must be"):
             Reconnect(**wrong)
+
+
+# Recording
+
+
+def recorded(folder: Path) -> int:
+    """How many frames its parts hold, by ffmpeg."""
+    said = [ffmpeg("-i", part, "-f", "null", "-") for part in sorted(folder.iterdir())]
+    return sum(int(re.findall(rb"frame= *(\d+)", text)[-1]) for text in said)
+
+
+def test_what_is_watched_is_recorded_as_it_came(clip, tmp_path: Path) -> None:
+    folder = tmp_path / "it's [a] 100% | odd: name"
+    for _ in range(2):  # two connections, whose parts stand beside each other
+        stdin = io.BytesIO(clip("a.ts"))
+        with open_stream("-", fps=5.0, stdin=stdin, record=Record(folder, 1.0)) as stream:
+            assert len(seen(stream)[0]) == 12
+    assert len(list(folder.iterdir())) == 4  # key frames are 1.2 s apart
+    assert recorded(folder) == 120
+
+
+def test_closing_finishes_the_recording(clip, tmp_path: Path) -> None:
+    folder = tmp_path / "cam"
+    with RtspServer(clip("cam.h264"), paced=True, loop=True) as server:
+        with open_stream(server.url, fps=5.0, record=Record(folder)) as stream:
+            for _ in range(8):
+                stream.get(5)
+            child = child_of(stream._live)
+        assert child.returncode > 0  # it ended by itself
+    assert recorded(folder) >= 35
+
+
+def test_a_disk_that_is_full_ends_the_recording_alone(clip, tmp_path: Path) -> None:
+    folder = tmp_path / "full"
+    record = Record(folder, 0.1)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", folder])
+    if mounted.returncode:
+        folder.rmdir()  # as good: nothing can be written there
+    try:
+        stdin = io.BytesIO(clip("a.ts") * 3)
+        with open_stream("-", fps=5.0, stdin=stdin, record=record) as stream:
+            assert len(seen(stream)[0]) == 36
+            assert stream._live.unrecorded
+    finally:
+        if not mounted.returncode:
+            subprocess.run(["umount", folder], check=True)
+
+
+def test_where_nothing_can_be_recorded(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="can't be recorded to"):
+        Record(tmp_path / "file")
+    with pytest.raises(InputError, match="must be above 0"):
+        Record(tmp_path, 0.0)

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -196,6 +197,24 @@ def test_another_codec_in_the_middle(server: MediaServer, make_clip) -> None:
         assert stream.info.codec == "mpeg2video"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_nothing_is_left_of_many_connections(clip) -> None:
+    hasty = Reconnect(first=0.01, longest=0.01)
+    with RtspServer(clip("cam.h264")) as server, watched(server.url, reconnect=hasty) as stream:
+
+        def held() -> tuple[int, int]:
+            return len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
+
+        until_gap(stream, within=5)
+        before = held()
+        for _ in range(8):
+            until_gap(stream, within=5)
+        fds, threads = held()
+    assert stream.stats.reconnects >= 9
+    assert fds <= before[0] + 4  # sockets of the server, which is in this process
+    assert threads <= before[1] + 2
+
+
 # The data
 
 
@@ -226,7 +245,8 @@ def test_a_clock_that_is_set_back(make_clip, clip, numbers) -> None:
         events = list(stream)
     check(events)
     (gap,) = (event for event in events if isinstance(event, Gap))
-    assert gap.start == gap.end == pytest.approx(2.4, abs=1)
+    assert gap.start == gap.end
+    assert 0 < gap.start <= 2.4  # ffmpeg tells of it when it reads ahead: here, where nothing waits
     assert "clock" in gap.reason
     assert len(numbers(pixels(events))) == 48
 
@@ -249,7 +269,7 @@ def test_the_wrap_after_26_hours(make_clip, numbers) -> None:
 def test_a_consumer_ten_times_too_slow(cam: Path, drop: Drop) -> None:
     with camera(cam) as (_, url), watched(url, fps=20.0, queue=3, drop=drop) as stream:
         events: list[Event | None] = []
-        for _ in range(6):
+        for _ in range(4):
             time.sleep(0.5)
             assert stream.stats.waiting <= 3
             events.append(stream.get(0))
@@ -257,7 +277,7 @@ def test_a_consumer_ten_times_too_slow(cam: Path, drop: Drop) -> None:
                 assert isinstance(events[-1], Frame)
                 assert time.time() - events[-1].wall < 0.3
         stats = stream.stats
-        assert 40 < stats.dropped == stats.received - stats.waiting - 6
+        assert 20 < stats.dropped == stats.received - stats.waiting - 4
         check([event for event in events if event is not None])
 
 
