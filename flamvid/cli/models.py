@@ -46,7 +46,7 @@ class Preset:
         kind, _, name = self.encoder.partition(":")
         if not self.adapter:  # there is nothing to be fetched for
             return []
-        parts = [self.lm, name if kind == "clip" else self.weights]
+        parts = [self.lm, self.weights if kind in ("timm", "pytorchvideo") else name]
         # Where everything comes in one repository, the adapter is a file of it.
         if self.adapter.startswith("hub:") and not self.adapter.startswith(f"hub:{self.lm}/"):
             parts.append(self.adapter)
