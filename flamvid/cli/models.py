@@ -246,6 +246,9 @@ def _describe(name: str, preset: Preset | None) -> dict[str, str | int]:
         "adapter": config.adapter or "none: the paper's weights were never released",
         "dtype": config.dtype,
     }
+    if config.vision.clip is not None:
+        clip = config.vision.clip
+        facts["clip"] = f"{clip.frames} frames, {clip.fps:g} a second, to {clip.steps} moments"
     for part, count in sizes(config).items():
         facts[f"parameters: {part}"] = f"{count:,}"
     local = Path(config.adapter)

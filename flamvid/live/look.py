@@ -110,7 +110,7 @@ class Looker:
             while seen and seen[0][0] < begin:
                 seen.popleft()
             last = time + 0.5 / pace.rate
-            if time >= begin:
+            if pictures is not None and time >= begin:
                 seen.append((time, self._features(pictures)))
         while begin < last - 1e-9:
             if inside := [f for t, f in seen if t >= begin]:
@@ -125,6 +125,8 @@ class Looker:
         last = part.start
         for time, pictures in self._pieces(live, pace, part):
             last = time + 0.5 / pace.rate
+            if pictures is None:
+                continue
             if spread.wants():
                 spread.add(self._features(pictures))
             else:
@@ -136,10 +138,10 @@ class Looker:
 
     def _pieces(
         self, live: LiveSource, pace: _Pace, part: Segment
-    ) -> Iterator[tuple[float, Tensor]]:
-        """What is encoded at once, pictures [X,3,h,w], and when the last of them was shown.
+    ) -> Iterator[tuple[float, Tensor | None]]:
+        """Each tick's time, and what is to be encoded then, pictures [X,3,h,w]; None for nothing.
 
-        Of a video encoder, a clip from the middle of each period; the last may be cut short.
+        For a video encoder, a clip from the middle of each period; the last may be cut short.
         """
         held: list[Tensor] = []
         time = part.start
@@ -147,8 +149,9 @@ class Looker:
         for tick, (time, frame) in enumerate(_between(live, pace.rate, part)):
             if 0 <= tick % pace.period - lead < pace.frames:
                 held.append(self.model.transform(frame.pixels))
-            if len(held) == pace.frames:
-                yield time, torch.cat(held)
+            whole = len(held) == pace.frames
+            yield time, torch.cat(held) if whole else None
+            if whole:
                 held.clear()
         if held:
             yield time, torch.cat(held)

@@ -167,14 +167,9 @@ def _bare(name: str, spec: VideoModel) -> tuple[nn.Module, tuple[str, ...]]:
         import pytorchvideo.models.hub as hub
     # It computes sizes with tensors, which have no values on the meta device.
     with torch.device("cpu"):
-        if not spec.head:
-            model = getattr(hub, name)(head=None)
-            return _at_home(model), ("head.",)
-        model = getattr(hub, name)()
-    count = len(model.blocks)
-    del model.blocks[count - spec.head :]
-    return _at_home(model), tuple(f"blocks.{count - 1 - i}." for i in range(spec.head))
-
-
-def _at_home(model: nn.Module) -> nn.Module:
-    return model.to(torch.get_default_device())
+        model: nn.Module = getattr(hub, name)(**({} if spec.head else {"head": None}))
+    blocks: Any = model.blocks
+    kept = len(blocks) - spec.head
+    left_out = ["head.", *(f"blocks.{i}." for i in range(kept, len(blocks)))]
+    del blocks[kept:]
+    return model.to(torch.get_default_device()), tuple(left_out)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from flamvid.errors import ConfigError
 from flamvid.models.efficientnet_lite import EfficientNetLite, is_lite
-from flamvid.models.encoder import VisionEncoder
+from flamvid.models.encoder import Clip, VisionEncoder
 from flamvid.models.frozen import CPU
 from flamvid.models.transformers_encoder import FAMILIES, load_tower, read_config, tower_of
 from flamvid.models.video_encoder import VideoEncoder, video_model
@@ -80,6 +80,12 @@ class VisionConfig:
             )
         if self.labels and not self.classifier:
             raise ConfigError("vision.labels needs a classifier; set classifier = true")
+
+    @property
+    def clip(self) -> Clip | None:
+        """What a video encoder sees at once."""
+        kind, _, name = self.encoder.partition(":")
+        return video_model(name).clip if kind == "pytorchvideo" else None
 
     @property
     def features(self) -> str:

@@ -53,7 +53,7 @@ def read_processor(folder: Path) -> Pictures:
             shorter=int(resized["shortest_edge"]) if crops else 0,
             mean=_colours(table["image_mean"]),
             std=_colours(table["image_std"]),
-            resize="crop" if crops else "squash",
+            resize="crop_floor" if crops else "squash",
             interpolation=_INTERPOLATIONS[int(table["resample"])],
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
