@@ -110,7 +110,7 @@ def test_clips_of_a_media_are_encoded_one_by_one() -> None:
     close(encoder(pictures[:6]), encoder(pictures[[0, 1, 1, 2, 3, 4, 4, 5]]))
 
 
-@pytest.mark.parametrize("name", VIDEO_MODELS)
+@pytest.mark.parametrize("name", [name for name in VIDEO_MODELS if name != "mvit_base_16x4"])
 def test_all_build_on_the_meta_device(name: str) -> None:
     with torch.device("meta"):
         encoder = vision_of(VisionConfig(encoder=f"pytorchvideo:{name}", size=0), {})
