@@ -144,7 +144,6 @@ class Looker:
         For a video encoder, a clip from the middle of each period; the last may be cut short.
         """
         held: list[Tensor] = []
-        time = part.start
         lead = (pace.period - pace.frames) // 2
         for tick, (time, frame) in enumerate(_between(live, pace.rate, part)):
             if 0 <= tick % pace.period - lead < pace.frames:
