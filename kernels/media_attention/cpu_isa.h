@@ -114,8 +114,8 @@ FLAMVID_FN V column_exp(float* column, int step, int height, V top) {
 // One text row, as in decoding: nothing to transpose, and scores stand in a row.
 template <typename T>
 FLAMVID_FN void forward_one(const Problem& p, const Unit& u, const Unit& next, Range range,
-                            int64_t row, const View<const T>& q, const View<const T>& k, const View<const T>& v,
-                            const View<T>& out, float* lse, Scratch& s) {
+                            int64_t row, const View<const T>& q, const View<const T>& k,
+                            const View<const T>& v, const View<T>& out, float* lse, Scratch& s) {
   const int d = p.width, ld = padded(d);
   widen(q.at(u.b, u.h, row), s.q, d);
   float peak = -INFINITY, sum = 0.0f;
@@ -161,8 +161,8 @@ FLAMVID_FN void forward_one(const Problem& p, const Unit& u, const Unit& next, R
 
 // Up to ROWS text rows that see one media.
 template <typename T>
-FLAMVID_FN void forward(const Problem& p, const Unit& u, const Unit& next, const int32_t* rows, int n,
-                        const View<const T>& q, const View<const T>& k, const View<const T>& v,
+FLAMVID_FN void forward(const Problem& p, const Unit& u, const Unit& next, const int32_t* rows,
+                        int n, const View<const T>& q, const View<const T>& k, const View<const T>& v,
                         const View<T>& out, float* all_lse, Scratch& s) {
   const int d = p.width, ld = padded(d);
   const Scores shape{n};
