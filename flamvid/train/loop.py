@@ -274,7 +274,8 @@ def _validate(
     losses = []
     for start in range(0, len(validation), 32):
         rows = range(start, min(start + 32, len(validation)))
-        texts = [c for r in rows for c in validation.captions[r][:2]]
+        # A sample with one caption counts as often as those with more.
+        texts = [c for r in rows for c in (validation.captions[r] * 2)[:2]]
         named = [labels[r] for r in rows for _ in range(2)]
         text = caption_rows(model.prompts, texts, head, recipe.captions.max_tokens, named)
         features, counts = validation.batch(rows)
