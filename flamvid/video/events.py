@@ -28,7 +28,8 @@ class Gap:
     """Between `start` and `end`, in seconds on the stream's clock, nothing was seen.
 
     Where the two are equal, what follows does not continue what came before, and nobody knows how
-    much is missing: the sender's clock was set.
+    much is missing: the sender's clock was set. That is told within a second of it in a stream that
+    comes as it happens, and sooner by what is read ahead in one that comes faster.
     """
 
     start: float

@@ -22,9 +22,10 @@ from torch.nn import functional as F
 
 from flamvid.errors import DecodeError, DecoderLost, InputError, SourceError
 from flamvid.types import Frames, VideoInfo
-from flamvid.video.address import Kind, classify, shown
+from flamvid.video.address import ANALYSED, Kind, classify, shown
 from flamvid.video.live_child import LiveChild
 from flamvid.video.live_graph import Wishes, live_graph
+from flamvid.video.record import Record
 from flamvid.video.sample import Fps
 
 __all__ = ["LiveSource", "at_ticks", "is_endless", "open_live", "recorded"]
@@ -54,24 +55,46 @@ class LiveSource:
         source: str,
         *,
         size: tuple[int, int] | None = None,
+        fps: float | None = None,
         timeout: float = 15.0,
         stdin: BinaryIO | None = None,
         hwaccel: str | None = None,
         realtime: bool = False,
+        record: Record | None = None,
     ) -> None:
         if not (math.isfinite(timeout) and timeout > 0):
             raise InputError(f"timeout is {timeout} s; must be above 0")
         _check_target(size)
+        if fps is not None:
+            Fps(fps)  # checks it
         self.kind = classify(source)
         self.name = "standard input" if self.kind is Kind.STDIN else shown(source)
         self.info: VideoInfo | None = None
         self.timeout = timeout
         self._size = size
         self._clock = _Clock()
+        self._ticks, self._number, self._placed = 0, b"", (0.0, 0.0)
         self._ahead: Frames | None = None  # the first frame, where it was read to connect
-        graph = live_graph(source, Wishes(size, timeout, hwaccel, realtime))
-        self._child: LiveChild | None = LiveChild(graph, _input_of(self.kind, stdin))
+        self._fps, self._hwaccel = fps, hwaccel
+        # An even multiple of the rate has a tick at the start, where the clock begins, and in the
+        # middle of each part. It is over one per second, so that the watchdog hears of the child.
+        self._thin = 0 if fps is None else 2 * math.ceil(0.5 / fps)
+        rate = None if fps is None else fps * self._thin
+        graph = live_graph(source, Wishes(size, rate, timeout, hwaccel, realtime, record))
+        self._child: LiveChild | None = LiveChild(
+            graph, _input_of(self.kind, stdin), limited=hwaccel is None
+        )
         self._log = self._child.log
+
+    @property
+    def jumps(self) -> int:
+        """How often the sender's clock has been set: where what follows does not continue."""
+        return self._clock.jumps + self._log.jumps
+
+    @property
+    def unrecorded(self) -> str:
+        """Why nothing is recorded any more, where it was to be; else an empty text."""
+        return self._log.unrecorded
 
     @property
     def complaints(self) -> int:
@@ -91,14 +114,19 @@ class LiveSource:
     ) -> Iterator[Frames]:
         """One frame after the other, each as `Frames` of T = 1, until the stream ends.
 
-        fps: the frame shown at each tick, as `at_ticks` says. size: height and width; cheaper if
-        it was given at opening, so that nothing larger has to come through the pipe. A later call
-        goes on where the last one stopped.
+        fps: the frame shown at each tick, as `at_ticks` says. size: height and width. Both are
+        cheaper if they were given at opening, so that nothing else has to come through the pipe;
+        then fps is left out here. A later call goes on where the last one stopped.
         """
         _check_target(size)
         if fps is not None:
             Fps(fps)  # checks it
-        frames = self._forward() if fps is None else at_ticks(self._forward(), fps)
+            if self._fps is not None:
+                raise InputError(f"fps is {fps}; {self.name} was opened with {self._fps} fps")
+        if self._thin:
+            frames = self._thinned()
+        else:
+            frames = self._forward() if fps is None else at_ticks(self._forward(), fps)
         return frames if size is None else (_resized(frame, size) for frame in frames)
 
     def close(self) -> None:
@@ -111,10 +139,13 @@ class LiveSource:
             self._child = None
         self._ahead = None
 
-    def interrupt(self) -> None:
-        """Kill the child from any thread; who reads meets the end of the stream, or an error."""
+    def interrupt(self, *, gently: bool = False) -> None:
+        """Kill the child from any thread; who reads meets the end of the stream, or an error.
+
+        gently: let it finish what it records, while somebody still reads.
+        """
         if (child := self._child) is not None:
-            child.process.kill()
+            (child.process.terminate if gently else child.process.kill)()
 
     def __enter__(self) -> Self:
         return self
@@ -129,12 +160,19 @@ class LiveSource:
                 return
             yield frame
 
+    def _thinned(self) -> Iterator[Frames]:
+        for frame in self._forward():
+            self._ticks += 1
+            if self._ticks % self._thin == (self._thin // 2 + 1) % self._thin:
+                yield frame
+
     def _read(self) -> Frames | None:
         """The next frame; None at the end, with the child gone."""
         if self._child is None:
             return None
+        patience = self.timeout + (ANALYSED / 1e6 if self.info is None else 0.0)
         try:
-            frame = self._next(self._child, time.monotonic() + self.timeout)
+            frame = self._next(self._child, time.monotonic() + patience)
         except BaseException:
             self.close()
             raise
@@ -148,7 +186,7 @@ class LiveSource:
             if line is None:
                 self._check_end(child)
                 return None
-            pts, base, size = line.split()
+            pts, base, size, number = line.split()
             pixels = child.picture(int(size), self.name, deadline)
         except TimeoutError:
             known = child.log.container
@@ -164,13 +202,22 @@ class LiveSource:
             self.info = child.log.info(self.name, pixels, self._size)
             self._clock.nominal = 1 / self.info.fps if self.info.fps > 0 else 0.0
         above, below = (int(n) for n in base.split(b"/"))
-        # Without a pts ffmpeg writes the least integer there is.
-        at, lasts = self._clock.place(int(pts) * above / below if int(pts) > -(1 << 62) else None)
+        if not self._thin or number != self._number:
+            # Without a pts ffmpeg writes the least integer there is.
+            raw = int(pts) * above / below if int(pts) > -(1 << 62) else None
+            self._placed, self._number = self._clock.place(raw), number
+        at, lasts = self._placed  # of a frame that is shown for several ticks, as before
         return Frames(pixels[None], np.array([at]), np.array([lasts]))
 
     def _check_end(self, child: LiveChild) -> None:
         """`DecodeError` when the stream has not ended by itself, or never began."""
         status, log, at = child.wait(), child.log, f"{self._clock.last:.3f} s"
+        if status < 0 and self.info is None and self._hwaccel is not None:
+            # The bundled ffmpeg aborts where the libraries of a decoder are missing.
+            raise DecoderLost(
+                f"{self.name} can't be decoded by {self._hwaccel} hardware: ffmpeg crashed (signal "
+                f"{-status}), as it does where a driver is missing; leave it out, or give auto"
+            )
         if status < 0:
             raise DecoderLost(f"{self.name}: its decoder crashed (signal {-status}); try again")
         if self.info is None:
@@ -252,6 +299,7 @@ class _Clock:
     last: float = -1.0  # before the first frame
     lasts: float = 0.0
     nominal: float = 0.0
+    jumps: int = 0
 
     def place(self, raw: float | None) -> tuple[float, float]:
         """Time and probable duration of the next frame; raw is None where it has no pts."""
@@ -262,7 +310,9 @@ class _Clock:
         at = follows if raw is None else raw - self.origin
         if not self.last < at <= self.last + _LONGEST_GAP:
             at = follows
-            self.origin = at if raw is None else raw - at
+            if raw is not None:
+                self.jumps += raw - self.origin != self.last  # the same pts twice is no jump
+                self.origin = raw - at
         self.lasts = min(at - self.last, max(1.0, self.nominal))
         self.last = at
         return at, self.lasts
