@@ -39,6 +39,7 @@ class _Chinchilla(PreTrainedModel):  # type: ignore[misc]
     base_model_prefix = "model"
     _no_split_modules = ["RelativeBlock"]  # noqa: RUF012
     _supports_sdpa = True
+    takes_own_cache = True
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Embedding):

@@ -80,25 +80,30 @@ def read_llama_config(folder: Path) -> LlamaConfig | None:
 
 
 class KeyValueCache:
-    """Keys and values of all layers, each a buffer [B,G,room,d] that doubles when it is full."""
+    """Keys and values of all layers, each a buffer [B,G,room,d] that doubles when it is full.
+
+    As far as our models know it, one of transformers' caches; those copy all keys for every token.
+    """
 
     def __init__(self, layers: int) -> None:
         self._keys: list[Tensor | None] = [None] * layers
         self._values: list[Tensor | None] = [None] * layers
-        self.length = 0  # of the last layer that was updated before the new tokens
+        self.length = 0  # tokens that all layers have
 
     def get_seq_length(self) -> int:
         """How many tokens the cache holds."""
         return self.length
 
-    def update(self, layer: int, k_BGSd: Tensor, v_BGSd: Tensor) -> tuple[Tensor, Tensor]:
+    def update(self, k_BGSd: Tensor, v_BGSd: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
         """Append a layer's new keys and values; returns all of them, [B,G,T,d]."""
         T = self.length + k_BGSd.shape[2]
-        keys = self._grown(self._keys[layer], k_BGSd, T)
-        values = self._grown(self._values[layer], v_BGSd, T)
+        keys = self._grown(self._keys[layer_idx], k_BGSd, T)
+        values = self._grown(self._values[layer_idx], v_BGSd, T)
         keys[:, :, self.length : T] = k_BGSd
         values[:, :, self.length : T] = v_BGSd
-        self._keys[layer], self._values[layer] = keys, values
+        self._keys[layer_idx], self._values[layer_idx] = keys, values
+        if layer_idx == len(self._keys) - 1:
+            self.length = T
         return keys[:, :, :T], values[:, :, :T]
 
     def _grown(self, buffer: Tensor | None, new: Tensor, room: int) -> Tensor:
@@ -171,7 +176,7 @@ class LlamaLayer(nn.Module):
         q, k, v = qkv.split([self.heads, self.key_heads, self.key_heads], dim=1)
         q, k = _rotate(q, turn), _rotate(k, turn)
         if cache is not None:
-            k, v = cache.update(at, k, v)
+            k, v = cache.update(k, v, at)
         attended = F.scaled_dot_product_attention(
             q,
             k,
@@ -221,8 +226,6 @@ class _Body(nn.Module):
         mask = _visible(attention_mask, past, S, input_ids.device)
         for at, layer in enumerate(self.layers):
             x_BSD = layer(x_BSD, turn, mask, cache, at)
-        if cache is not None:
-            cache.length = past + S
         D = self.config.hidden_size
         return Hidden(F.rms_norm(x_BSD, (D,), self.norm, self.config.rms_norm_eps))
 
@@ -231,6 +234,7 @@ class Llama(nn.Module):
     """A causal Llama with the names that a transformers host has."""
 
     base_model_prefix = "model"
+    takes_own_cache = True
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()

@@ -24,9 +24,9 @@ from flamvid.models.frozen import CPU
 from flamvid.models.gated_xattn import GatedCrossAttention, MediaKeyValues
 from flamvid.models.graft import GraftedCache, GraftedLayer, run_grafted
 from flamvid.models.int8 import Int8Linear
-from flamvid.models.linear import linear
-from flamvid.models.llama import KeyValueCache, Llama, read_llama_config
+from flamvid.models.llama import KeyValueCache, read_llama_config
 from flamvid.models.llama_file import can_be_int8, load_llama, load_llama_int8
+from flamvid.ops import linear
 
 __all__ = ["LanguageModel", "MediaContext", "TokenHead", "load_causal_lm", "load_plain_lm"]
 
@@ -117,7 +117,7 @@ class LanguageModel(nn.Module):
         return GraftedCache(host, len(self.grafted)) if self.grafted else host
 
     def _host_cache(self) -> Any:
-        if isinstance(self.lm, Llama):
+        if getattr(self.lm, "takes_own_cache", False):
             return KeyValueCache(self.lm.config.num_hidden_layers)
         from transformers import DynamicCache
 

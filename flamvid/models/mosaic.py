@@ -116,6 +116,7 @@ class _Mosaic(PreTrainedModel):  # type: ignore[misc]
     base_model_prefix = "transformer"
     _no_split_modules = ["MosaicBlock"]  # noqa: RUF012
     _supports_sdpa = True
+    takes_own_cache = True
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Embedding):

@@ -72,6 +72,7 @@ class _Palm(PreTrainedModel):  # type: ignore[misc]
     base_model_prefix = "model"
     _no_split_modules = ["PalmBlock"]  # noqa: RUF012
     _supports_sdpa = True
+    takes_own_cache = True
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Embedding):

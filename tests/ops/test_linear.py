@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from flamvid.models.linear import linear
+from flamvid.ops import linear
 
 
 @pytest.mark.parametrize("rows", [0, 1, 2, 3, 8, 9])
