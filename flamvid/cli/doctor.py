@@ -194,6 +194,7 @@ def _operations() -> list[Callable[[], Check]]:
             "media_attention_backward",
             "linear_few",
             "linear_int8",
+            "widen_int8",
         )
     ]
 

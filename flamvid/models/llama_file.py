@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from flamvid.errors import ConfigError, WeightsError
+from flamvid.errors import WeightsError
 from flamvid.models.int8 import Int8Linear
 from flamvid.models.llama import Llama, LlamaConfig, LlamaLayer
 from flamvid.ops import GROUP, Int8, quantise_int8
@@ -77,8 +77,6 @@ def load_llama_int8(folder: Path, config: LlamaConfig) -> Llama:
 
 def llama_tensors(lm: Llama) -> dict[str, Tensor]:
     """The tensors of a Llama as transformers names them; int8 ones have no such names."""
-    if lm.model.int8:
-        raise ConfigError("the language model is int8, which is not saved; load it as float32")
     return dict(_places(lm))
 
 

@@ -22,6 +22,7 @@ from flamvid import config
 from flamvid.errors import ConfigError, OfflineError, WeightsError
 from flamvid.models.frozen import frozen_of
 from flamvid.models.gated_xattn import XattnConfig
+from flamvid.models.int8 import Int8Linear
 from flamvid.models.llama import Llama, LlamaConfig
 from flamvid.models.llama_file import llama_tensors
 from flamvid.models.resampler import PerceiverResampler, ResamplerConfig
@@ -127,6 +128,8 @@ def _flamingo(model: Any) -> Flamingo:
 
 def _tensors(model: Flamingo) -> Iterator[tuple[str, Tensor]]:
     """Every tensor once, by the part that it belongs to."""
+    if any(isinstance(module, Int8Linear) for module in model.modules()):
+        raise ConfigError("the model is int8, which is not saved; load it as float32")
     for prefix, part in (
         ("vision", model.vision.model),
         ("resampler", model.resampler),

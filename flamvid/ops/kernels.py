@@ -18,6 +18,7 @@ OPERATIONS = (
     "media_attention_backward",
     "linear_few",
     "linear_int8",
+    "widen_int8",
 )
 _LOADED = "flamvid._C is loaded"
 

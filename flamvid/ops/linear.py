@@ -1,4 +1,4 @@
-"""The linear layer, as quick as a CPU can have it: for the few rows of a decoding step, or for many.
+"""The linear layer as quick as a CPU can have it, for the few rows of a decoding step or for many.
 
 torch gives both to MKL. That packs the weights anew for every few rows, or keeps to one core, where
 a kernel of ours is as quick as memory; and on processors of AMD it leaves AVX-512 alone, where
@@ -18,19 +18,19 @@ from torch.nn import functional as F
 
 from flamvid.ops.kernels import implementation
 
-__all__ = ["linear"]
+__all__ = ["MANY", "linear"]
 
 _FEW = 8  # rows for which reading the weights is what takes the time
-_MANY = 24  # with fewer oneDNN gains less than it takes to prepare for another number of rows
+MANY = 24  # with fewer oneDNN gains less than it takes to prepare for another number of rows
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """As `F.linear`: x [...,K], weight [N,K] -> [...,N]."""
     rows = x.shape[:-1].numel()
-    if _FEW < rows < _MANY or not rows or not _plain(x, weight, bias):
+    if _FEW < rows < MANY or not rows or not _plain(x, weight, bias):
         return F.linear(x, weight, bias)
     out: Tensor
-    if rows >= _MANY:
+    if rows >= MANY:
         many = _one_dnn()
         out = F.linear(x, weight, bias) if many is None else many(x, weight, bias)
         return out
@@ -86,7 +86,7 @@ def _one_dnn() -> Any:
         return out
 
     dice = torch.Generator().manual_seed(0)
-    x, weight = (torch.randn(_MANY, 32, generator=dice) for _ in range(2))
+    x, weight = (torch.randn(MANY, 32, generator=dice) for _ in range(2))
     try:
         with torch.inference_mode():
             same = torch.allclose(many(x, weight, None), F.linear(x, weight), atol=1e-4)
