@@ -25,6 +25,7 @@ from flamvid.models.gated_xattn import XattnConfig
 from flamvid.models.int8 import Int8Linear
 from flamvid.models.llama import Llama, LlamaConfig
 from flamvid.models.llama_file import llama_tensors
+from flamvid.models.reach import unreachable
 from flamvid.models.resampler import PerceiverResampler, ResamplerConfig
 from flamvid.models.vision import ClipEncoder, TimmEncoder, VisionConfig
 
@@ -177,12 +178,15 @@ def _download(name: str, keywords: Mapping[str, Any]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    silent = "" if keywords.get("local_files_only") or "endpoint" in keywords else unreachable()
+    if silent:
+        keywords = {**keywords, "local_files_only": True}
     try:
         return Path(
             snapshot_download(name, allow_patterns=["*.toml", "*.json", WEIGHTS], **keywords)
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = silent or next(iter(str(error).splitlines()), type(error).__name__)
         raise OfflineError(
             f"{name!r} is no folder, and can't be fetched from the Hugging Face hub ({reason}); "
             "check the name and the connection"
