@@ -36,6 +36,7 @@ class LlamaConfig:
     rope_theta: float
     rms_norm_eps: float
     tie_word_embeddings: bool
+    max_position_embeddings: int = 2048
 
     def table(self) -> dict[str, Any]:
         """As transformers' config.json has it."""
@@ -74,6 +75,7 @@ def read_llama_config(folder: Path) -> LlamaConfig | None:
             rope_theta=rope["rope_theta"],
             rms_norm_eps=table["rms_norm_eps"],
             tie_word_embeddings=table.get("tie_word_embeddings", False),
+            max_position_embeddings=table.get("max_position_embeddings", 2048),
         )
     except KeyError:
         return None

@@ -100,6 +100,13 @@ class LanguageModel(nn.Module):
         assert isinstance(head, nn.Module)
         return head
 
+    @property
+    def positions(self) -> int | None:
+        """How many tokens it was made for; None where its positions have no end."""
+        config = self.lm.config
+        found = getattr(config, "max_position_embeddings", getattr(config, "max_seq_len", None))
+        return found if found is None else int(found)
+
     def head_of(self, ids: Tensor) -> TokenHead:
         """The head's rows for some tokens, int64 [V]."""
         if isinstance(self.head, Int8Linear) and not self.lm.config.tie_word_embeddings:
