@@ -9,6 +9,7 @@ Legend: B batch, S new tokens, T all tokens so far, H heads, G key heads, d head
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,14 @@ from torch.nn import functional as F
 
 from flamvid.models.linear import Linear
 
-__all__ = ["KeyValueCache", "Llama", "LlamaConfig", "LlamaLayer", "read_llama_config"]
+__all__ = [
+    "KeyValueCache",
+    "Llama",
+    "LlamaConfig",
+    "LlamaLayer",
+    "llama_config_of",
+    "read_llama_config",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,11 +54,16 @@ class LlamaConfig:
 
 
 def read_llama_config(folder: Path) -> LlamaConfig | None:
-    """The sizes in a folder's config.json; None for another model, or a Llama with extras."""
+    """The sizes in a folder's config.json; None as in `llama_config_of`, or without tensors."""
     try:
         table: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+    return llama_config_of(table) if (folder / "model.safetensors").is_file() else None
+
+
+def llama_config_of(table: Mapping[str, Any]) -> LlamaConfig | None:
+    """The sizes in a whole config.json; None for another model, or a Llama with extras."""
     rope = table.get("rope_parameters") or {}
     heads = table.get("num_attention_heads", 0)
     plain = (
@@ -59,7 +72,6 @@ def read_llama_config(folder: Path) -> LlamaConfig | None:
         and rope.get("rope_type") == "default"
         and rope.get("partial_rotary_factor", 1.0) == 1.0
         and not (table.get("attention_bias") or table.get("mlp_bias"))
-        and (folder / "model.safetensors").is_file()
     )
     if not plain:
         return None

@@ -9,8 +9,7 @@ _SECONDS = 4.0
 
 def unreachable() -> str:
     """Why the hub can't be reached, found by one short request; empty if it answers anything."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
+    from huggingface_hub import constants, get_session
 
     try:
         # By the client's own session, which knows the user's proxy and certificates.
