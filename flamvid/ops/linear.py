@@ -21,12 +21,14 @@ from flamvid.ops.kernels import implementation
 __all__ = ["MANY", "linear"]
 
 _FEW = 8  # rows for which reading the weights is what takes the time
+_DENSE = (Tensor, nn.Parameter)  # other types, as torchao's, know their own product
 MANY = 24  # with fewer oneDNN gains less than it takes to prepare for another number of rows
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """As `F.linear`: x [...,K], weight [N,K] -> [...,N]."""
-    rows = x.shape[:-1].numel()
+    K = x.shape[-1]
+    rows = x.numel() // (K or 1)
     if _FEW < rows < MANY or not rows or not _plain(x, weight, bias):
         return F.linear(x, weight, bias)
     out: Tensor
@@ -36,25 +38,20 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return out
     if not _few_is_compiled():
         return F.linear(x, weight, bias)
-    out = torch.ops.flamvid.linear_few(x.reshape(rows, -1), weight)
+    out = torch.ops.flamvid.linear_few(x.reshape(rows, K), weight)
     if bias is not None:
         out = out + bias
     return out.view(*x.shape[:-1], -1)
 
 
-def _plain(*tensors: Tensor | None) -> bool:
+def _plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether these are float32 on a CPU, and nothing but their product is asked for."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or type(weight) not in _DENSE or not x.is_cpu:
         return False
-    for tensor in tensors:
-        if tensor is not None and (
-            type(tensor) not in (Tensor, nn.Parameter)  # such as torchao's weights
-            or tensor.device.type != "cpu"
-            or tensor.dtype != torch.float32
-            or (tensor.requires_grad and torch.is_grad_enabled())
-        ):
-            return False
-    return True
+    if not x.dtype == weight.dtype == torch.float32:
+        return False
+    learns = x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    return not (learns and torch.is_grad_enabled())
 
 
 @torch.library.custom_op("flamvid::linear_few", mutates_args=())

@@ -55,6 +55,20 @@ def linear_int8(x: Tensor, w: Int8) -> Tensor:
     Weights are widened as they are read: writing a text reads all of them for each token, and these
     are a third as long. Raises InputError for other shapes and types.
     """
+    K = x.shape[-1]
+    rows = x.numel() // (K or 1)
+    try:
+        if rows >= MANY:  # what widening takes is then little
+            return linear(x, dequantise_int8(w))
+        out: Tensor = torch.ops.flamvid.linear_int8(x.reshape(rows, K), *w)
+    except (RuntimeError, ValueError):  # the operation sees to it: twice would take as long again
+        _refuse(x, w)
+        raise
+    return out.view(*x.shape[:-1], w.weight.shape[0])
+
+
+def _refuse(x: Tensor, w: Int8) -> None:
+    """An InputError where one is due."""
     N, K = w.weight.shape
     if x.shape[-1] != K or K % GROUP or {w.scales.shape, w.offsets.shape} != {(N, K // GROUP)}:
         raise InputError(
@@ -67,10 +81,6 @@ def linear_int8(x: Tensor, w: Int8) -> Tensor:
             f"x, weight, scales and offsets are {', '.join(map(str, kinds))}; must be float32, "
             "int8, float32 and float32"
         )
-    if x.shape[:-1].numel() >= MANY:  # what widening takes is then little
-        return linear(x, dequantise_int8(w))
-    out: Tensor = torch.ops.flamvid.linear_int8(x.reshape(-1, K), *w)
-    return out.view(*x.shape[:-1], N)
 
 
 def quantise_int8(weight_NK: Tensor) -> Int8:
