@@ -68,8 +68,9 @@ class ModelConfig:
 
     format: whose layout the weights have (`flamvid.weights.load.FORMATS`). adapter: a file, or
     `hub:ORG/NAME/FILE`. frames: how many are looked at unless told otherwise; 0 for as many as it
-    was trained on. dtype: what it is loaded as unless told otherwise; cpu_dtype: on a CPU, if that
-    is another. lm_config, vision_config: the frozen parts' architecture, by which their size is
+    was trained on. contrastive: the file of the heads that search embeds with, if there is one.
+    dtype: what it is loaded as unless told otherwise; cpu_dtype: on a CPU, if that is another.
+    lm_config, vision_config: the frozen parts' architecture, by which their size is
     known before they are fetched. licence: of the trained weights. lm_state: "frozen", or in the
     paper's ablations "unfrozen" (trained on from what it was) or "scratch" (from fresh weights of
     lm_config). billions: the total that the paper states; 0 where it states none. A preset of the
@@ -91,6 +92,7 @@ class ModelConfig:
     billions: float = 0.0
     dtype: str = "float32"
     cpu_dtype: str = ""
+    contrastive: str = ""
     lm_config: Mapping[str, Any] = field(default_factory=dict)
     vision_config: Mapping[str, Any] = field(default_factory=dict)
 
@@ -140,6 +142,8 @@ def model_config(table: Mapping[str, Any], name: str, folder: str) -> ModelConfi
         plain["prompt"] = config.build(PromptConfig, plain["prompt"], f"{name}: prompt")
     if plain["adapter"] and not plain["adapter"].startswith("hub:"):
         plain["adapter"] = str(Path(folder) / plain["adapter"])
+    if plain.get("contrastive"):
+        plain["contrastive"] = str(Path(folder) / plain["contrastive"])
     return config.build(ModelConfig, {"name": name, **plain, **built}, name)
 
 

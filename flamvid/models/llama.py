@@ -227,8 +227,9 @@ class _Body(nn.Module):
         position_ids: Tensor | None = None,
         cache: KeyValueCache | None = None,
         use_cache: bool = False,
+        depth: int | None = None,
     ) -> Hidden:
-        """Hidden states [B,S,D] after the last norm."""
+        """Hidden states [B,S,D] after the last norm; with `depth`, after so many layers alone."""
         x_BSD = self.embed_tokens(input_ids)
         if self.int8:  # whose table is as the file has it, in half precision
             x_BSD = x_BSD.float()
@@ -238,8 +239,10 @@ class _Body(nn.Module):
             position_ids = torch.arange(past, past + S, device=input_ids.device)[None]
         turn = _turn(position_ids, self.config, x_BSD.dtype)
         mask = _visible(attention_mask, past, S, input_ids.device)
-        for at, layer in enumerate(self.layers):
+        for at, layer in enumerate(self.layers[:depth]):
             x_BSD = layer(x_BSD, turn, mask, cache, at)
+        if depth is not None:
+            return Hidden(x_BSD)
         D = self.config.hidden_size
         return Hidden(F.rms_norm(x_BSD, (D,), self.norm, self.config.rms_norm_eps))
 

@@ -165,6 +165,18 @@ class LanguageModel(nn.Module):
             hidden = run_grafted(self.grafted, hidden, layers, index, attention_mask, cache)
         return hidden.to(input_ids.device)
 
+    def states(self, input_ids: Tensor, attention_mask: Tensor, depth: int = 0) -> Tensor:
+        """What the first `depth` layers make of texts padded on the right, [B,S,D]; 0: all do.
+
+        Less than all of them can be had of our own Llama alone.
+        """
+        if not depth:
+            return self(input_ids, attention_mask=attention_mask)
+        if not isinstance(self.lm, Llama):
+            raise ConfigError(f"layer is {depth}; must be 0 for a {type(self.lm).__name__}")
+        hidden: Tensor = self.body(input_ids, attention_mask, depth=depth).last_hidden_state
+        return hidden
+
     def _reader(self, slot: int) -> Any:
         xattn = self.inserted[slot]
 
