@@ -272,7 +272,7 @@ class Captioner:
         return Chat(self, GenerationConfig(**_not_empty(search)))
 
     def encode(self, frames: Frames) -> Tensor:
-        """Frozen features [T,N,F] of decoded frames."""
+        """Frozen features [T,N,F] of decoded frames; of a video encoder, of its moments."""
         return Looker(self.model).encode(frames)
 
     def _look(self, source: Source, view: View, place: int = 0) -> Iterator[Seen]:

@@ -171,7 +171,8 @@ class LanguageModel(nn.Module):
         Less than all of them can be had of our own Llama alone.
         """
         if not depth:
-            return self.forward(input_ids, attention_mask=attention_mask)
+            whole: Tensor = self(input_ids, attention_mask=attention_mask)
+            return whole
         if not isinstance(self.lm, Llama):
             raise ConfigError(f"layer is {depth}; must be 0 for a {type(self.lm).__name__}")
         hidden: Tensor = self.body(input_ids, attention_mask, depth=depth).last_hidden_state

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from flamvid import config
 from flamvid.errors import ConfigError, OfflineError, WeightsError
+from flamvid.models.encoder import VisionEncoder
 from flamvid.models.frozen import frozen_of
 from flamvid.models.gated_xattn import XattnConfig
 from flamvid.models.int8 import Int8Linear
@@ -27,7 +28,8 @@ from flamvid.models.llama import Llama, LlamaConfig, llama_config_of
 from flamvid.models.llama_file import llama_of, llama_tensors
 from flamvid.models.reach import unreachable
 from flamvid.models.resampler import PerceiverResampler, ResamplerConfig
-from flamvid.models.vision import ClipEncoder, TimmEncoder, VisionConfig
+from flamvid.models.transformers_encoder import FAMILIES, TransformersEncoder, saved_tower
+from flamvid.models.vision import VisionConfig, vision_of
 
 if TYPE_CHECKING:
     from flamvid.models.flamingo import Flamingo
@@ -153,17 +155,13 @@ def _tensors(model: Flamingo) -> Iterator[tuple[str, Tensor]]:
 
 def _table(model: Flamingo, about: Mapping[str, Any]) -> dict[str, Any]:
     vision = model.vision
-    if isinstance(vision, TimmEncoder):
-        seen: dict[str, Any] = {"encoder": f"timm:{vision.name}", "classifier": vision.classifier}
-    else:
-        seen = {"encoder": "clip:saved", "class_token": vision.first == 0}
     dtype = str(model.lm.head.weight.dtype).removeprefix("torch.")
     table = {"format": "saved", "dtype": dtype, "adapter": WEIGHTS, **about}
-    table["vision"] = {**about.get("vision", {}), **seen}
+    table["vision"] = {**about.get("vision", {}), **vision.described()}
     table["resampler"] = asdict(model.resampler.config)
     table["xattn"] = asdict(model.xattn_config)
     table["lm_config"] = _architecture(model.lm.lm.config)
-    if isinstance(vision, ClipEncoder):
+    if isinstance(vision, TransformersEncoder):
         table["vision_config"] = _architecture(vision.model.config)
     return table
 
@@ -255,18 +253,15 @@ def _vision(
     dtype: torch.dtype,
     folder: Path,
     device: torch.device,
-) -> TimmEncoder | ClipEncoder:
+) -> VisionEncoder:
     look = config.build(VisionConfig, table["vision"], "vision")
-    kind, _, name = look.encoder.partition(":")
-    if kind == "timm":
-        encoder = TimmEncoder(name, look.classifier)
-        encoder.load(tensors)
-        return encoder.to(device=device, dtype=dtype).requires_grad_(False).eval()
-    from transformers import CLIPVisionConfig, CLIPVisionModel
-
-    tower = CLIPVisionConfig(**table.get("vision_config", {}))
-    model = frozen_of(CLIPVisionModel, tower, tensors, dtype, folder, device)
-    return ClipEncoder(model, look.class_token)
+    kind = look.encoder.partition(":")[0]
+    if kind in FAMILIES:
+        tower = table.get("vision_config", {})
+        return saved_tower(kind, tower, tensors, dtype, folder, look.class_token, device)
+    encoder = vision_of(look, {})
+    encoder.load(tensors)
+    return encoder.to(device=device, dtype=dtype).requires_grad_(False).eval()
 
 
 def _assign(part: nn.Module, tensors: Mapping[str, Tensor], at: Path) -> None:

@@ -206,7 +206,8 @@ def _lock(path: Path) -> Iterator[None]:
 
 def get(part: str) -> Path:
     """Whatever a model names among its parts: `fetch` or `resolve`."""
-    return fetch(part) if part.startswith("hub:") else resolve(part)
+    one_file = part.startswith(("hub:", "https:", "http:")) or Path(part).is_file()
+    return fetch(part) if one_file else resolve(part)
 
 
 def is_cached(part: str) -> bool:
@@ -218,7 +219,12 @@ def is_cached(part: str) -> bool:
 
 
 def fetch(source: str) -> Path:
-    """One file: a local path, or `hub:ORG/NAME/FILE` in a Hugging Face repository."""
+    """One file: a local path, `hub:ORG/NAME/FILE` in a Hugging Face repository, or an address.
+
+    An address is `https://...#sha256=` and the checksum of what it serves.
+    """
+    if source.startswith(("https:", "http:")):
+        return _pinned_file(source)
     if not source.startswith("hub:"):
         return Path(source)
     parts = source.removeprefix("hub:").split("/", 2)
@@ -236,6 +242,40 @@ def fetch(source: str) -> Path:
                 local_files_only=cached_only,
             )
         )
+
+
+def _pinned_file(source: str) -> Path:
+    """What an address serves, from the cache or fetched and verified."""
+    address, _, digest = source.partition("#sha256=")
+    if not re.fullmatch("[0-9a-f]{64}", digest):
+        raise WeightsError(
+            f"{address} comes without its checksum; write #sha256= and its 64 digits behind it, or "
+            "download it and give the file's path"
+        )
+    name = Path(address).name
+    path = cache_dir() / "files" / f"{digest[:12]}-{name}"
+    with _lock(path.with_name(f"{path.name}.lock")):
+        if path.is_file():  # verified when it came, and there whole or not at all
+            return path
+        if _offline():
+            raise OfflineError(
+                f"{name} is not in {cache_dir()} and FLAMVID_OFFLINE is set; unset it"
+            )
+        from http.client import HTTPException
+
+        from torch.hub import download_url_to_file
+
+        print(f"flamvid: fetching {address}", file=sys.stderr, flush=True)
+        try:
+            download_url_to_file(address, str(path), hash_prefix=digest, progress=False)
+        except (OSError, HTTPException) as error:
+            raise OfflineError(f"can't fetch {address} ({error}); check the connection") from error
+        except RuntimeError as error:  # it has another checksum
+            raise WeightsError(
+                f"{address} has another sha256 than {digest}; it is not the file that was meant: "
+                "do not use it"
+            ) from error
+    return path
 
 
 def _hugging_face(name: str) -> Path:

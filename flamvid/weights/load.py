@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from flamvid.video.transform import FrameTransform
 from flamvid.weights import hub
 from flamvid.weights.adapter import load_adapter
 from flamvid.weights.formats import build
+from flamvid.weights.pictures import as_its_authors
 from flamvid.weights.placement import quantise, spread
 
 __all__ = ["LoadedModel", "load_config", "load_model", "torch_dtype"]
@@ -100,6 +101,7 @@ def load_config(
     flamingo, folder = build(config, kind, CPU if device_map else where, int8, not device_map)
     tokenizer = tokenizer_of(folder, config)
 
+    config = replace(config, vision=as_its_authors(config.vision))
     vocabulary = None
     if config.format == "flamvid" and trained:
         vocabulary = load_trained(flamingo, Path(config.adapter))
@@ -117,6 +119,9 @@ def load_config(
         mean=config.vision.mean,
         std=config.vision.std,
         resize=config.vision.resize,
+        interpolation=config.vision.interpolation,
+        shorter=config.vision.shorter,
+        antialias=config.vision.antialias,
     )
     prompts = _prompts(tokenizer, config)
     look = config.vision

@@ -19,6 +19,7 @@ from flamvid.models.flamingo import Flamingo
 from flamvid.models.reach import unreachable
 from flamvid.weights import hub
 from flamvid.weights.artefacts import ARTEFACTS
+from tests.weights.conftest import WHEEL
 
 Index = types.SimpleNamespace
 Pull = Callable[..., subprocess.Popen[str]]
@@ -332,3 +333,39 @@ def test_one_file_of_a_repository(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     (snapshot.parents[1] / "refs").mkdir()
     (snapshot.parents[1] / "refs" / "main").write_text("f" * 40)
     assert hub.get("hub:org/name/x.pt") == snapshot / "x.pt"
+
+
+def test_a_file_at_an_address_is_fetched_once_and_verified(
+    index: Index, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    address = f"{os.environ['PIP_FIND_LINKS']}x3d.whl"
+    path = hub.get(f"{address}#sha256={index.sha256}")
+    assert path.read_bytes() == (tmp_path / WHEEL).read_bytes()
+    assert capfd.readouterr().err == f"flamvid: fetching {address}\n"
+    assert hub.get(f"{address}#sha256={index.sha256}") == path
+    assert (index.fetched, capfd.readouterr().err) == (1, "")
+
+
+def test_a_file_without_its_checksum_or_with_another_is_refused(
+    index: Index, tmp_path: Path
+) -> None:
+    address = f"{os.environ['PIP_FIND_LINKS']}x3d.whl"
+    for checksum in ("", "#sha256=", f"#sha256={index.sha256[:12]}", f"#md5={index.sha256}"):
+        with pytest.raises(WeightsError, match="comes without its checksum"):
+            hub.get(address + checksum)
+    assert index.fetched == 0
+    with pytest.raises(WeightsError, match="another sha256 than 0000"):
+        hub.get(f"{address}#sha256={'0' * 64}")
+    assert index.fetched == 1
+    assert [f.suffix for f in (tmp_path / "home" / "files").iterdir()] == [".lock"]
+
+
+def test_a_file_that_can_not_be_fetched_is_told(
+    index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinned = f"#sha256={index.sha256}"
+    with pytest.raises(OfflineError, match=r"can't fetch http://127\.0\.0\.1:9/x\.pyth"):
+        hub.get(f"http://127.0.0.1:9/x.pyth{pinned}")
+    monkeypatch.setenv("FLAMVID_OFFLINE", "1")
+    with pytest.raises(OfflineError, match=r"x3d\.whl is not in .* FLAMVID_OFFLINE is set"):
+        hub.get(f"{os.environ['PIP_FIND_LINKS']}x3d.whl{pinned}")
