@@ -1,4 +1,4 @@
-"""Features of many videos in one file: written once, read by many; the only room that knows lmdb."""
+"""Features of many videos in one file, written once and read by many; only this room knows lmdb.
 
 from __future__ import annotations
 

@@ -24,6 +24,7 @@ __all__ = [
     "HEADER_BYTES",
     "Provenance",
     "VideoRecord",
+    "check_value",
     "chunk_key",
     "dump",
     "id_bytes",
@@ -216,6 +217,11 @@ def load(db: str, key: bytes, value: memoryview) -> Any:
         return json.loads(bytes(value[HEADER_BYTES:]))
     except (ValueError, RecursionError) as error:
         raise DamagedStore(f"{_where(db, key)} is no JSON ({error})") from error
+
+
+def check_value(db: str, key: bytes, value: memoryview) -> None:
+    """DamagedStore unless the header holds and the checksum is right."""
+    _open(db, key, value, True)
 
 
 def _open(db: str, key: bytes, value: memoryview, check: bool) -> tuple[int, tuple[int, ...], int]:
