@@ -1,4 +1,7 @@
-"""Features of many videos in one file, written once and read by many; only this room knows lmdb.
+"""Features of many videos in one file: written once, read by many. Only this room knows lmdb.
+
+Names are imported when first asked for: the command line starts without numpy and lmdb.
+"""
 
 from __future__ import annotations
 
