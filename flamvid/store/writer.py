@@ -64,7 +64,7 @@ class StoreWriter:
         self.path, self.provenance = Path(path), provenance
         self.reader = FeatureStore(path)
         self._pid = os.getpid()
-        self._dirty = False
+        self._dirty = self._closed = False
         self._exit = ExitStack()
         if not self.path.exists() and not self.path.absolute().parent.is_dir():
             raise StoreError(f"the folder {self.path.parent} does not exist; create it first")
@@ -165,8 +165,9 @@ class StoreWriter:
 
     def close(self) -> None:
         """Seal the store, and let others write."""
-        if os.getpid() != self._pid:
+        if os.getpid() != self._pid or self._closed:
             return
+        self._closed = True
         with self._exit:
             if self._dirty:
                 # LMDB keeps the last two transactions. This one makes both hold all videos, so
@@ -175,8 +176,8 @@ class StoreWriter:
                 with self._file.lock, translated(self.path):
                     self._file.environment().sync(True)
                     seal.write(self.path)
-                self._dirty = False
         self.reader.close()
+        del self._file  # or it would stay open for as long as anyone remembers this writer
 
 
 class VideoWriter:
