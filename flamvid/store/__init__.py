@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from flamvid.store.clips import StoreClips
     from flamvid.store.reader import Failure, FeatureStore, Snapshot, StoredVideo
     from flamvid.store.schema import Provenance, VideoRecord
     from flamvid.store.writer import StoreWriter, VideoWriter
@@ -18,6 +19,7 @@ _HOMES = {
     "FeatureStore": "reader",
     "Provenance": "schema",
     "Snapshot": "reader",
+    "StoreClips": "clips",
     "StoreWriter": "writer",
     "StoredVideo": "reader",
     "VideoRecord": "schema",
@@ -29,6 +31,7 @@ __all__ = [
     "FeatureStore",
     "Provenance",
     "Snapshot",
+    "StoreClips",
     "StoreWriter",
     "StoredVideo",
     "VideoRecord",

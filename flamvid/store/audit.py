@@ -22,6 +22,7 @@ from flamvid.store.schema import (
     VideoRecord,
     load,
     newer,
+    provenance_from_json,
     record_from_json,
     unpack,
 )
@@ -87,7 +88,7 @@ class Contents:
         if key == b"format" and table["version"] > FORMAT:
             raise newer("the store", table["version"])
         if key == b"provenance":
-            self.provenance = Provenance(**table)
+            self.provenance = provenance_from_json(table)
 
     def _take_chunk(self, db: str, key: bytes, value: memoryview) -> None:
         array, _ = unpack(db, key, value)

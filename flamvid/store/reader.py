@@ -28,6 +28,7 @@ from flamvid.store.schema import (
     id_bytes,
     load,
     newer,
+    provenance_from_json,
     record_from_json,
     restore,
     unpack,
@@ -93,7 +94,7 @@ class Snapshot:
             raise StoreError(f"{self._file.path} is no feature store, or not one yet")
         if layout["version"] > FORMAT:
             raise newer(str(self._file.path), layout["version"])
-        return Provenance(**self.json("meta", b"provenance"))
+        return provenance_from_json(self.json("meta", b"provenance"))
 
     # -- values --
 

@@ -29,8 +29,12 @@ __all__ = [
     "dump",
     "id_bytes",
     "load",
+    "newer",
     "pack",
+    "provenance_from_json",
     "quantise",
+    "record_from_json",
+    "record_to_json",
     "restore",
     "unpack",
 ]
@@ -265,6 +269,11 @@ def quantise(features_TNF: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.f
 def restore(array: NDArray[Any], scales: NDArray[np.float32] | None) -> NDArray[Any]:
     """Features as they are computed with: int8 becomes float32."""
     return array if scales is None else array * scales
+
+
+def provenance_from_json(table: dict[str, Any]) -> Provenance:
+    """As it is kept in `meta`."""
+    return Provenance(**table)
 
 
 def record_to_json(record: VideoRecord) -> dict[str, Any]:

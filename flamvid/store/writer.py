@@ -19,7 +19,6 @@ import lmdb
 import numpy as np
 from numpy.typing import NDArray
 
-from flamvid import __version__
 from flamvid.errors import InputError, StoreError
 from flamvid.store import seal
 from flamvid.store.file import open_file, translated
@@ -75,8 +74,8 @@ class StoreWriter:
             if self._has_format():
                 self.reader.provenance.check(provenance, str(self.path))
             else:
-                layout = {"version": FORMAT, "flamvid": __version__}
-                self._put("meta", b"format", layout, b"provenance", asdict(provenance))
+                made = asdict(provenance)
+                self._put("meta", b"format", {"version": FORMAT}, b"provenance", made)
         except BaseException:
             self._exit.close()
             raise
