@@ -79,7 +79,8 @@ def cost(clip: Path, rounds: int) -> None:
         work = {name: _flops(run, new) for name, run in (("ours", ours), ("naive", naive))}
         print(
             f"  {new} new a caption: ours {1e3 * cpu['ours']:.0f} ms CPU, "
-            f"{work['ours']:.2f} GFLOP; naive {1e3 * cpu['naive']:.0f} ms, {work['naive']:.2f} GFLOP: "
+            f"{work['ours']:.2f} GFLOP; naive {1e3 * cpu['naive']:.0f} ms, "
+            f"{work['naive']:.2f} GFLOP: "
             f"{cpu['naive'] / cpu['ours']:.1f} times less time, "
             f"{work['naive'] / work['ours']:.1f} times less work"
         )
