@@ -131,6 +131,8 @@ def caption(
         tail += ["--segments"] if segments else []
         say(opt.command_line("caption", wanted, where, text, extra=tail))
 
+    if len(wanted) == 1 and _never_ends(wanted[0]) and end is None:
+        return _watch(wanted[0], where, text, kind, output, verbose)
     found = existing(wanted)
     failed = len(wanted) - len(found)
     if not found:
@@ -144,6 +146,35 @@ def caption(
             failed += not _deliver(captioner, source, text, before, segments, out, bar, verbose)
             bar.advance()
     return FAILED if failed else 0
+
+
+def _never_ends(source: str) -> bool:
+    """Whether a source is a camera or its stream, of which there would never be one caption."""
+    return source.startswith(("rtsp://", "rtsps://", "rtmp://", "rtmps://", "cam:"))
+
+
+def _watch(
+    source: str,
+    where: opt.ModelOptions,
+    text: opt.TextOptions,
+    kind: Format,
+    output: Path | None,
+    verbose: bool,
+) -> int:
+    """What `flamvid live` does, with the settings of captions."""
+    from flamvid.cli.live_run import LiveOptions, run
+
+    if text.start is not None or text.prompt or text.temperature or text.returns > 1:
+        raise InputError(
+            f"{named(source)} never ends, so it is watched as by flamvid live, which has no "
+            "--start, --prompt, --temperature and --returns; leave them out, or give --end"
+        )
+    every = text.every or 2.0
+    fps = text.fps or (2.0 if text.frames is None else text.frames / (text.window or every))
+    window = text.window if text.window is not None else (every if text.every else None)
+    sinks = ("-" if output is None else str(output),)
+    wanted = LiveOptions(fps=fps, every=every, window=window, sinks=sinks, format=kind)
+    return run(source, where, wanted, text, verbose)
 
 
 def load(where: opt.ModelOptions, bar: Progress, verbose: bool) -> Captioner:
