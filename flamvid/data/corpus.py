@@ -28,8 +28,8 @@ class CorpusConfig:
     the aspect and fills with the mean colour `fill`; "squash" and "crop" do not.
     flip, jitter: chance of a mirrored clip; strength of changes to its brightness, contrast,
     saturation and (a quarter of it) hue; the same for all its frames. 0 for neither.
-    leading_space: chance of a space in front of a pair's text. next: chance that a page's text looks
-    at the next image rather than the previous.
+    leading_space: chance of a space in front of a pair's text. next: chance that a page's text
+    looks at the next image rather than the previous.
     shuffle, lanes: see `Order`. max_bad: samples that may be unreadable before the run ends.
     media_root: folder or address that a manifest's media are in. pattern: how they are called
     there, with the columns in braces. split: which part of an annotation file.
