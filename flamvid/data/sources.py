@@ -17,7 +17,7 @@ from flamvid.data.tar import TarShard
 from flamvid.errors import ConfigError
 from flamvid.video.address import shown
 
-__all__ = ["Samples", "Shard", "open_corpus"]
+__all__ = ["Samples", "Shard", "files_of", "open_corpus", "open_shard"]
 
 _OPEN = 16  # shards whose index is kept
 
@@ -62,16 +62,22 @@ class Samples:
         return self._shards[at]
 
 
+def files_of(config: CorpusConfig, root: Path) -> list[str]:
+    """The files of a corpus, in order; ConfigError for a source that is missing."""
+    return expand(config.sources, root, f"corpus {config.name}")
+
+
 def open_corpus(config: CorpusConfig, root: Path) -> Samples:
-    """A corpus's samples; ConfigError for a source that is missing, SourceError for a damaged one."""
-    files = expand(config.sources, root, f"corpus {config.name}")
-    samples = Samples(partial(_open, config, root), files)
+    """A corpus's samples; ConfigError for a missing source, SourceError for a damaged one."""
+    files = files_of(config, root)
+    samples = Samples(partial(open_shard, config, root), files)
     if not samples.total:
         raise ConfigError(f"corpus {config.name}: {shown(files[0])} holds no samples")
     return samples
 
 
-def _open(config: CorpusConfig, root: Path, address: str) -> Shard:
+def open_shard(config: CorpusConfig, root: Path, address: str) -> Shard:
+    """One file of a corpus; SourceError where it is damaged."""
     if config.kind == "features":
         return FeatureShard(address)
     if address.partition("?")[0].endswith(".tar"):

@@ -32,7 +32,9 @@ def said(ids: list[int] | tuple[int, ...], prompts: PromptFormat) -> str:
 
 
 def test_a_pair_is_bos_media_text_end(prompts: PromptFormat) -> None:
-    row = make_row(Document("a", (still(1),), ("a red wall",)), corpus("images", "x"), prompts, None)
+    row = make_row(
+        Document("a", (still(1),), ("a red wall",)), corpus("images", "x"), prompts, None
+    )
     assert said(row.ids, prompts) == "<bos><media> a red wall<end>"
     batch = collate("c", [row], prompts)
     scored = [said([t], prompts) for t in batch.targets[0].tolist() if t >= 0]
@@ -88,9 +90,7 @@ def test_a_document_without_text_is_an_error(prompts: PromptFormat) -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(
-    st.lists(st.integers(0, 12), min_size=1, max_size=12), st.integers(4, 40), st.integers(1, 4)
-)
+@given(st.lists(st.integers(0, 12), min_size=1, max_size=12), st.integers(4, 40), st.integers(1, 4))
 def test_a_window_keeps_each_media_with_its_text(
     lengths: list[int], tokens: int, media: int
 ) -> None:
@@ -127,4 +127,3 @@ def test_chances_are_those_of_the_recipe(prompts: PromptFormat) -> None:
     assert 150 < sum("<media> " in text for text in texts) < 250
     assert 150 < sum("red" in text for text in texts) < 250
     assert not any(make_row(pair, pages, prompts, rng).attend_next for _ in range(20))
-

@@ -31,7 +31,7 @@ COLOURS = {name: encode(picture(rgb)) for name, rgb in
 
 
 def write_pages(path: Path, count: int, seed: int, scrambled: bool = True) -> None:
-    """Pages of MMC4; `matched_text_index` says which sentence an image belongs to, if it is true."""
+    """Pages of MMC4, whose `matched_text_index` is an image's own sentence where `scrambled`."""
     rng = random.Random(seed)
     lines = []
     for _ in range(count):

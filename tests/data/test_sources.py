@@ -72,7 +72,11 @@ def test_videos_in_a_shard(tmp_path: Path, clip: Path) -> None:
 
 def test_the_captions_of_img2dataset(tmp_path: Path) -> None:
     facts = {"caption": "a red wall", "url": "http://x/1.jpg", "status": "success", "width": 16}
-    members = [("000.webp", RED), ("000.txt", b"a red wall"), ("000.json", json.dumps(facts).encode())]
+    members = [
+        ("000.webp", RED),
+        ("000.txt", b"a red wall"),
+        ("000.json", json.dumps(facts).encode()),
+    ]
     write_tar(tmp_path / "00000.tar", members)
     [document] = documents(open_corpus(corpus("images", "*.tar"), tmp_path))
     assert (document.texts, shown(document)) == (("a red wall",), ["R"])
@@ -280,8 +284,9 @@ def test_annotations_as_lines(
 
 
 def test_webvid_and_a_pattern_for_where_videos_lie(tmp_path: Path, clip: Path) -> None:
-    csv_text = "videoid,contentUrl,duration,page_dir,name\n21179416,https://x,PT00H00M11S,006001_006050,A grey wall\n"
-    (tmp_path / "results_2M_train.csv").write_text(csv_text)
+    columns = "videoid,contentUrl,duration,page_dir,name"
+    row = "21179416,https://x,PT00H00M11S,006001_006050,A grey wall"
+    (tmp_path / "results_2M_train.csv").write_text(f"{columns}\n{row}\n")
     for folder, name in (("006001_006050", "21179416.mp4"), ("PT00H00M11S", "b-21179416.mp4")):
         (tmp_path / "v" / folder).mkdir(parents=True)
         (tmp_path / "v" / folder / name).write_bytes(clip.read_bytes())
@@ -314,7 +319,9 @@ def test_addresses_of_other_machines(tmp_path: Path) -> None:
         open_corpus(corpus("images", "memory://corpus/t.tar"), tmp_path)
 
 
-@pytest.mark.parametrize("name", ["../secret.webp", "/etc/hostname", "file:///etc/hostname", "a\0b"])
+@pytest.mark.parametrize(
+    "name", ["../secret.webp", "/etc/hostname", "file:///etc/hostname", "a\0b"]
+)
 def test_a_page_names_no_file_outside_its_folder(tmp_path: Path, name: str) -> None:
     (tmp_path / "pages").mkdir()
     (tmp_path / "secret.webp").write_bytes(RED)
