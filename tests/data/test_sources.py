@@ -225,7 +225,7 @@ RELEASED: dict[str, tuple[Any, list[tuple[str, tuple[str, ...], Any, Any]]]] = {
             "database": {
                 "xHr8X2Wpmno": {
                     "duration": 311.77,
-                    "subset": "train",
+                    "subset": "training",
                     "recipe_type": "113",
                     "annotations": [{"segment": [41, 54], "id": 0, "sentence": "place oil"}],
                     "video_url": "https://x",
@@ -261,7 +261,7 @@ RELEASED: dict[str, tuple[Any, list[tuple[str, tuple[str, ...], Any, Any]]]] = {
 def test_annotation_files_as_released(tmp_path: Path, name: str) -> None:
     table, wanted = RELEASED[name]
     (tmp_path / "a.json").write_text(json.dumps(table))
-    split = "train" if name in ("msrvtt", "karpathy", "youcook2") else ""
+    split = {"youcook2": "training", "msrvtt": "train", "karpathy": "train"}.get(name, "")
     samples = open_corpus(corpus("manifest", "a.json", split=split), tmp_path)
     entries = samples._shard(0).entries  # type: ignore[attr-defined]
     assert [(e.video, e.texts, e.start, e.end) for e in entries] == wanted
