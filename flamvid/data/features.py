@@ -27,7 +27,7 @@ from flamvid.errors import SourceError
 __all__ = ["FeatureSet", "FeatureShard", "Thin", "compute_features", "load_features"]
 
 Encode = Callable[[list[Tensor]], Tensor]
-"""Pictures uint8 [3,H,W] to features [len,N,F]."""
+"""Pictures uint8 [3,H,W] to features [T,N,F], one T for each unless it looks over time."""
 
 _BATCH = 32
 
@@ -106,15 +106,22 @@ def cache_name(shard: Path, encoder: str) -> str:
     return f"{shard.parent.name}-{shard.stem}-{digest.hexdigest()[:12]}.safetensors"
 
 
-def compute_features(shard: Path, out: Path, encode: Encode) -> None:
-    """Encode every picture of a shard into `out`, which appears whole or not at all."""
+def compute_features(shard: Path, out: Path, encode: Encode, over_time: bool = False) -> None:
+    """Encode every picture of a shard into `out`, which appears whole or not at all.
+
+    over_time: the encoder takes the pictures of one sample at once; if not, of any in a batch.
+    """
     ids, counts, captions = [], [], []
     features: list[Tensor] = []
     waiting: list[Tensor] = []
     for sample in read_shard(shard):
         ids.append(sample.id)
-        counts.append(len(sample.pictures))
         captions.append(sample.captions)
+        if over_time:
+            features.append(encode(list(sample.pictures)).half().cpu())
+            counts.append(len(features[-1]))
+            continue
+        counts.append(len(sample.pictures))
         waiting += sample.pictures
         while len(waiting) >= _BATCH:
             features.append(encode(waiting[:_BATCH]).half().cpu())
