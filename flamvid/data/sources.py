@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Protocol
 
 from flamvid.data.corpus import CorpusConfig
+from flamvid.data.counts import counted
 from flamvid.data.features import FeatureShard
 from flamvid.data.files import expand, is_remote
 from flamvid.data.manifest import ManifestShard, PageShard, TextShard
 from flamvid.data.samples import Document
+from flamvid.data.stored import StoreShard
 from flamvid.data.tar import TarShard
 from flamvid.errors import ConfigError
 from flamvid.video.address import shown
@@ -37,12 +39,15 @@ class Shard(Protocol):
 
 
 class Samples:
-    """All shards of a corpus. counts: samples in each."""
+    """All shards of a corpus. counts: samples in each.
 
-    def __init__(self, open_shard: Callable[[str], Shard], files: Sequence[str]) -> None:
+    how: what opening depends on beside the file. A shard that was counted before is not opened.
+    """
+
+    def __init__(self, open_shard: Callable[[str], Shard], files: Sequence[str], how: str) -> None:
         self._open_shard, self.files = open_shard, tuple(files)
         self._shards: OrderedDict[int, Shard] = OrderedDict()
-        self.counts = tuple(len(self._shard(at)) for at in range(len(files)))
+        self.counts = counted(files, how, lambda at: len(self._shard(at)))
         self.total = sum(self.counts)
 
     def document(self, shard: int, at: int) -> Document:
@@ -70,7 +75,7 @@ def files_of(config: CorpusConfig, root: Path) -> list[str]:
 def open_corpus(config: CorpusConfig, root: Path) -> Samples:
     """A corpus's samples; ConfigError for a missing source, SourceError for a damaged one."""
     files = files_of(config, root)
-    samples = Samples(partial(open_shard, config, root), files)
+    samples = Samples(partial(open_shard, config, root), files, f"{config.kind} {config.split}")
     if not samples.total:
         raise ConfigError(f"corpus {config.name}: {shown(files[0])} holds no samples")
     return samples
@@ -80,6 +85,8 @@ def open_shard(config: CorpusConfig, root: Path, address: str) -> Shard:
     """One file of a corpus; SourceError where it is damaged."""
     if config.kind == "features":
         return FeatureShard(address)
+    if config.kind == "store":
+        return StoreShard(address)
     if address.partition("?")[0].endswith(".tar"):
         return TarShard(address, config)
     base = config.media_root or address.rpartition("/")[0]

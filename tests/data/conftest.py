@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,11 @@ def prompts() -> PromptFormat:
     tokenizer = make_tokenizer()
     bos, media, end = (tokenizer.convert_tokens_to_ids(t) for t in ("<bos>", "<media>", "<end>"))
     return PromptFormat(tokenizer, bos, media, end)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLAMVID_HOME", str(tmp_path / ".cache"))
 
 
 def corpus(kind: str, *sources: str, **settings: Any) -> CorpusConfig:

@@ -7,9 +7,13 @@ import csv
 import gzip
 import io
 import json
+import re
 import subprocess
 import zipfile
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import imageio_ffmpeg
@@ -393,3 +397,96 @@ def test_missing_and_empty_sources_are_known_before_the_first_step(tmp_path: Pat
         open_corpus(corpus("images", "s.tar"), tmp_path)
     with pytest.raises(ConfigError, match="is named twice"):
         open_corpus(corpus("images", "s.tar", "*.tar"), tmp_path)
+
+
+def test_a_shard_is_counted_again_when_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLAMVID_HOME", str(tmp_path / "home"))
+    members = [("a.webp", RED), ("a.txt", b"red")]
+    for name in ("s-0.tar", "s-1.tar"):
+        write_tar(tmp_path / name, members)
+    config = corpus("images", "s-*.tar")
+    assert open_corpus(config, tmp_path).counts == (1, 1)
+    opened: list[str] = []
+    monkeypatch.setattr(
+        "flamvid.data.sources.TarShard", lambda address, _: opened.append(address) or [None] * 9
+    )
+    assert open_corpus(config, tmp_path).counts == (1, 1)
+    assert opened == []
+    write_tar(tmp_path / "s-1.tar", [*members, ("b.webp", RED), ("b.txt", b"red")])
+    assert open_corpus(config, tmp_path).counts == (1, 9)
+    assert opened == [str(tmp_path / "s-1.tar")]
+
+
+class _Ranges(SimpleHTTPRequestHandler):
+    """Files, and the parts of them that are asked for."""
+
+    def do_GET(self) -> None:
+        path = Path(self.translate_path(self.path))
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        if wanted is None or not path.is_file():
+            super().do_GET()
+            return
+        data = path.read_bytes()
+        first, last = int(wanted[1]), min(int(wanted[2]), path.stat().st_size - 1)
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes {first}-{last}/{len(data)}")
+        self.send_header("Content-Length", str(last + 1 - first))
+        self.end_headers()
+        self.wfile.write(data[first : last + 1])
+
+    def end_headers(self) -> None:
+        self.send_header("Accept-Ranges", "bytes")
+        super().end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_web_server(tmp_path: Path) -> None:
+    pytest.importorskip("aiohttp")
+    write_tar(tmp_path / "s.tar", [("a.webp", RED), ("a.txt", b"red")])
+    (tmp_path / "g.webp").write_bytes(GREEN)
+    table = {"texts": ["a", None, None], "images": [None, "g.webp", "gone.webp"]}
+    (tmp_path / "p.jsonl").write_text(json.dumps(table))
+    handler = partial(_Ranges, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        base = f"http://127.0.0.1:{server.server_port}"
+        [still] = documents(open_corpus(corpus("images", f"{base}/s.tar"), tmp_path))
+        assert shown(still) == ["R"]
+        [page] = documents(open_corpus(corpus("interleaved", f"{base}/p.jsonl"), tmp_path))
+        assert shown(Document("", page.parts[:2])) == ["a", "G"]
+        with pytest.raises(SourceError, match=r"gone\.webp can't be read"):
+            shown(page)
+        with pytest.raises(ConfigError, match="no file matches"):
+            open_corpus(corpus("images", f"{base}/t.tar"), tmp_path)
+        server.shutdown()
+
+
+def test_a_feature_store(tmp_path: Path) -> None:
+    from flamvid.store import Provenance, StoreWriter, VideoRecord
+    from flamvid.types import Caption
+
+    about = Provenance(
+        encoder="e", weights_sha256="0", preprocessing="p", sampling="s", patches=2, width=3
+    )
+    record = VideoRecord(path="v.mp4", content_hash="ab" * 32, duration=12.0)
+    spans = ((0.0, 4.0, "one"), (0.0, 4.0, "uno"), (4.0, 12.0, "two"))
+    captions = [
+        Caption(source="v.mp4", start=a, end=b, text=text, logprob=0.0, model="m")
+        for a, b, text in spans
+    ]
+    pts = np.arange(24) / 2  # two frames a second, whose features are their times
+    with StoreWriter(tmp_path / "lib.lmdb", about) as writer, writer.video(record) as video:
+        video.add(pts, np.broadcast_to(pts[:, None, None], (24, 2, 3)))
+        video.captions(captions)
+    one, two = documents(open_corpus(corpus("store", "lib.lmdb"), tmp_path))
+    assert (one.texts, two.texts) == (("one", "uno"), ("two",))
+    for document, frames, wanted in ((one, 8, [0.5, 1.5, 2.5, 3.5]), (two, 3, [7.0, 8.0, 9.0])):
+        [part] = document.parts
+        assert callable(part)
+        media = part(Look(frames=frames))
+        assert media.features is not None
+        assert media.features[:, 1, 2].tolist() == media.pts.tolist() == wanted
