@@ -9,6 +9,7 @@ import io
 import json
 import re
 import subprocess
+import sys
 import zipfile
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -21,9 +22,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from flamvid.data.mixture import Mixture
 from flamvid.data.samples import Document, Look, Media
 from flamvid.data.sources import Samples, open_corpus
 from flamvid.errors import ConfigError, SourceError
+from flamvid.text.prompt import PromptFormat
 from tests.data.conftest import corpus
 from tests.tiny import encode, picture, write_tar
 
@@ -444,7 +447,7 @@ class _Ranges(SimpleHTTPRequestHandler):
         pass
 
 
-def test_a_web_server(tmp_path: Path) -> None:
+def test_a_web_server(tmp_path: Path, prompts: PromptFormat) -> None:
     pytest.importorskip("aiohttp")
     write_tar(tmp_path / "s.tar", [("a.webp", RED), ("a.txt", b"red")])
     (tmp_path / "g.webp").write_bytes(GREEN)
@@ -456,6 +459,10 @@ def test_a_web_server(tmp_path: Path) -> None:
         base = f"http://127.0.0.1:{server.server_port}"
         [still] = documents(open_corpus(corpus("images", f"{base}/s.tar"), tmp_path))
         assert shown(still) == ["R"]
+        # Workers are forked from a process that has read from there already.
+        config = corpus("images", f"{base}/s.tar", batch=1)
+        for _, [batch] in zip(range(2), Mixture([config], prompts, workers=1), strict=False):
+            assert (batch.keys, batch.bad) == (("a",), ())
         [page] = documents(open_corpus(corpus("interleaved", f"{base}/p.jsonl"), tmp_path))
         assert shown(Document("", page.parts[:2])) == ["a", "G"]
         with pytest.raises(SourceError, match=r"gone\.webp can't be read"):
@@ -490,3 +497,16 @@ def test_a_feature_store(tmp_path: Path) -> None:
         media = part(Look(frames=frames))
         assert media.features is not None
         assert media.features[:, 1, 2].tolist() == media.pts.tolist() == wanted
+
+
+@pytest.mark.parametrize(("module", "name"), [("pyarrow", "p.parquet"), ("aiohttp", "p.jsonl")])
+def test_what_is_not_installed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, name: str
+) -> None:
+    (tmp_path / name).write_bytes(b"PAR1")
+    source = name if module == "pyarrow" else f"https://127.0.0.1/{name}"
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.delitem(sys.modules, "fsspec.implementations.http", raising=False)
+    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "https", raising=False)
+    with pytest.raises(ConfigError, match=rf"{module}.*install flamvid\[data\]"):
+        open_corpus(corpus("interleaved", source), tmp_path)
