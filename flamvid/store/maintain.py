@@ -60,6 +60,8 @@ def repair(path: Path) -> Repaired:
         contents.check()
         with StoreWriter(new, contents.provenance) as writer:
             kept, partial = _copy_sound(pages, sound, contents, writer)
+        if not (kept or partial or contents.failures) and sound:
+            raise StoreError(f"nothing in {path} can be saved; it was left as it is")
         abandon(path)
         replace(path, new)
     return Repaired(kept, partial, tuple(dict.fromkeys(contents.findings)))
@@ -175,6 +177,11 @@ def merge(target: Path, sources: Sequence[Path]) -> Merged:
         for store in stores:
             snapshot = store.snapshot()
             writer.provenance.check(snapshot.provenance, str(target))
+            if writer.provenance.chunk_frames != snapshot.provenance.chunk_frames:
+                raise StoreError(
+                    f"{snapshot.path} has chunks of {snapshot.provenance.chunk_frames} frames, not "
+                    f"{writer.provenance.chunk_frames} as {target}; export and import it instead"
+                )
             for video in snapshot:
                 if video in writer:
                     present += 1
