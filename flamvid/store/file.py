@@ -32,13 +32,13 @@ __all__ = ["Holder", "Pinned", "StoreFile", "abandon", "frontier", "open_file", 
 _NO_RESERVE: int = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Python names it since 3.13
 _READERS = 1024
 _FIRST_MAP = 64 << 20
-_ROOM = 16 << 30  # address space that a reader asks for, so that its map needn't follow the file
+_ROOM, _ROOM_TIMES = 16 << 30, 8  # address space that a reader asks for: at least, times the file
 
 _LMDB_MAGIC = 0xBEEFC0DE
 _PAGE_HEADER = 16
 _SMALLEST_PAGE = 4096
 _OVERFLOW = 4  # the flag of a page that begins a value too large for a leaf
-_META = struct.Struct("<16xII8xQI4x88xQQ")  # magic, version, map size, page size, last page, txn
+_META = struct.Struct("<16xII16xI92xQQ")  # magic, version, page size, last page, transaction
 
 _open: weakref.WeakValueDictionary[tuple[int, int], StoreFile] = weakref.WeakValueDictionary()
 _opening = threading.RLock()
@@ -79,19 +79,25 @@ def _identity(path: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def frontier(data: bytes, path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Page size and bytes in use by LMDB, from the first two pages (8 KiB or more) of a file."""
+def frontier(fd: int, path: Path) -> int:
+    """Bytes that LMDB uses, by the first two pages of a file, which must be there."""
     try:
-        magic, version, _, page, last, txn = _META.unpack_from(data)
+        data, size = os.pread(fd, 1 << 16, 0), os.fstat(fd).st_size
+        magic, version, page, last, txn = _META.unpack_from(data)
         if magic != _LMDB_MAGIC:
-            raise DamagedStore(f"{path} is no feature store; give one that `flamvid index` made")
-        if version == 1 and page in (4096, 8192, 16384, 32768):
-            twin = _META.unpack_from(data, page)
-            if twin[:2] == (_LMDB_MAGIC, 1) and twin[3] == page:
-                return page, page * ((last if txn > twin[5] else twin[4]) + 1)
+            raise StoreError(f"{path} is no feature store; give one that `flamvid index` made")
+        twin = _META.unpack_from(data, page) if page in (4096, 8192, 16384, 32768) else None
     except struct.error:
-        pass
-    raise DamagedStore(f"{path} has a damaged first page; `flamvid store repair` saves what it can")
+        twin = None
+    if twin is None or version != 1 or twin[:3] != (magic, version, page):
+        raise DamagedStore(f"{path} has a damaged first page; save it with `flamvid store repair`")
+    used = int(page * ((last if txn > twin[4] else twin[3]) + 1))
+    if size < used:
+        raise DamagedStore(
+            f"{path} is truncated: {size:,} of {used:,} bytes are there; copy it again, or save "
+            "what is left with `flamvid store repair`"
+        )
+    return used
 
 
 class StoreFile:
@@ -131,7 +137,7 @@ class StoreFile:
         room = _FIRST_MAP if new else 0
         if not self._writable:
             # Address space costs nothing; a limit on it (ulimit -v) is met with what is needed.
-            room = max(_ROOM, 8 * os.fstat(self._fd).st_size)
+            room = max(_ROOM, _ROOM_TIMES * os.fstat(self._fd).st_size)
         try:
             self._lmdb = self._environment(room)
         except (lmdb.MemoryError, MemoryError, lmdb.Error) as error:
@@ -182,13 +188,7 @@ class StoreFile:
                     break
             os.close(fd)
         self._fd = fd
-        _, used = frontier(os.pread(fd, 1 << 16, 0), self.path)
-        size = os.fstat(fd).st_size
-        if size < used:
-            raise DamagedStore(
-                f"{self.path} is truncated: {size:,} of {used:,} bytes are there; copy it again, "
-                "or save what is left with `flamvid store repair`"
-            )
+        frontier(fd, self.path)
 
     def make_writable(self) -> None:
         """Open for writing what was open for reading."""

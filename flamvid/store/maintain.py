@@ -26,8 +26,9 @@ _BATCH_BYTES = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class Repaired:
-    """What a repair kept, and what it dropped, by path or id, with the reason."""
+    """What a repair found and kept, and what it had to drop: of that, `found` says more."""
 
+    found: tuple[Finding, ...]
     kept: int
     partial: int
     dropped: tuple[Finding, ...]
@@ -51,7 +52,7 @@ def repair(path: Path) -> Repaired:
     """
     report = verify(path)
     if not report.findings:
-        return Repaired(report.videos, report.partial, ())
+        return Repaired((), report.videos, report.partial, ())
     with exclusive(path), Pages(path) as pages, _beside(path) as new:
         contents = Contents()
         sound = _salvage(pages, contents)
@@ -64,7 +65,7 @@ def repair(path: Path) -> Repaired:
             raise StoreError(f"nothing in {path} can be saved; it was left as it is")
         abandon(path)
         replace(path, new)
-    return Repaired(kept, partial, tuple(dict.fromkeys(contents.findings)))
+    return Repaired(report.findings, kept, partial, tuple(dict.fromkeys(contents.findings)))
 
 
 def _salvage(pages: Pages, contents: Contents) -> dict[tuple[str, bytes], Entry]:
