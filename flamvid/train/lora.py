@@ -21,9 +21,7 @@ def add_lora(lm: LanguageModel, rank: int) -> None:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise ConfigError(
-            "--lora needs the package peft; pip install 'flamvid[train]'"
-        ) from error
+        raise ConfigError("--lora needs the package peft; pip install 'flamvid[train]'") from error
     names = {
         name.rpartition(".")[2]
         for name, module in decoder_layers(lm.lm).named_modules()

@@ -6,6 +6,7 @@ Legend: B batch, M media, T frames, N patches, F feature width, S tokens, D widt
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,7 @@ from flamvid.data.collate import Batch
 from flamvid.models.flamingo import Flamingo
 from flamvid.models.lm import decoder_layers
 from flamvid.ops import media_index
+from flamvid.train.world import World
 
 __all__ = ["Objective", "checkpoint_layers"]
 
@@ -48,6 +50,20 @@ class Objective(nn.Module):
         hidden_BSD = model.lm(ids, media)
         scored = batch.targets >= 0
         return token_loss(hidden_BSD[scored], batch.targets[scored], model.lm.head)
+
+    def padded(self, batch: Batch, world: World) -> Batch:
+        """With an empty media for a process that has none while others do.
+
+        Where a model is shared, all its parts must be used by all processes or by none.
+        """
+        here = batch.features is not None or batch.frames is not None
+        if here or not world.any(here):
+            return batch
+        B = len(batch.ids)
+        features = torch.zeros(B, 1, 1, 1, self.flamingo.resampler.config.features)
+        counts = torch.ones(B, 1, dtype=torch.int64)
+        place = batch.ids.device
+        return replace(batch, features=features.to(place), frame_counts=counts.to(place))
 
     def trained(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Names and parameters of what is trained."""
@@ -92,9 +108,7 @@ class _TokenLoss(torch.autograd.Function):
         total = hidden_XD.new_zeros((), dtype=torch.float32)
         grads: list[Tensor] = [torch.zeros_like(x) for x in learnt]
         parts = []
-        for hidden, targets in zip(
-            hidden_XD.split(_CHUNK), targets_X.split(_CHUNK), strict=True
-        ):
+        for hidden, targets in zip(hidden_XD.split(_CHUNK), targets_X.split(_CHUNK), strict=True):
             with torch.enable_grad():
                 leaf = hidden.detach().requires_grad_()
                 loss = F.cross_entropy(head(leaf).float(), targets, reduction="sum")

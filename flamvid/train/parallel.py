@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from flamvid.errors import ConfigError
@@ -62,6 +63,8 @@ class Parallel:
 
     def __call__(self, batch: Any) -> Tensor:
         """The loss of a batch, summed over its scored tokens."""
+        if self.sharded:
+            batch = self.objective.padded(batch, self.world)  # type: ignore[operator]
         with self._quiet():
             loss: Tensor = self.module(batch)
         return loss
@@ -74,6 +77,12 @@ class Parallel:
         if loss.requires_grad:
             with self._quiet():
                 loss.backward()
+
+    def leave_out(self) -> None:
+        """Forget a loss that gets no backward pass."""
+        for module in self.objective.modules() if self.sharded else ():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # or the next forward pass would see the weights as they are now
 
     def finish(self, clip: float) -> float:
         """Bring all gradients together, clip their norm, and return what it was."""
@@ -121,7 +130,7 @@ def _shard(module: nn.Module, world: World) -> list[Tensor]:
     # It warns of changing in place what a module returns, which nothing here does.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
     mesh = init_device_mesh(world.device.type, (world.size,))
-    alone = {p for p in module.parameters() if p.ndim == 0}
+    alone = [p for p in module.parameters() if p.ndim == 0]  # in the same order everywhere
     flamingo = getattr(module, "flamingo", None)
     ignored = set(alone)
     if isinstance(flamingo, Flamingo):

@@ -114,9 +114,7 @@ class Plan:
 
         What the recipe sets itself stays: 480 pixels and a rate of 1e-5 are for what it doesn't.
         """
-        model = replace(
-            self.model, start="trained", vision="trained", size=self.model.size or 480
-        )
+        model = replace(self.model, start="trained", vision="trained", size=self.model.size or 480)
         default = self.optim.learning_rate == OptimConfig().learning_rate
         optim = replace(self.optim, learning_rate=1e-5) if default else self.optim
         return replace(self, model=model, optim=optim)

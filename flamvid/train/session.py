@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -142,7 +142,9 @@ def try_out(plan: Plan, out: Path, updates: int = 2) -> tuple[list[Part], float]
         took = math.nan
         for _ in range(updates):
             start = time.perf_counter()
-            batches = [ready.prepare(b) for _ in range(plan.run.accumulate) for b in next(ready.data)]
+            batches = [
+                ready.prepare(b) for _ in range(plan.run.accumulate) for b in next(ready.data)
+            ]
             ready.updater(batches)
             took = time.perf_counter() - start
         return parts(ready.model.flamingo), took * plan.run.steps
@@ -153,7 +155,10 @@ def trained_model(plan: Plan, world: World) -> LoadedModel:
     torch.manual_seed(plan.run.seed)
     model_config = read_model_config(plan.model.name)
     if plan.model.size:
-        if plan.model.size != model_config.vision.size and model_config.vision.encoder[:5] == "clip:":
+        if (
+            plan.model.size != model_config.vision.size
+            and model_config.vision.encoder[:5] == "clip:"
+        ):
             raise ConfigError(
                 f"model.size is {plan.model.size}, but a CLIP encoder sees "
                 f"{model_config.vision.size} pixels only; leave it out"

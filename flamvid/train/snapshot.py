@@ -80,7 +80,6 @@ class Snapshots:
         path = self.folder / f"step-{step:08d}"
         part = path.with_suffix(".part")
 
-
         def prepare() -> None:
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir(parents=True)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
 
 from flamvid.data.collate import Batch
 from flamvid.train.parallel import Parallel
 
-__all__ = ["Updater", "Updated"]
+__all__ = ["Updated", "Updater"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +64,7 @@ class Updater:
             # All processes leave a batch out together, or their gradients would not match.
             if world.any(not bool(loss.isfinite())):
                 skipped.add(corpus)
+                self.parallel.leave_out()
                 continue
             share = self.weights[corpus] * world.size / max(tokens[corpus], 1.0)
             self.parallel.backward(loss * share)

@@ -23,7 +23,6 @@ from tests.train.toy import MEDIA, Stream, make_flamingo
 
 def train(out: Path, steps: int) -> None:
     """Train in `out`; a line of samples for each update goes into `seen.jsonl`."""
-    torch.set_num_threads(1)
     model = make_flamingo()
     model.resampler.dropout.p = 0.2  # so that randomness has to be resumed, too
     parallel = Parallel(Objective(model, MEDIA), World())
@@ -58,4 +57,3 @@ def train(out: Path, steps: int) -> None:
         done = trainer(first, Journal(out, first), stop)
     if not done.stopped:
         torch.save({n: p.detach() for n, p in parallel.trained()}, out / "final.pt")
-

@@ -4,31 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import json
-import multiprocessing
 import random
 import time
 from collections import Counter
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.train.killed import train
+from tests.train.processes import start
 
 STEPS, KILLS = 40, 10
-MAKER = multiprocessing.get_context("forkserver")
-MAKER.set_forkserver_preload(["tests.train.killed"])  # or each would import torch again
 
 
-def start(out: Path) -> multiprocessing.process.BaseProcess:
+def begin(out: Path) -> BaseProcess:
     out.mkdir(exist_ok=True)
-    process = MAKER.Process(target=train, args=(out, STEPS))
-    process.start()
-    return process
+    return start(train, out, STEPS)
 
 
 def finish(out: Path) -> dict[str, torch.Tensor]:
-    process = start(out)
+    process = begin(out)
     process.join(120)
     assert process.exitcode == 0
     weights: dict[str, torch.Tensor] = torch.load(out / "final.pt", weights_only=True)
@@ -58,7 +55,9 @@ def seen_lines(out: Path) -> int:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, torch.Tensor], list[list[str]]]:
+def whole(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[dict[str, torch.Tensor], list[list[str]]]:
     out = tmp_path_factory.mktemp("whole")
     return finish(out), seen(out)
 
@@ -68,7 +67,7 @@ def test_ten_kills_change_nothing(
 ) -> None:
     rng, killed = random.Random(0), Counter[str]()
     while killed.total() < KILLS:
-        before, since, process = seen_lines(tmp_path), time.time(), start(tmp_path)
+        before, since, process = seen_lines(tmp_path), time.time(), begin(tmp_path)
         if killed.total() % 2:
             while process.is_alive() and seen_lines(tmp_path) == before:
                 time.sleep(0.001)
@@ -94,7 +93,7 @@ def test_ten_kills_change_nothing(
 def test_sigterm_saves_and_ends(
     whole: tuple[dict[str, torch.Tensor], list[list[str]]], tmp_path: Path
 ) -> None:
-    process = start(tmp_path)
+    process = begin(tmp_path)
     while not (tmp_path / "log.jsonl").exists() or not (tmp_path / "log.jsonl").read_text():
         time.sleep(0.005)
     process.terminate()

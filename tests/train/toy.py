@@ -17,7 +17,6 @@ from flamvid.models.flamingo import Flamingo
 from flamvid.models.gated_xattn import XattnConfig
 from flamvid.models.resampler import PerceiverResampler, ResamplerConfig
 from flamvid.models.vision import TimmEncoder
-from flamvid.train.objective import Objective
 
 MEDIA, VOCAB, FEATURES = 1, 40, 12
 
