@@ -17,6 +17,7 @@ from flamvid.cli.chat import chat
 from flamvid.cli.doctor import doctor
 from flamvid.cli.failure import INTERRUPTED, report
 from flamvid.cli.frames import frames
+from flamvid.cli.plot import plot
 from flamvid.cli.probe import probe
 from flamvid.cli.process import prepare
 from flamvid.cli.train import train
@@ -37,6 +38,7 @@ app.command()(probe)
 app.command()(frames)
 app.add_typer(models.app, name="models")
 app.command()(train)
+app.command()(plot)
 app.command()(doctor)
 
 

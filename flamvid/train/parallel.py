@@ -1,4 +1,4 @@
-"""One objective on one process, on several that each hold all of it (DDP), or that share it (FSDP2).
+"""An objective in one process, in several that each hold all of it (DDP), or that share it (FSDP2).
 
 Whichever it is, gradients are those of the whole batch of all processes.
 """
@@ -120,7 +120,7 @@ class Parallel:
 
 
 def _shard(module: nn.Module, world: World) -> list[Tensor]:
-    """Share the parameters out; returns the trained ones that can't be, for they are single numbers.
+    """Share the parameters out; returns the trained ones that can't be, as they are single numbers.
 
     Frozen vision stays whole: it runs apart from the objective, and is small beside the rest.
     """

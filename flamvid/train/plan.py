@@ -1,4 +1,4 @@
-"""A general recipe as TOML: a model, corpora, an optimizer and a run. Shared by all its processes."""
+"""A general recipe as TOML: a model, corpora, an optimizer and a run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flamvid.errors import ConfigError, InputError
 from flamvid.train.optimizer import OptimConfig
 from flamvid.train.parallel import ENGINES
 
-__all__ = ["ModelPart", "Plan", "RunConfig", "is_plan", "read_plan"]
+__all__ = ["ModelPart", "Plan", "RunConfig", "read_plan"]
 
 MIXING = ("accumulate", "round-robin")
 
@@ -118,11 +118,6 @@ class Plan:
         default = self.optim.learning_rate == OptimConfig().learning_rate
         optim = replace(self.optim, learning_rate=1e-5) if default else self.optim
         return replace(self, model=model, optim=optim)
-
-
-def is_plan(table: Mapping[str, Any]) -> bool:
-    """Whether a recipe's table is of this kind, and not one of the default model's two stages."""
-    return "corpus" in table
 
 
 def read_plan(path: Path, changes: Sequence[str] = (), root: Path | None = None) -> Plan:

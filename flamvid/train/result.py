@@ -1,4 +1,4 @@
-"""What a run leaves: an adapter beside the TOML of its model, or a whole model where more learnt."""
+"""What a run leaves: an adapter beside its model's TOML, or a whole model where more learnt."""
 
 from __future__ import annotations
 

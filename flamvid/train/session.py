@@ -134,7 +134,7 @@ def _run(
 def try_out(plan: Plan, out: Path, updates: int = 2) -> tuple[list[Part], float]:
     """Load all that a run needs and make some updates of it, of which nothing is kept.
 
-    Returns the model's parts, and the seconds that the whole run would take at the last one's speed.
+    Returns the model's parts, and the seconds that the run would take at the last one's speed.
     """
     with joined(plan.run.device) as world, precision(plan.run.precision, world.device):
         quiet = replace(plan, run=replace(plan.run, cache=""))
@@ -225,7 +225,7 @@ class _Ready:
             self._cache = FeatureCache(self._encode, about, path, int(plan.run.cache_gb * 2**30))
 
     def prepare(self, batch: Batch) -> Batch:
-        """A batch on the device, with features where vision is frozen and pictures where it isn't."""
+        """A batch on the device, with features if vision is frozen, with pictures if it isn't."""
         if self._cache is not None:
             batch = self._cache(batch)
         elif batch.frames is not None:

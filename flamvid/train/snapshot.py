@@ -136,7 +136,7 @@ class Snapshots:
     def restore(
         self, path: Path, parallel: Parallel, optimizer: torch.optim.Optimizer
     ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """Put a snapshot's weights and moments back; its state, and each process's place in its data.
+        """Put weights and moments back; returns the state, and each process's place in its data.
 
         Raises WeightsError for one that is damaged or of another model.
         """

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C while training: the update is finished, a snapshot written, and then all ends."""
+"""SIGTERM and Ctrl-C while training: the update is finished, a snapshot written, then all ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Processes of a test: real ones that can be killed, forked from one that imported torch already."""
+"""Real processes, to be killed or to work together, forked from one that has imported torch."""
 
 from __future__ import annotations
 

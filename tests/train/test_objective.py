@@ -25,7 +25,8 @@ def plain_loss(model: Flamingo, batch: Batch) -> Tensor:
         ids = batch.ids[row : row + 1]
         attend = "next" if batch.attend_next[row] else "previous"
         index = media_index(ids, MEDIA, attend)  # type: ignore[arg-type]
-        assert batch.features is not None and batch.frame_counts is not None
+        assert batch.features is not None
+        assert batch.frame_counts is not None
         features, counts = batch.features[row : row + 1], batch.frame_counts[row : row + 1]
         logits = model(features, ids, index, frame_counts_BM=counts)[0]
         total = total + F.cross_entropy(logits, batch.targets[row], reduction="sum")
@@ -78,7 +79,8 @@ def _hidden(out: object) -> Tensor:
 def test_only_the_rows_of_new_tokens_learn() -> None:
     model = make_flamingo(first=0)
     tokens = model.lm.tokens
-    assert tokens is not None and tokens.head_weight is not None
+    assert tokens is not None
+    assert tokens.head_weight is not None
     names = [name for name, _ in model.trained() if name.startswith("tokens")]
     assert names == ["tokens.weight", "tokens.head_weight"]
     assert tokens.weight.shape == (1, 16)
@@ -90,7 +92,8 @@ def test_only_the_rows_of_new_tokens_learn() -> None:
 def test_new_rows_are_what_the_tables_rows_would_be() -> None:
     model = make_flamingo(first=0)
     lm, tokens = model.lm.lm, model.lm.tokens
-    assert tokens is not None and tokens.head_weight is not None
+    assert tokens is not None
+    assert tokens.head_weight is not None
     rows = torch.randn(2, 16)
     with torch.no_grad():
         tokens.weight.copy_(rows[:1])

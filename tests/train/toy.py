@@ -94,7 +94,8 @@ def make_batch(corpus: str = "pages", rows: int = 4, seed: int = 0, media: int =
 
 def rows_of(batch: Batch, rows: slice) -> Batch:
     """Some rows of a batch, as a batch."""
-    assert batch.features is not None and batch.frame_counts is not None
+    assert batch.features is not None
+    assert batch.frame_counts is not None
     return Batch(
         corpus=batch.corpus,
         keys=batch.keys[rows],
