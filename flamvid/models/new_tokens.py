@@ -8,7 +8,7 @@ Legend: n new tokens, D width, V vocabulary of the frozen table.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -37,13 +37,13 @@ class NewTokens(nn.Module):
         def read(ids_BS: Tensor) -> Tensor:
             return self._read(known, ids_BS)
 
-        table.forward = read  # type: ignore[method-assign]
+        table.forward = read  # type: ignore[method-assign, assignment]
 
-    def _read(self, known: nn.Module, ids_BS: Tensor) -> Tensor:
+    def _read(self, known: Callable[[Tensor], Tensor], ids_BS: Tensor) -> Tensor:
         new = torch.tensor(self.ids, device=ids_BS.device)
         is_new_BSn = ids_BS[..., None] == new
         any_BS1 = is_new_BSn.any(-1, keepdim=True)
-        table_BSD: Tensor = known(ids_BS.masked_fill(any_BS1[..., 0], 0))
+        table_BSD = known(ids_BS.masked_fill(any_BS1[..., 0], 0))
         rows_nD = (self.weight if self.deep else self.weight.detach()).to(table_BSD.dtype)
         return torch.where(any_BS1, is_new_BSn.to(rows_nD.dtype) @ rows_nD, table_BSD)
 

@@ -94,7 +94,7 @@ def _board(folder: Path, step: int) -> Any:
         raise ConfigError(
             "run.tensorboard needs the package tensorboard; pip install 'flamvid[train]'"
         ) from error
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
 
 def _wandb(folder: Path, project: str) -> Any:

@@ -90,7 +90,7 @@ class Objective(nn.Module):
 def token_loss(hidden_XD: Tensor, targets_X: Tensor, head: nn.Module) -> Tensor:
     """Summed cross-entropy. The logits of all tokens never exist together."""
     learnt = [p for p in head.parameters() if p.requires_grad]
-    loss: Tensor = _TokenLoss.apply(head, targets_X, hidden_XD, *learnt)  # type: ignore[no-untyped-call]
+    loss: Tensor = _TokenLoss.apply(head, targets_X, hidden_XD, *learnt)
     return loss
 
 
@@ -124,7 +124,7 @@ class _TokenLoss(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Any:
         hidden_XD, *learnt = ctx.saved_tensors
         return None, None, hidden_XD * grad.to(hidden_XD.dtype), *[x * grad for x in learnt]
 

@@ -27,8 +27,8 @@ __all__ = ["ENGINES", "Parallel"]
 
 ENGINES = ("ddp", "fsdp")
 # torch 2.14 calls it by another name.
-_BUFFERS = next(
-    name
+_BUFFERS: dict[str, Any] = next(
+    {name: False}
     for name in ("forward_sync_buffers", "broadcast_buffers")
     if name in inspect.signature(nn.parallel.DistributedDataParallel).parameters
 )
@@ -53,13 +53,13 @@ class Parallel:
             self.module = nn.parallel.DistributedDataParallel(
                 module,
                 device_ids=[world.device] if world.device.type == "cuda" else None,
-                **{_BUFFERS: False},  # the only buffers are of frozen parts
+                **_BUFFERS,  # the only buffers are of frozen parts
             )
 
     def trained(self) -> Iterator[tuple[str, Tensor]]:
         """Names and parameters of what is trained; of a shared model, this process's share."""
-        named: Any = self.objective.trained  # type: ignore[operator]
-        return named()
+        objective: Any = self.objective
+        yield from objective.trained()
 
     def __call__(self, batch: Any) -> Tensor:
         """The loss of a batch, summed over its scored tokens."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -49,13 +49,15 @@ class RunConfig:
 
     mixing: "accumulate" sums the gradients of all corpora in an update, "round-robin" updates on
     one after the other (the paper's ablation). accumulate: so many batches of each count as one.
-    engine: "ddp" or "fsdp", for several processes. checkpointing: compute layers again rather than
-    keep their activations. cache: a file for features of frozen vision, relative to the run's
-    folder, "" for none; it stops to grow at `cache_gb`. wandb: a project's name, "" for none.
+    workers: processes that read data ahead, for each process that trains. engine: "ddp" or "fsdp",
+    for several processes. checkpointing: compute layers again rather than keep their activations.
+    cache: a file for features of frozen vision, relative to the run's folder, "" for none; it stops
+    to grow at `cache_gb`. wandb: a project's name, "" for none.
     """
 
     steps: int = 500_000
     seed: int = 0
+    workers: int = 0
     mixing: str = "accumulate"
     accumulate: int = 1
     engine: str = "ddp"
@@ -83,6 +85,8 @@ class RunConfig:
                 raise ConfigError(
                     f"run.{name} is {getattr(self, name)!r}; must be one of {', '.join(known)}"
                 )
+        if self.workers < 0:
+            raise ConfigError(f"run.workers is {self.workers}; must be at least 0")
         for name in (
             *("steps", "accumulate", "save_every", "keep", "log_every", "validate_every"),
             *("validation_batches", "cache_gb"),
@@ -103,6 +107,14 @@ class Plan:
     optim: OptimConfig = field(default_factory=OptimConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
+    def __post_init__(self) -> None:
+        for corpus in (*self.corpora, *self.validation):
+            if self.model.vision == "trained" and corpus.kind in ("features", "store"):
+                raise ConfigError(
+                    f"corpus {corpus.name} holds features, but model.vision is 'trained' and needs "
+                    "pictures; give it videos, frames or images"
+                )
+
     def table(self) -> dict[str, Any]:
         """As the TOML that it could have been read from, every value spelled out."""
         parts = {name: asdict(getattr(self, name)) for name in ("model", "optim", "run")}
@@ -115,9 +127,10 @@ class Plan:
         What the recipe sets itself stays: 480 pixels and a rate of 1e-5 are for what it doesn't.
         """
         model = replace(self.model, start="trained", vision="trained", size=self.model.size or 480)
+        corpora = tuple(replace(c, size=max(c.size, model.size)) for c in self.corpora)
         default = self.optim.learning_rate == OptimConfig().learning_rate
         optim = replace(self.optim, learning_rate=1e-5) if default else self.optim
-        return replace(self, model=model, optim=optim)
+        return replace(self, model=model, optim=optim, corpora=corpora)
 
 
 def read_plan(path: Path, changes: Sequence[str] = (), root: Path | None = None) -> Plan:

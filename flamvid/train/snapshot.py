@@ -16,14 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
 from torch import Tensor
-from torch.distributed.checkpoint import (
-    CheckpointException,
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import (
     HuggingFaceStorageReader,
     HuggingFaceStorageWriter,
 )
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 
 from flamvid.errors import WeightsError
@@ -87,7 +89,7 @@ class Snapshots:
         def write() -> None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that it is one process is no news
-                dcp.save(
+                save(
                     dict(_tensors(parallel, optimizer)),
                     storage_writer=HuggingFaceStorageWriter(str(part), save_distributed=True),
                     no_dist=world.size == 1,
@@ -154,7 +156,7 @@ class Snapshots:
             _compare(tensors, reader, path)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                dcp.load(tensors, storage_reader=reader, no_dist=parallel.world.size == 1)
+                load(tensors, storage_reader=reader, no_dist=parallel.world.size == 1)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise WeightsError(f"{path} is damaged: {_reason(error)}; remove it") from error
         except CheckpointException as error:
@@ -193,7 +195,8 @@ def _steps(optimizer: torch.optim.Optimizer) -> int:
 
 
 def _compare(tensors: Mapping[str, Tensor], reader: HuggingFaceStorageReader, path: Path) -> None:
-    found = {n: tuple(m.size) for n, m in reader.read_metadata().state_dict_metadata.items()}
+    held = reader.read_metadata().state_dict_metadata
+    found = {n: tuple(m.size) for n, m in held.items() if isinstance(m, TensorStorageMetadata)}
     wanted = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     wrong = sorted(n for n in found.keys() | wanted.keys() if found.get(n) != wanted.get(n))
     if wrong:
