@@ -72,6 +72,7 @@ def train(
         say(f"flamvid: {command}")
 
     quiet_libraries()
+<<<<<<< HEAD
     if "corpus" not in config.read_toml(recipe):
         if changes or fine_tune or lora or dry_run:
             raise InputError(
@@ -92,9 +93,18 @@ def train(
 
 def _two_stages(recipe: Path, data: Path | None, out: Path, resume: bool, words: list[str]) -> int:
     from flamvid.train import loop
+=======
+    from flamvid.train import contrastive_run, loop
+>>>>>>> data
 
+    contrastive = contrastive_run.is_contrastive(recipe)
+    run = contrastive_run.run_contrastive if contrastive else loop.run
     try:
+<<<<<<< HEAD
         adapter = loop.run(recipe, data, out, resume=resume, log=say)
+=======
+        adapter = run(recipe, data, out, resume=not fresh, log=say)
+>>>>>>> data
     except KeyboardInterrupt:
         report(f"interrupted; {shlex.join(words)} goes on from the last checkpoint")
         return INTERRUPTED
