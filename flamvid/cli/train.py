@@ -72,14 +72,13 @@ def train(
         say(f"flamvid: {command}")
 
     quiet_libraries()
-<<<<<<< HEAD
     if "corpus" not in config.read_toml(recipe):
         if changes or fine_tune or lora or dry_run:
             raise InputError(
-                f"{recipe} is a recipe of the default model's two stages; --set, --fine-tune, "
-                "--lora and --dry-run are for recipes with [[corpus]] tables: edit the file"
+                f"{recipe} has no [[corpus]] tables; --set, --fine-tune, "
+                "--lora and --dry-run are for recipes that do: edit the file"
             )
-        return _two_stages(recipe, data, out, resume, words)
+        return _of_pairs(recipe, data, out, resume, words)
 
     from flamvid.train.plan import read_plan
 
@@ -91,20 +90,13 @@ def train(
     return _run(plan, out, resume, words)
 
 
-def _two_stages(recipe: Path, data: Path | None, out: Path, resume: bool, words: list[str]) -> int:
-    from flamvid.train import loop
-=======
+def _of_pairs(recipe: Path, data: Path | None, out: Path, resume: bool, words: list[str]) -> int:
     from flamvid.train import contrastive_run, loop
->>>>>>> data
 
     contrastive = contrastive_run.is_contrastive(recipe)
     run = contrastive_run.run_contrastive if contrastive else loop.run
     try:
-<<<<<<< HEAD
-        adapter = loop.run(recipe, data, out, resume=resume, log=say)
-=======
-        adapter = run(recipe, data, out, resume=not fresh, log=say)
->>>>>>> data
+        adapter = run(recipe, data, out, resume=resume, log=say)
     except KeyboardInterrupt:
         report(f"interrupted; {shlex.join(words)} goes on from the last checkpoint")
         return INTERRUPTED

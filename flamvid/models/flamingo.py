@@ -63,17 +63,12 @@ class Flamingo(nn.Module, Pretrained):
         return self
 
     def encode(self, pictures_X3HW: Tensor) -> Tensor:
-<<<<<<< HEAD
-        """Features [X,N,F] of any number X of pictures; without gradients if vision is frozen."""
-        learns = any(p.requires_grad for p in self.vision.parameters())
-        with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
-=======
-        """Frozen features [X,N,F] of any number X of pictures, without gradients.
+        """Features [X,N,F] of any number X of pictures; without gradients if vision is frozen.
 
         By a video encoder, pictures are those of one media in order, and features [T,N,F].
         """
-        with torch.no_grad():
->>>>>>> data
+        learns = any(p.requires_grad for p in self.vision.parameters())
+        with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
             features: Tensor = self.vision(pictures_X3HW)
         return features
 

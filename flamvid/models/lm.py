@@ -26,11 +26,8 @@ from flamvid.models.graft import GraftedCache, GraftedLayer, run_grafted
 from flamvid.models.int8 import Int8Linear
 from flamvid.models.llama import KeyValueCache, Llama, read_llama_config
 from flamvid.models.llama_file import can_be_int8, load_llama, load_llama_int8
-<<<<<<< HEAD
 from flamvid.models.new_tokens import NewHead, NewTokens
-=======
 from flamvid.ops import linear
->>>>>>> data
 
 __all__ = ["LanguageModel", "MediaContext", "TokenHead", "load_causal_lm", "load_plain_lm"]
 
@@ -106,7 +103,6 @@ class LanguageModel(nn.Module):
         assert isinstance(head, nn.Module)
         return head
 
-<<<<<<< HEAD
     def add_tokens(self, ids: Sequence[int]) -> None:
         """Give tokens rows of their own, to be trained; they start as what the table has for them.
 
@@ -118,14 +114,13 @@ class LanguageModel(nn.Module):
         deep = min(self.at, default=0) == 0 and not self.grafted
         self.tokens = NewTokens(self.lm.get_input_embeddings(), head, ids, deep)
         self.new_head = NewHead(head, self.tokens)
-=======
+
     @property
     def positions(self) -> int | None:
         """How many tokens it was made for; None where its positions have no end."""
         config = self.lm.config
         found = getattr(config, "max_position_embeddings", getattr(config, "max_seq_len", None))
         return found if found is None else int(found)
->>>>>>> data
 
     def head_of(self, ids: Tensor) -> TokenHead:
         """The head's rows for some tokens, int64 [V]."""

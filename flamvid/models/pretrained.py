@@ -135,15 +135,12 @@ def _flamingo(model: Any) -> Flamingo:
 
 def _tensors(model: Flamingo) -> Iterator[tuple[str, Tensor]]:
     """Every tensor once, by the part that it belongs to."""
-<<<<<<< HEAD
+    if any(isinstance(module, Int8Linear) for module in model.modules()):
+        raise ConfigError("the model is int8, which is not saved; load it as float32")
     if model.lm.tokens is not None:
         yield TOKEN_IDS, torch.tensor(model.lm.tokens.ids)
         for name, tensor in model.lm.tokens.state_dict().items():
             yield f"tokens.{name}", tensor.detach().cpu().contiguous()
-=======
-    if any(isinstance(module, Int8Linear) for module in model.modules()):
-        raise ConfigError("the model is int8, which is not saved; load it as float32")
->>>>>>> data
     for prefix, part in (
         ("vision", model.vision.model),
         ("resampler", model.resampler),

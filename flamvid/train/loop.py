@@ -70,16 +70,7 @@ def run(recipe_path: Path, data: Path | None, out: Path, resume: bool, log: Log)
         return _train_captions(recipe, model, clips, stills, validation, out, resume, log)
 
 
-<<<<<<< HEAD
-def _features(shards: list[Path], cache: Path, model: LoadedModel, log: Log) -> FeatureSet:
-=======
-def _precision(name: str) -> AbstractContextManager[object]:
-    half = name == "bfloat16" or (name == "auto" and has_fast_bfloat16())
-    return HalfLinear() if half else nullcontext()
-
-
 def features_of(shards: list[Path], cache: Path, model: LoadedModel, log: Log) -> FeatureSet:
->>>>>>> data
     """Features of all shards, from the cache where they lie there."""
     cache.mkdir(parents=True, exist_ok=True)
     encoder = model.config.vision.features
