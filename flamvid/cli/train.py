@@ -91,10 +91,10 @@ def train(
 
 
 def _of_pairs(recipe: Path, data: Path | None, out: Path, resume: bool, words: list[str]) -> int:
-    from flamvid.train import contrastive_run, loop
-
-    contrastive = contrastive_run.is_contrastive(recipe)
-    run = contrastive_run.run_contrastive if contrastive else loop.run
+    if "contrastive" in config.read_toml(recipe):
+        from flamvid.train.contrastive_run import run_contrastive as run
+    else:
+        from flamvid.train.loop import run
     try:
         adapter = run(recipe, data, out, resume=resume, log=say)
     except KeyboardInterrupt:

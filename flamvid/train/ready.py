@@ -31,6 +31,8 @@ from flamvid.weights.load import LoadedModel, load_config
 
 __all__ = ["Part", "Ready", "gates", "parts", "trained_model"]
 
+_TOGETHER = 512  # a CPU is as quick with few tokens at a time as with many
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -55,7 +57,8 @@ class Ready:
         self.parallel = Parallel(objective, world, plan.run.engine)
         self.optimizer = make_optimizer(self.parallel.trained(), plan.optim)
         weights = {corpus.name: corpus.weight for corpus in plan.corpora}
-        self.updater = Updater(self.parallel, self.optimizer, weights, plan.optim.clip)
+        together = plan.run.together or (_TOGETHER if world.device.type == "cpu" else 0)
+        self.updater = Updater(self.parallel, self.optimizer, weights, plan.optim.clip, together)
         self._cache: FeatureCache | None = None
         if plan.model.vision == "frozen":
             path = out / plan.run.cache if plan.run.cache else None
