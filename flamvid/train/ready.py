@@ -150,7 +150,8 @@ def trained_model(plan: Plan, world: World) -> LoadedModel:
     if plan.model.lora:
         add_lora(flamingo.lm, plan.model.lora)
     for _, parameter in flamingo.trained():
-        parameter.data = parameter.data.float()
+        # Snapshots want them contiguous, which the convolutions of a TimmEncoder are not.
+        parameter.data = parameter.data.float().contiguous()
     if plan.run.checkpointing:
         checkpoint_layers(flamingo)
     flamingo.train()
