@@ -89,5 +89,5 @@ def test_fine_tuning_is_the_papers_but_for_what_the_recipe_says(recipe: Path) ->
 
 
 def test_vision_can_not_learn_from_features(recipe: Path) -> None:
-    with pytest.raises(ConfigError, match="corpus clips holds features, but model.vision"):
+    with pytest.raises(ConfigError, match=r"corpus clips holds features, but model\.vision"):
         read_plan(recipe, ["corpus.clips.kind=features", "model.vision=trained"])

@@ -70,7 +70,7 @@ def test_what_does_not_fit_is_one_line(tmp_path: Path) -> None:
         at.restore(path, *make(layers=5))
     shard = next(path.glob("*.safetensors"))
     shard.write_bytes(shard.read_bytes()[:200])
-    with pytest.raises(WeightsError, match="is damaged: .*; remove it") as caught:
+    with pytest.raises(WeightsError, match=r"is damaged: .*; remove it") as caught:
         at.restore(path, *make())
     assert "\n" not in str(caught.value)
     (path / "state.json").unlink()

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -229,6 +230,8 @@ def main() -> int:
     parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
     args = parser.parse_args()
 
+    # What is freed goes back at once, or what is resident would tell of the past.
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = str(1 << 20)
     context = multiprocessing.get_context("spawn")
     pipes = {}
     for side in ("ours", "peer"):
