@@ -18,6 +18,7 @@ from flamvid.cli.doctor import doctor
 from flamvid.cli.failure import INTERRUPTED, report
 from flamvid.cli.frames import frames
 from flamvid.cli.live import live
+from flamvid.cli.plot import plot
 from flamvid.cli.probe import probe
 from flamvid.cli.process import prepare
 from flamvid.cli.train import train
@@ -41,6 +42,7 @@ app.add_typer(models.app, name="models")
 app.add_typer(data.app, name="data")
 app.add_typer(store.app, name="store")
 app.command()(train)
+app.command()(plot)
 app.command()(doctor)
 
 
