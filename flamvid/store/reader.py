@@ -191,12 +191,19 @@ class StoredVideo:
         first, last = self.span(start, end)
         return self._times()[first:last]
 
-    def features(self, start: float | None = None, end: float | None = None) -> NDArray[Any]:
+    def features(
+        self,
+        start: float | None = None,
+        end: float | None = None,
+        *,
+        out: NDArray[Any] | None = None,
+    ) -> NDArray[Any]:
         """Features [T,N,F] in the store's dtype (float32 of int8).
 
-        Read-only, and no copy is made, where the range lies in one chunk; else a new array.
+        Read-only, and no copy is made, where the range lies in one chunk; else a new array. With
+        `out` [at least T,N,F] they are copied to its beginning, which is what is returned.
         """
-        return self.frames(*self.span(start, end))
+        return self.frames(*self.span(start, end), out=out)
 
     def vectors(self, start: float | None = None, end: float | None = None) -> NDArray[Any] | None:
         """Search vectors float16 [T,E], or None if the store has none."""
@@ -204,9 +211,17 @@ class StoredVideo:
             return None
         return self._range("vectors", *self.span(start, end))
 
-    def frames(self, first: int, last: int) -> NDArray[Any]:
+    def frames(self, first: int, last: int, *, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """Features of the frames with these numbers, `last` not included; as `features`."""
-        return self._range("features", first, last)
+        if not 0 <= first <= last <= self.record.stored:
+            raise InputError(
+                f"{self.record.path} has {self.record.stored} frames, not {first} to {last}"
+            )
+        if out is None:
+            return self._range("features", first, last)
+        if len(out) < last - first:
+            raise InputError(f"out has room for {len(out)} frames; {last - first} were asked for")
+        return self._fill("features", first, out[: last - first])
 
     def chunks(self) -> Iterator[tuple[NDArray[np.float64], NDArray[Any]]]:
         """Times [T] and features [T,N,F] of the whole video, piece by piece, without a copy."""
@@ -231,24 +246,25 @@ class StoredVideo:
         return self._pts
 
     def _range(self, db: str, first: int, last: int) -> NDArray[Any]:
-        step = self._step
-        if last <= first:
-            provenance = self._snapshot.provenance
-            if db == "vectors":
-                return np.empty((0, provenance.embedding), np.float16)
-            dtype = np.float32 if provenance.dtype == "int8" else provenance.dtype
-            return np.empty((0, provenance.patches, provenance.width), dtype)
-        begin, final = first // step, (last - 1) // step
-        if begin == final:
-            return self._chunk(db, begin)[first - begin * step : last - begin * step]
-        head = self._chunk(db, begin)[first - begin * step :]
-        out = np.empty((last - first, *head.shape[1:]), head.dtype)
-        out[: len(head)] = head
-        at = len(head)
-        for number in range(begin + 1, final + 1):
-            part = self._chunk(db, number)[: last - number * step]
-            out[at : at + len(part)] = part
-            at += len(part)
+        number, at = divmod(first, self._step)
+        if first < last and at + last - first <= self._step:
+            return self._chunk(db, number)[at : at + last - first]
+        made = self._snapshot.provenance
+        if db == "vectors":
+            out: NDArray[Any] = np.empty((last - first, made.embedding), np.float16)
+        else:
+            dtype = np.float32 if made.dtype == "int8" else made.dtype
+            out = np.empty((last - first, made.patches, made.width), dtype)
+        return self._fill(db, first, out)
+
+    def _fill(self, db: str, first: int, out: NDArray[Any]) -> NDArray[Any]:
+        """Copy frames from `first` on, as many as `out` has."""
+        done = 0
+        while done < len(out):
+            number, at = divmod(first + done, self._step)
+            part = self._chunk(db, number)[at : at + len(out) - done]
+            out[done : done + len(part)] = part
+            done += len(part)
         return out
 
     def _chunk(self, db: str, number: int) -> NDArray[Any]:
