@@ -200,6 +200,10 @@ class StoreFile:
 
     # -- using --
 
+    def latest(self) -> int:
+        """The number of the last transaction that was committed; the caller holds `lock`."""
+        return int(self.environment().info()["last_txnid"])
+
     def begin(self) -> lmdb.Transaction:
         """A read transaction; the caller holds `lock`."""
         with translated(self.path):
