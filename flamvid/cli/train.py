@@ -45,10 +45,12 @@ def train(
     say(f"flamvid: {command}")
 
     quiet_libraries()
-    from flamvid.train import loop
+    from flamvid.train import contrastive_run, loop
 
+    contrastive = contrastive_run.is_contrastive(recipe)
+    run = contrastive_run.run_contrastive if contrastive else loop.run
     try:
-        adapter = loop.run(recipe, data, out, resume=not fresh, log=say)
+        adapter = run(recipe, data, out, resume=not fresh, log=say)
     except KeyboardInterrupt:
         report(f"interrupted; {shlex.join(words)} goes on from the last checkpoint")
         return INTERRUPTED
