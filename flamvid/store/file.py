@@ -12,6 +12,7 @@ import ctypes
 import fcntl
 import mmap
 import os
+import shutil
 import struct
 import threading
 import weakref
@@ -323,7 +324,9 @@ def translated(path: Path) -> Iterator[None]:
     except lmdb.ReadersFullError as error:
         raise StoreError(f"{path} has {_READERS} readers, the most there can be") from error
     except (lmdb.Error, MemoryError) as error:
-        if "No space left" in str(error):
+        # LMDB calls a write that was cut short by a full disk an input/output error.
+        full = isinstance(error, lmdb.DiskError) and shutil.disk_usage(path.parent).free < 1 << 20
+        if full or "No space left" in str(error):
             raise StoreError(
                 f"can't write {path}: the disk is full; what was committed is safe, so free some "
                 "space and run it again"

@@ -2,10 +2,11 @@
 
     python tools/bench/store_read.py [--videos 40] [--frames 240] [--range 16] [--rounds 15]
 
-All three hold the same bytes; an npz holds one range, the size that suits it best. "copy" has them in memory of the caller's, as a batch needs them;
-"view" sums them where they lie, which needs no copy. Sequential: every video from its first frame
-to its last, a range at a time. Random: as many ranges anywhere. The three take turns in every
-round; medians of processor time, warm, in one process.
+All three hold the same bytes; an npz holds one range, which is the size that suits it best. "copy"
+has them in memory of the caller's, as a batch needs them; "view" sums them where they lie, which
+needs no copy. Sequential: every video from its first frame to its last, a range at a time. Random:
+as many ranges anywhere. The three take turns in every round; medians of processor time, warm, in
+one process.
 """
 
 from __future__ import annotations
