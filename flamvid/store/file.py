@@ -141,7 +141,7 @@ class StoreFile:
             room = max(_ROOM, _ROOM_TIMES * os.fstat(self._fd).st_size)
         try:
             self._lmdb = self._environment(room)
-        except (lmdb.MemoryError, MemoryError, lmdb.Error) as error:
+        except (MemoryError, lmdb.Error) as error:
             if not room or new or "allocate memory" not in str(error):
                 raise
             self._lmdb = self._environment(0)
@@ -173,7 +173,7 @@ class StoreFile:
             return lmdb.open(str(self.path), metasync=False, mode=0o644, **options)
         try:
             return lmdb.open(str(self.path), readonly=True, create=False, **options)
-        except (lmdb.ReadonlyError, lmdb.LockError, lmdb.Error) as error:
+        except lmdb.Error as error:
             if os.access(self.path.parent, os.W_OK) and "Read-only" not in str(error):
                 raise
             # Nobody can write there: no lock is needed, and none could be made.
@@ -197,7 +197,12 @@ class StoreFile:
             if not self._writable:
                 self.close()
                 self._writable = True
-                self.environment()
+                try:
+                    self.environment()
+                except BaseException:  # who reads goes on
+                    self.close()
+                    self._writable = False
+                    raise
 
     # -- using --
 
@@ -325,8 +330,8 @@ def translated(path: Path) -> Iterator[None]:
         raise StoreError(f"{path} has {_READERS} readers, the most there can be") from error
     except (lmdb.Error, MemoryError) as error:
         # LMDB calls a write that was cut short by a full disk an input/output error.
-        full = isinstance(error, lmdb.DiskError) and shutil.disk_usage(path.parent).free < 1 << 20
-        if full or "No space left" in str(error):
+        short = "Input/output" in str(error) and shutil.disk_usage(path.parent).free < 1 << 20
+        if short or "No space left" in str(error):
             raise StoreError(
                 f"can't write {path}: the disk is full; what was committed is safe, so free some "
                 "space and run it again"
