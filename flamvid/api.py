@@ -284,11 +284,18 @@ class Captioner:
             yield source
             return
         for segment, features_TNF in Looker(self.model).look(source, view):
-            with torch.inference_mode():
-                at = torch.tensor([place])
-                latents_1LD = self.model.flamingo.resampler(features_TNF[None], places=at)
-            labels = self.model.name(features_TNF)
-            yield Seen(shown(source), segment, latents_1LD, labels)
+            yield self.recall(shown(source), segment, features_TNF, place)
+
+    @torch.inference_mode()
+    def recall(self, source: str, segment: Segment, features_TNF: Tensor, place: int = 0) -> Seen:
+        """What was looked at before and is kept as features, such as a store's.
+
+        place: its number among the media of a text.
+        """
+        features = features_TNF.to(self.model.device, self.model.dtype)
+        at = torch.tensor([place])
+        latents_1LD = self.model.flamingo.resampler(features[None], places=at)
+        return Seen(source, segment, latents_1LD, self.model.name(features))
 
     def _inputs(self, seen: Sequence[Seen], ids: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Latents [1,M,L,D], ids [1,S] and which of the media each token sees, [1,S]."""

@@ -33,13 +33,14 @@ class FrameTransform:
             raise ConfigError(f"interpolation is {self.interpolation!r}; bicubic or bilinear")
 
     def __call__(self, pixels_T3HW: Tensor) -> Tensor:
-        resized = self._resize(pixels_T3HW)
+        resized = self.resized(pixels_T3HW)
         mean, std = (
             torch.tensor(x, device=resized.device)[:, None, None] for x in (self.mean, self.std)
         )
         return (resized.float() / 255 - mean) / std
 
-    def _resize(self, pixels: Tensor) -> Tensor:
+    def resized(self, pixels: Tensor) -> Tensor:
+        """uint8 [T,3,h,w]: what a call would normalise. Those that have the size already stay."""
         (height, width), (H, W) = self.size, pixels.shape[-2:]
         if (height, width) == (H, W):
             return pixels

@@ -1,0 +1,122 @@
+"""The verbs on whole libraries: index videos into a store, and search it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from os import PathLike
+
+from torch import Tensor
+
+from flamvid.api import Captioner, load
+from flamvid.errors import InputError
+from flamvid.index.encoder import FrameEncoder, embedder_of
+from flamvid.index.indexer import Describe, IndexConfig, Listener, index_videos
+from flamvid.index.manifest import Shard, watched
+from flamvid.index.manifest import sources as spelled_out
+from flamvid.index.search import Filter, Hit, search_windows
+from flamvid.index.stats import Stats
+from flamvid.index.windows import open_windows
+from flamvid.live.look import Looker, View
+from flamvid.models.contrastive import mean_vector
+from flamvid.store import FeatureStore
+from flamvid.types import Caption, Segment
+
+__all__ = ["Filter", "Hit", "IndexConfig", "Listener", "Shard", "Stats", "index", "search"]
+
+_LOOKED_AT = 8  # frames of a clip that is searched for
+
+
+def index(
+    sources: str | PathLike[str] | Iterable[str | PathLike[str]],
+    store: str | PathLike[str],
+    *,
+    model: str | Captioner = "flamvid-base",
+    captions: bool = False,
+    batch: int = 16,
+    shard: Shard | None = None,
+    watch: float | None = None,
+    listener: Listener | None = None,
+    config: IndexConfig | None = None,
+) -> Stats:
+    """Index videos into a feature store, which is made if there is none; what it has is left alone.
+
+    sources: videos, folders, globs, lists and tars, as `flamvid index` takes them; none of them
+    with `config.retry`: all that failed for this reason. captions: also say what each shows. batch:
+    frames that are encoded at once. shard: only this part. watch: look for new files every so many
+    seconds, and never return. A source that fails is named in the store's ledger, and the others
+    go on.
+    """
+    captioner = load(model) if isinstance(model, str) else model
+    config, stats = config or IndexConfig(), Stats()
+    names = [str(s) for s in ([sources] if isinstance(sources, str | PathLike) else sources)]
+    found: Iterable[str]
+    if names:
+        found = watched(names, watch) if watch is not None else spelled_out(names)
+    else:
+        found = [f.source for f in FeatureStore(store).failures() if config.tries_again(f.reason)]
+    if shard is not None:
+        found = (source for source in found if source in shard)
+    if watch is None and "-" not in names:
+        found = list(found)
+        stats.total = len(found)
+    return index_videos(
+        found,
+        store,
+        FrameEncoder(captioner.model, batch),
+        config,
+        describe=describer(captioner) if captions else None,
+        listener=listener,
+        stats=stats,
+    )
+
+
+def describer(captioner: Captioner) -> Describe:
+    """Captions of a whole video, by features of its frames."""
+
+    def describe(source: str, length: float, features_TNF: Tensor) -> Sequence[Caption]:
+        return captioner.caption(captioner.recall(source, Segment(0.0, length), features_TNF))
+
+    return describe
+
+
+def search(
+    store: str | PathLike[str] | FeatureStore,
+    query: str | None = None,
+    *,
+    like: str | PathLike[str] | None = None,
+    start: float | None = None,
+    end: float | None = None,
+    top: int = 10,
+    window: float = 4.0,
+    every: float | None = None,
+    chosen: Filter | None = None,
+    model: str | Captioner = "flamvid-base",
+) -> list[Hit]:
+    """The parts of a store's videos that are most like a text, or a picture or clip; best first.
+
+    query: what is to be seen; or like: a file that shows it, of which [start, end) counts. window,
+    every: seconds that a hit is long, and that one begins (by default half a window). chosen: which
+    videos are searched. The store may be written meanwhile: what it holds now is searched. The
+    first search of a store takes longer, to cut it into windows.
+    """
+    if (query is None) == (like is None):
+        raise InputError("give a text to search for, or a picture or clip, and not both")
+    if query is not None and not query.strip():
+        raise InputError("the text to search for is empty; say what is to be seen")
+    store = store if isinstance(store, FeatureStore) else FeatureStore(store)
+    held = store.provenance
+    captioner = load(model) if isinstance(model, str) else model
+    embedder = embedder_of(captioner.model)
+    if held.embedder and held.embedder != embedder.name:
+        raise InputError(
+            f"{store.path} was indexed for search by {held.embedder}, not by {embedder.name}; "
+            "give the --model that it was indexed with"
+        )
+    windows = open_windows(store, window, every)
+    if query is not None:
+        vector = embedder.text([query])[0]
+    else:
+        assert like is not None
+        parts = Looker(captioner.model).look(like, View(frames=_LOOKED_AT, start=start, end=end))
+        vector = mean_vector(embedder.frames(next(parts)[1]))
+    return search_windows(windows, vector.float().cpu(), top, chosen)
