@@ -1,4 +1,7 @@
-"""Features of many videos in one file: written once, read by many; the only room that knows lmdb."""
+"""Features of many videos in one file: written once, read by many. Only this room knows lmdb.
+
+Names are imported when first asked for: the command line starts without numpy and lmdb.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from flamvid.store.clips import StoreClips
     from flamvid.store.reader import Failure, FeatureStore, Snapshot, StoredVideo
     from flamvid.store.schema import Provenance, VideoRecord
     from flamvid.store.writer import StoreWriter, VideoWriter
@@ -15,6 +19,7 @@ _HOMES = {
     "FeatureStore": "reader",
     "Provenance": "schema",
     "Snapshot": "reader",
+    "StoreClips": "clips",
     "StoreWriter": "writer",
     "StoredVideo": "reader",
     "VideoRecord": "schema",
@@ -26,6 +31,7 @@ __all__ = [
     "FeatureStore",
     "Provenance",
     "Snapshot",
+    "StoreClips",
     "StoreWriter",
     "StoredVideo",
     "VideoRecord",

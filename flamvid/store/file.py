@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from flamvid.errors import DamagedStore, StoreError
 from flamvid.store.schema import DATABASES
 
-__all__ = ["Holder", "StoreFile", "frontier", "open_file", "translated"]
+__all__ = ["Holder", "StoreFile", "abandon", "frontier", "open_file", "translated"]
 
 _READERS = 1024
 _FIRST_MAP = 64 << 20
@@ -57,6 +57,15 @@ def open_file(path: str | os.PathLike[str], *, write: bool = False) -> StoreFile
         elif write:
             found.make_writable()
         return found
+
+
+def abandon(path: Path) -> None:
+    """Let go of a file that is about to be replaced; those who read it open the new one."""
+    with _opening:
+        file = _open.pop(_identity(path), None)
+        if file is not None:
+            file.replaced = True
+            file.close()
 
 
 def _identity(path: Path) -> tuple[int, int]:
@@ -91,6 +100,7 @@ class StoreFile:
         self.path = path
         self.lock = threading.RLock()
         self.generation = 0
+        self.replaced = False
         self._writable = write
         self._lmdb: lmdb.Environment | None = None
         self._fd = -1
@@ -104,6 +114,8 @@ class StoreFile:
 
     def environment(self) -> lmdb.Environment:
         """LMDB's side, opened if it isn't; the caller holds `lock`."""
+        if self.replaced:
+            raise StoreError(f"{self.path} was replaced by a new file; take a new snapshot")
         if self._lmdb is None:
             with translated(self.path):
                 self._open()

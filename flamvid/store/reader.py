@@ -23,10 +23,12 @@ from flamvid.store.schema import (
     FORMAT,
     Provenance,
     VideoRecord,
+    check_value,
     chunk_key,
     id_bytes,
     load,
     newer,
+    provenance_from_json,
     record_from_json,
     restore,
     unpack,
@@ -92,7 +94,7 @@ class Snapshot:
             raise StoreError(f"{self._file.path} is no feature store, or not one yet")
         if layout["version"] > FORMAT:
             raise newer(str(self._file.path), layout["version"])
-        return Provenance(**self.json("meta", b"provenance"))
+        return provenance_from_json(self.json("meta", b"provenance"))
 
     # -- values --
 
@@ -111,6 +113,16 @@ class Snapshot:
             place = self._file.view(memoryview(value))
             kept = bytes(value) if place is None else memoryview(np.asarray(_Pinned(self, place)))
         return unpack(db, key, memoryview(kept), check=self._check)
+
+    def value(self, db: str, key: bytes) -> bytes:
+        """A value as it is, header and all; DamagedStore if it is missing or not as written."""
+        with self._file.lock, translated(self._file.path):
+            value = self._begin().get(key, db=self._file.databases[db])
+            if value is None:
+                raise DamagedStore(f"{self._file.path}: {db} {key.hex()} is missing")
+            kept = bytes(value)
+        check_value(db, key, memoryview(kept))
+        return kept
 
     def keys(self, db: str, prefix: bytes = b"") -> Iterator[bytes]:
         """Keys in order, a thousand at a time: the lock is not held while they are used."""
@@ -295,7 +307,8 @@ class FeatureStore:
             return self._current()
 
     def _current(self) -> Snapshot:
-        if self._file is None:
+        if self._file is None or self._file.replaced:
+            self._newest = None
             self._file = open_file(self.path)
         with self._file.lock, translated(self.path):
             newest = self._newest

@@ -24,12 +24,17 @@ __all__ = [
     "HEADER_BYTES",
     "Provenance",
     "VideoRecord",
+    "check_value",
     "chunk_key",
     "dump",
     "id_bytes",
     "load",
+    "newer",
     "pack",
+    "provenance_from_json",
     "quantise",
+    "record_from_json",
+    "record_to_json",
     "restore",
     "unpack",
 ]
@@ -218,6 +223,11 @@ def load(db: str, key: bytes, value: memoryview) -> Any:
         raise DamagedStore(f"{_where(db, key)} is no JSON ({error})") from error
 
 
+def check_value(db: str, key: bytes, value: memoryview) -> None:
+    """DamagedStore unless the header holds and the checksum is right."""
+    _open(db, key, value, True)
+
+
 def _open(db: str, key: bytes, value: memoryview, check: bool) -> tuple[int, tuple[int, ...], int]:
     if len(value) < HEADER_BYTES:
         raise DamagedStore(f"{_where(db, key)} has {len(value)} bytes, less than a header")
@@ -259,6 +269,11 @@ def quantise(features_TNF: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.f
 def restore(array: NDArray[Any], scales: NDArray[np.float32] | None) -> NDArray[Any]:
     """Features as they are computed with: int8 becomes float32."""
     return array if scales is None else array * scales
+
+
+def provenance_from_json(table: dict[str, Any]) -> Provenance:
+    """As it is kept in `meta`."""
+    return Provenance(**table)
 
 
 def record_to_json(record: VideoRecord) -> dict[str, Any]:

@@ -5,10 +5,8 @@ Legend: T frames, N patches, F feature width, E width of a search vector.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
-import struct
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,10 +19,10 @@ import lmdb
 import numpy as np
 from numpy.typing import NDArray
 
-from flamvid import __version__
 from flamvid.errors import InputError, StoreError
 from flamvid.store import seal
 from flamvid.store.file import open_file, translated
+from flamvid.store.locks import exclusive
 from flamvid.store.reader import Failure, FeatureStore
 from flamvid.store.schema import (
     FORMAT,
@@ -39,44 +37,12 @@ from flamvid.store.schema import (
 )
 from flamvid.types import Caption
 
-__all__ = ["StoreWriter", "VideoWriter", "exclusive", "failure_key"]
+__all__ = ["StoreWriter", "VideoWriter", "failure_key"]
+
+_CLOSED = b"closed"
 
 Put = tuple[str, bytes, bytes | None]
 """Database, key, value; None deletes the key."""
-
-
-@contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Be the only writer of a file until the end of the block or of the process."""
-    # A lock of the open file, not of the process: LMDB and maps open and close the same file.
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    _locks.add(fd)
-    try:
-        request = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-        try:
-            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, request)
-        except BlockingIOError as error:
-            raise StoreError(
-                f"{path} is being written by another; a store has one writer at a time: wait for "
-                "it, or write shards (--shard i/n --store another) and merge them"
-            ) from error
-        yield
-    finally:
-        _locks.discard(fd)
-        os.close(fd)
-
-
-_CLOSED = b"closed"
-_locks: set[int] = set()
-
-
-def _in_child() -> None:
-    """A forked child must not keep its parent's lock when that is killed."""
-    while _locks:
-        os.close(_locks.pop())
-
-
-os.register_at_fork(after_in_child=_in_child)
 
 
 def failure_key(source: str) -> bytes:
@@ -97,7 +63,7 @@ class StoreWriter:
         self.path, self.provenance = Path(path), provenance
         self.reader = FeatureStore(path)
         self._pid = os.getpid()
-        self._dirty = False
+        self._dirty = self._closed = False
         self._exit = ExitStack()
         if not self.path.exists() and not self.path.absolute().parent.is_dir():
             raise StoreError(f"the folder {self.path.parent} does not exist; create it first")
@@ -108,8 +74,8 @@ class StoreWriter:
             if self._has_format():
                 self.reader.provenance.check(provenance, str(self.path))
             else:
-                layout = {"version": FORMAT, "flamvid": __version__}
-                self._put("meta", b"format", layout, b"provenance", asdict(provenance))
+                made = asdict(provenance)
+                self._put("meta", b"format", {"version": FORMAT}, b"provenance", made)
         except BaseException:
             self._exit.close()
             raise
@@ -198,8 +164,9 @@ class StoreWriter:
 
     def close(self) -> None:
         """Seal the store, and let others write."""
-        if os.getpid() != self._pid:
+        if os.getpid() != self._pid or self._closed:
             return
+        self._closed = True
         with self._exit:
             if self._dirty:
                 # LMDB keeps the last two transactions. This one makes both hold all videos, so
@@ -208,8 +175,8 @@ class StoreWriter:
                 with self._file.lock, translated(self.path):
                     self._file.environment().sync(True)
                     seal.write(self.path)
-                self._dirty = False
         self.reader.close()
+        del self._file  # or it would stay open for as long as anyone remembers this writer
 
 
 class VideoWriter:
