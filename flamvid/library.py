@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from os import PathLike
 
@@ -22,6 +23,8 @@ from flamvid.store import FeatureStore
 from flamvid.types import Caption, Segment
 
 __all__ = ["Filter", "Hit", "IndexConfig", "Listener", "Shard", "Stats", "index", "search"]
+
+_log = logging.getLogger("flamvid.library")
 
 _LOOKED_AT = 8  # frames of a clip that is searched for
 
@@ -90,13 +93,16 @@ def search(
     window: float = 4.0,
     every: float | None = None,
     chosen: Filter | None = None,
+    approximate: str | None = None,
+    effort: int = 64,
     model: str | Captioner = "flamvid-base",
 ) -> list[Hit]:
     """The parts of a store's videos that are most like a text, or a picture or clip; best first.
 
     query: what is to be seen; or like: a file that shows it, of which [start, end) counts. window,
     every: seconds that a hit is long, and that one begins (by default half a window). chosen: which
-    videos are searched. The store may be written meanwhile: what it holds now is searched. The
+    videos are searched. approximate, effort: by a FAISS index of this kind (`Approximate`), for
+    stores whose exact search takes too long. The store may be written meanwhile: what it holds now is searched. The
     first search of a store takes longer, to cut it into windows.
     """
     if (query is None) == (like is None):
@@ -119,4 +125,13 @@ def search(
         assert like is not None
         parts = Looker(captioner.model).look(like, View(frames=_LOOKED_AT, start=start, end=end))
         vector = mean_vector(embedder.frames(next(parts)[1]))
-    return search_windows(windows, vector.float().cpu(), top, chosen)
+    vector = vector.float().cpu()
+    if approximate is None:
+        return search_windows(windows, vector, top, chosen)
+    from flamvid.index.approximate import Approximate
+
+    index = Approximate(windows, approximate, effort)
+    if _log.isEnabledFor(logging.INFO):  # it takes some exact searches
+        share = index.recall(index.sample(20))
+        _log.info("%s at effort %d finds %.3f of the 10 nearest", approximate, effort, share)
+    return index.search(vector, top, chosen)

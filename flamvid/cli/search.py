@@ -28,6 +28,13 @@ class Format(StrEnum):
     png = "png"
 
 
+class Kind(StrEnum):
+    """Of an approximate index."""
+
+    ivf = "ivf"
+    hnsw = "hnsw"
+
+
 @guarded
 def search(
     store: Annotated[Path, typer.Argument(help="What flamvid index wrote.")],
@@ -53,6 +60,11 @@ def search(
         str | None, typer.Option(metavar="DATE", help="Only files changed then or since.")
     ] = None,
     before: Annotated[str | None, typer.Option(metavar="DATE", help="Only older files.")] = None,
+    approximate: Annotated[
+        Kind | None,
+        typer.Option(help="For millions of windows: a FAISS index, which may miss some. -v tells."),
+    ] = None,
+    effort: Annotated[int, typer.Option(help="Of --approximate: more misses fewer.")] = 64,
     model: opt.Model = "flamvid-base",
     device: opt.Device = None,
     dtype: opt.Dtype = None,
@@ -97,6 +109,8 @@ def search(
         window=window,
         every=every,
         chosen=chosen,
+        approximate=approximate,
+        effort=effort,
         model=opt.ModelOptions(model=model, device=device, dtype=dtype).load(),
     )
     if not found:

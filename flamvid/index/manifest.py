@@ -44,13 +44,16 @@ def sources(arguments: Iterable[str], stdin: IO[str] | None = None) -> Iterator[
 
     A folder stands for the videos in it, however deep; a list (`.csv`, `.jsonl`, `.txt`, or `-` for
     lines of standard input) for its lines, whose relative paths start at the list's folder; a tar
-    for its samples. InputError where a list breaks a rule or a name is that of nothing.
+    for its samples. Paths come out absolute. InputError where a list breaks a rule or a name is
+    that of nothing.
     """
     for argument in arguments:
         if argument == "-":
-            yield from _lines(stdin or sys.stdin, "standard input", Path())
+            found = _lines(stdin or sys.stdin, "standard input", Path())
         else:
-            yield from _argument(argument)
+            found = _argument(argument)
+        # Whole paths: the store is of use from other folders than this one.
+        yield from (name if "://" in name else os.path.abspath(name) for name in found)
 
 
 def _argument(argument: str) -> Iterator[str]:

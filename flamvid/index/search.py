@@ -18,7 +18,7 @@ from torch import Tensor
 from flamvid.errors import InputError
 from flamvid.index.windows import Clip, Part, Windows
 
-__all__ = ["Filter", "Hit", "nearest", "search_windows"]
+__all__ = ["Filter", "Hit", "apart", "nearest", "search_windows"]
 
 # What is multiplied is half precision: a score is rounded to this, and those that a rounding may
 # have moved are computed again.
@@ -78,7 +78,7 @@ def search_windows(
     scores = [_scores(*pair, query_E) for pair in zip(windows.parts, masks, strict=True)]
     while True:
         ranked = list(_best(windows, scores, query_E, count))
-        found = _apart(windows, ranked, top)
+        found = apart(windows, ranked, top)
         if len(found) == top or len(ranked) < count:
             return found
         count *= 8
@@ -115,7 +115,7 @@ def nearest(windows: Windows, query_E: Tensor, count: int) -> list[tuple[float, 
     return list(_best(windows, scores, query_E, count))[:count]
 
 
-def _apart(windows: Windows, ranked: list[tuple[float, int, int]], top: int) -> list[Hit]:
+def apart(windows: Windows, ranked: list[tuple[float, int, int]], top: int) -> list[Hit]:
     """The best ranges that do not overlap."""
     found: list[Hit] = []
     for score, number, row in ranked:

@@ -28,10 +28,10 @@ from flamvid.errors import InputError
 from flamvid.store import FeatureStore, Snapshot, StoredVideo
 from flamvid.weights.hub import cache_dir
 
-__all__ = ["Clip", "Part", "Windows", "cut", "open_windows"]
+__all__ = ["ROW", "Clip", "Part", "Windows", "cut", "load_part", "open_windows"]
 
 _MOST_PARTS = 16  # before they are made into one
-_ROW = np.dtype([("video", "<u4"), ("start", "<f8"), ("end", "<f8")])
+ROW = np.dtype([("video", "<u4"), ("start", "<f8"), ("end", "<f8")])
 _BLOCK = 8192  # windows that are written together
 
 
@@ -149,7 +149,7 @@ def _make(
                 spans, sums = cut(video.pts(), vectors, record.duration, size, every)
                 lengths = np.linalg.norm(sums, axis=1, keepdims=True)
                 (sums / np.maximum(lengths, 1e-12)).astype("<f2").tofile(file)
-                some = np.empty(len(spans), _ROW)
+                some = np.empty(len(spans), ROW)
                 some["video"], some["start"], some["end"] = place, spans[:, 0], spans[:, 1]
                 rows.append(some)
                 clips.append([record.id, record.path, record.duration, record.mtime])
@@ -160,15 +160,16 @@ def _make(
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
-    return _load(final, snapshot.provenance.embedding)
+    return load_part(final, snapshot.provenance.embedding)
 
 
 def _load_all(home: Path, width: int) -> list[Part]:
     folders = sorted(home.glob("part-*"), key=lambda path: (int(path.name.split("-")[1]), path))
-    return [_load(folder, width) for folder in folders]
+    return [load_part(folder, width) for folder in folders]
 
 
-def _load(folder: Path, width: int) -> Part:
+def load_part(folder: Path, width: int) -> Part:
+    """A part from its files, mapped."""
     rows = np.load(folder / "rows.npy", mmap_mode="r")
     vectors = torch.from_file(
         str(folder / "vectors"), shared=False, size=len(rows) * width, dtype=torch.float16

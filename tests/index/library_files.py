@@ -22,7 +22,7 @@ def make_clip(path: Path, filters: str) -> Path:
 
 
 def make_library(folder: Path, long: int = 0) -> Path:
-    """Six short clips, a copy of one, a file that is no video, and one of `long` seconds, if any."""
+    """Six short clips, a copy of one, a file that is no video, and one of `long` seconds if any."""
     (folder / "sub dir").mkdir(parents=True)
     for number, colour in enumerate(COLOURS):
         place = folder / "sub dir" if number % 2 else folder
