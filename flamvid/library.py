@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import cache, partial
 from os import PathLike
+from pathlib import Path
 
 from torch import Tensor
 
 from flamvid.api import Captioner, load
 from flamvid.errors import InputError
+from flamvid.index.cluster import Cluster, index_on_cluster
 from flamvid.index.encoder import FrameEncoder, embedder_of
+from flamvid.index.feed import Sieve
 from flamvid.index.indexer import Describe, IndexConfig, Listener, index_videos
 from flamvid.index.manifest import Shard, watched
 from flamvid.index.manifest import sources as spelled_out
@@ -22,7 +27,18 @@ from flamvid.models.contrastive import mean_vector
 from flamvid.store import FeatureStore
 from flamvid.types import Caption, Segment
 
-__all__ = ["Filter", "Hit", "IndexConfig", "Listener", "Shard", "Stats", "index", "search"]
+__all__ = [
+    "Cluster",
+    "Filter",
+    "Hit",
+    "IndexConfig",
+    "Listener",
+    "Shard",
+    "Stats",
+    "index",
+    "index_on_ray",
+    "search",
+]
 
 _log = logging.getLogger("flamvid.library")
 
@@ -50,7 +66,27 @@ def index(
     go on.
     """
     captioner = load(model) if isinstance(model, str) else model
-    config, stats = config or IndexConfig(), Stats()
+    config = config or IndexConfig()
+    found = listed(sources, store, config, shard, watch)
+    return index_videos(
+        found,
+        store,
+        FrameEncoder(captioner.model, batch),
+        config,
+        describe=describer(captioner) if captions else None,
+        listener=listener,
+        stats=Stats(total=len(found) if isinstance(found, list) else None),
+    )
+
+
+def listed(
+    sources: str | PathLike[str] | Iterable[str | PathLike[str]],
+    store: str | PathLike[str],
+    config: IndexConfig,
+    shard: Shard | None = None,
+    watch: float | None = None,
+) -> Iterable[str]:
+    """What `index` is asked for, spelled out: a list, or an iterator of what may have no end."""
     names = [str(s) for s in ([sources] if isinstance(sources, str | PathLike) else sources)]
     found: Iterable[str]
     if names:
@@ -59,18 +95,53 @@ def index(
         found = [f.source for f in FeatureStore(store).failures() if config.tries_again(f.reason)]
     if shard is not None:
         found = (source for source in found if source in shard)
-    if watch is None and "-" not in names:
-        found = list(found)
-        stats.total = len(found)
+    return found if watch is not None or "-" in names else list(found)
+
+
+def index_on_ray(
+    sources: str | PathLike[str] | Iterable[str | PathLike[str]],
+    store: str | PathLike[str],
+    cluster: Cluster | None = None,
+    *,
+    model: str = "flamvid-base",
+    device: str | None = None,
+    dtype: str | None = None,
+    captions: bool = False,
+    batch: int = 16,
+    shard: Shard | None = None,
+    config: IndexConfig | None = None,
+    on_part: Callable[[Stats], None] = lambda stats: None,
+) -> Stats:
+    """As `index`, by the tasks of a Ray cluster; each loads the model once."""
+    config = config or IndexConfig()
+    found = list(listed(sources, store, config, shard))
+    if Path(store).exists():
+        opened = FeatureStore(store)
+        new = Sieve(opened, Stats(), config.tries_again).unseen
+        found = [source for source in found if new(source)]
+    work = partial(_index_part, model, device, dtype, captions, batch, replace(config, retry=""))
+    return index_on_cluster(found, Path(store), work, cluster or Cluster(), on_part)
+
+
+def _index_part(
+    model: str,
+    device: str | None,
+    dtype: str | None,
+    captions: bool,
+    batch: int,
+    config: IndexConfig,
+    sources: Sequence[str],
+    store: Path,
+) -> Stats:
+    """One task's share; errors other than a source's own are those of the whole run."""
+    captioner = _loaded(model, device, dtype)
+    describe = describer(captioner) if captions else None
     return index_videos(
-        found,
-        store,
-        FrameEncoder(captioner.model, batch),
-        config,
-        describe=describer(captioner) if captions else None,
-        listener=listener,
-        stats=stats,
+        sources, store, FrameEncoder(captioner.model, batch), config, describe=describe
     )
+
+
+_loaded = cache(load)  # a process of the cluster does many tasks
 
 
 def describer(captioner: Captioner) -> Describe:
@@ -102,8 +173,8 @@ def search(
     query: what is to be seen; or like: a file that shows it, of which [start, end) counts. window,
     every: seconds that a hit is long, and that one begins (by default half a window). chosen: which
     videos are searched. approximate, effort: by a FAISS index of this kind (`Approximate`), for
-    stores whose exact search takes too long. The store may be written meanwhile: what it holds now is searched. The
-    first search of a store takes longer, to cut it into windows.
+    stores whose exact search takes too long. The store may be written meanwhile: what it holds now
+    is searched. The first search of a store takes longer, to cut it into windows.
     """
     if (query is None) == (like is None):
         raise InputError("give a text to search for, or a picture or clip, and not both")

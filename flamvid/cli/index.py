@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,13 @@ from flamvid.cli.live_stats import live_stats
 from flamvid.errors import InputError
 
 __all__ = ["index"]
+
+
+class Engine(StrEnum):
+    """Where the work is done."""
+
+    local = "local"
+    ray = "ray"
 
 
 @guarded
@@ -58,6 +66,12 @@ def index(
         float | None,
         typer.Option(metavar="SECONDS", help="Look for new files so often, until Ctrl-C."),
     ] = None,
+    engine: Annotated[
+        Engine, typer.Option(help="ray spreads the work over a cluster (extra `cluster`).")
+    ] = Engine.local,
+    address: Annotated[
+        str | None, typer.Option(help="Of the Ray cluster; one on this machine if none.")
+    ] = None,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
     decode_timeout: opt.DecodeTimeout = None,
@@ -77,6 +91,10 @@ def index(
         raise InputError(f"--frames {frames} and --fps {fps:g} exclude each other")
     if watch is not None and not (sources and 0 < watch < math.inf):
         raise InputError(f"--watch is {watch:g}; must be above 0 seconds, and needs a SOURCE")
+    if address is not None and engine is not Engine.ray:
+        raise InputError(f"--address is {address} without --engine ray; give that as well")
+    if engine is Engine.ray and watch is not None:
+        raise InputError("--watch does not go with --engine ray; run it from time to time instead")
 
     from flamvid.index.indexer import IndexConfig
     from flamvid.index.manifest import Shard
@@ -85,7 +103,7 @@ def index(
         fps=1.0 if fps is None else fps,
         frames=frames,
         dtype=store_dtype,
-        workers=workers or os.cpu_count() or 1,
+        workers=(os.cpu_count() or 1) if workers is None else workers,
         timeout=decode_timeout,
         retry=(reason or "") if retry_failed else None,
     )
@@ -95,18 +113,36 @@ def index(
 
     from flamvid import library
 
+    where = opt.ModelOptions(model=model, device=device, dtype=dtype)
     with live_stats() as listener:
-        stats = library.index(
-            sources or [],
-            store,
-            model=opt.ModelOptions(model=model, device=device, dtype=dtype).load(),
-            captions=caption,
-            batch=batch,
-            shard=part,
-            watch=watch,
-            config=config,
-            listener=listener,
-        )
+        if engine is Engine.ray:
+            stats = library.index_on_ray(
+                sources or [],
+                store,
+                library.Cluster(
+                    address=address, gpus=1 if (device or "").startswith("cuda") else 0
+                ),
+                model=model,
+                device=device,
+                dtype=dtype,
+                captions=caption,
+                batch=batch,
+                shard=part,
+                config=config,
+                on_part=listener.progress,
+            )
+        else:
+            stats = library.index(
+                sources or [],
+                store,
+                model=where.load(),
+                captions=caption,
+                batch=batch,
+                shard=part,
+                watch=watch,
+                config=config,
+                listener=listener,
+            )
     if stats.failed_before:
         say(
             f"flamvid: {stats.failed_before} sources failed before and were left alone; "

@@ -19,7 +19,7 @@ from flamvid.index.channel import Channel, Stopped, Switch
 from flamvid.index.content import Content, identify, on_disk, status
 from flamvid.index.encoder import FrameEncoder
 from flamvid.index.stats import Stats
-from flamvid.store import StoreWriter, VideoRecord, VideoWriter
+from flamvid.store import FeatureStore, StoreWriter, VideoRecord, VideoWriter
 from flamvid.video.sample import Sampling, thinned
 
 __all__ = ["Decoders", "Ending", "Item", "Job", "Piece", "Sieve", "reason_of"]
@@ -67,9 +67,9 @@ class Sieve:
     again: by its reason, whether a failure is tried once more.
     """
 
-    def __init__(self, writer: StoreWriter, stats: Stats, again: Callable[[str], bool]) -> None:
-        self._writer, self._stats = writer, stats
-        snapshot = writer.reader.snapshot()
+    def __init__(self, store: FeatureStore, stats: Stats, again: Callable[[str], bool]) -> None:
+        self._store, self._stats = store, stats
+        snapshot = store.snapshot()
         self._known = {(v := snapshot[i].record).path: (v.size, v.mtime) for i in snapshot}
         self._failed = {
             failure.source: failure.time
@@ -78,18 +78,24 @@ class Sieve:
         }
         self._taken: set[str] = set()
 
-    def pick(self, source: str) -> Job | None:
-        """A job for a source that is new; SourceError where it can't be read."""
+    def unseen(self, source: str) -> bool:
+        """Whether a source is new as far as its name and state tell; counted if not."""
         found = status(source)
         if self._known.get(source, ()) == (found or (0, 0.0)):
             self._stats.present += 1
-            return None
+            return False
         # What failed is not tried again and again, but a file that was mended is.
         if source in self._failed and (found is None or found[1] <= self._failed[source]):
             self._stats.failed_before += 1
+            return False
+        return True
+
+    def pick(self, source: str) -> Job | None:
+        """A job for a source that is new; SourceError where it can't be read."""
+        if not self.unseen(source):
             return None
         content = identify(source)
-        if content.sha256 in self._taken or content.sha256 in self._writer:
+        if content.sha256 in self._taken or content.sha256[:32] in self._store:
             self._stats.duplicates += 1
             return None
         self._taken.add(content.sha256)

@@ -122,7 +122,7 @@ def index_videos(
             switch=switch,
         )
         writing = _Writing(writer, stats, switch, listener or _Deaf())
-        sieve = Sieve(writer, stats, config.tries_again)
+        sieve = Sieve(writer.reader, stats, config.tries_again)
         threads = [writing.start(), *decoders.start(sources, sieve)]
         try:
             _encode(decoders, writing, encoder, config, describe, stats)

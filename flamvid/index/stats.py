@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 __all__ = ["Stats"]
@@ -50,6 +50,12 @@ class Stats:
         if self.total is None or not new:
             return None
         return self.seconds / new * max(0, self.total - self.over)
+
+    def add(self, part: Stats) -> None:
+        """Count what was done elsewhere too; total and time stay this one's."""
+        for each in fields(self):
+            if each.name not in ("total", "begun"):
+                setattr(self, each.name, getattr(self, each.name) + getattr(part, each.name))
 
     def report(self) -> dict[str, Any]:
         """As JSON: the counts, and how fast it went."""

@@ -75,7 +75,7 @@ def decode_only(videos: list[str], encoder: FrameEncoder, config: IndexConfig) -
                 stats=stats,
                 switch=switch,
             )
-            threads = decoders.start(videos, Sieve(writer, stats, config.tries_again))
+            threads = decoders.start(videos, Sieve(writer.reader, stats, config.tries_again))
             working = config.workers
             while working:
                 item = decoders.items.get()
