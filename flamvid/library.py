@@ -11,10 +11,12 @@ from pathlib import Path
 
 from torch import Tensor
 
+from flamvid import video
 from flamvid.api import Captioner, load
 from flamvid.errors import InputError
 from flamvid.index.cluster import Cluster, index_on_cluster
-from flamvid.index.encoder import FrameEncoder, embedder_of
+from flamvid.index.content import on_disk
+from flamvid.index.encoder import FrameEncoder
 from flamvid.index.feed import Sieve
 from flamvid.index.indexer import Describe, IndexConfig, Listener, index_videos
 from flamvid.index.manifest import Shard, watched
@@ -22,10 +24,10 @@ from flamvid.index.manifest import sources as spelled_out
 from flamvid.index.search import Filter, Hit, search_windows
 from flamvid.index.stats import Stats
 from flamvid.index.windows import open_windows
-from flamvid.live.look import Looker, View
 from flamvid.models.contrastive import mean_vector
 from flamvid.store import FeatureStore
 from flamvid.types import Caption, Segment
+from flamvid.video.sample import Uniform
 
 __all__ = [
     "Cluster",
@@ -144,6 +146,16 @@ def _index_part(
 _loaded = cache(load)  # a process of the cluster does many tasks
 
 
+def _vector_of(
+    source: str, encoder: FrameEncoder, start: float | None, end: float | None
+) -> Tensor:
+    """The search vector [E] of [start, end) of a file."""
+    with on_disk(source) as path, video.open_recorded(path, size=encoder.decode_size) as opened:
+        at = Uniform(_LOOKED_AT).indices(opened.pts, opened.durations, start, end)
+        pixels = encoder.shrink(opened.read(at.tolist()).pixels)
+    return mean_vector(encoder.encode(pixels)[1])
+
+
 def describer(captioner: Captioner) -> Describe:
     """Captions of a whole video, by features of its frames."""
 
@@ -183,19 +195,19 @@ def search(
     store = store if isinstance(store, FeatureStore) else FeatureStore(store)
     held = store.provenance
     captioner = load(model) if isinstance(model, str) else model
-    embedder = embedder_of(captioner.model)
-    if held.embedder and held.embedder != embedder.name:
+    encoder = FrameEncoder(captioner.model)
+    if held.embedder and held.embedder != encoder.embedder.name:
         raise InputError(
-            f"{store.path} was indexed for search by {held.embedder}, not by {embedder.name}; "
+            f"{store.path} was indexed for search by {held.embedder}, not by "
+            f"{encoder.embedder.name}; "
             "give the --model that it was indexed with"
         )
     windows = open_windows(store, window, every)
     if query is not None:
-        vector = embedder.text([query])[0]
+        vector = encoder.embedder.text([query])[0]
     else:
         assert like is not None
-        parts = Looker(captioner.model).look(like, View(frames=_LOOKED_AT, start=start, end=end))
-        vector = mean_vector(embedder.frames(next(parts)[1]))
+        vector = _vector_of(str(like), encoder, start, end)
     vector = vector.float().cpu()
     if approximate is None:
         return search_windows(windows, vector, top, chosen)

@@ -8,33 +8,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from flamvid.errors import InputError
+from flamvid.index.clip import ClipEmbedder, load_clip_embedder
+from flamvid.models.contrastive import Embedder
 from flamvid.store import Provenance
 from flamvid.weights.embed import load_embedder
 from flamvid.weights.load import LoadedModel
 
-__all__ = ["FrameEncoder", "Pooled", "TextSearch", "embedder_of"]
-
-
-class TextSearch(Protocol):
-    """What makes vectors of frames and of texts: `models.contrastive.Embedder` is one."""
-
-    name: str
-    width: int
-
-    def frames(self, features_TNF: Tensor) -> Tensor:
-        """A vector per frame, [T,E]."""
-        ...
-
-    def text(self, texts: Sequence[str]) -> Tensor:
-        """Vectors of length 1, [B,E]."""
-        ...
+__all__ = ["FrameEncoder", "Pooled", "embedder_of"]
 
 
 class Pooled:
@@ -56,9 +42,9 @@ class Pooled:
         )
 
 
-def embedder_of(model: LoadedModel) -> TextSearch:
-    """What makes a model's search vectors."""
-    return load_embedder(model) or Pooled(model)
+def embedder_of(model: LoadedModel) -> Embedder | ClipEmbedder | Pooled:
+    """What makes a model's search vectors, of frames and of texts."""
+    return load_embedder(model) or load_clip_embedder(model) or Pooled(model)
 
 
 class FrameEncoder:
@@ -92,12 +78,17 @@ class FrameEncoder:
             missing = self.batch - len(part)
             padded = F.pad(part, (0, 0, 0, 0, 0, 0, 0, missing)) if missing else part
             pictures = model.transform(padded.to(model.device)).to(model.dtype)
-            features = model.flamingo.encode(pictures)
-            vectors = self.embedder.frames(features)
+            features, vectors = self._look(pictures)
             kept = slice(len(part))
             parts.append((features[kept].float().cpu(), vectors[kept].float().cpu()))
         features, vectors = (torch.cat(piece) for piece in zip(*parts, strict=True))
         return features, vectors
+
+    def _look(self, pictures_B3HW: Tensor) -> tuple[Tensor, Tensor]:
+        if isinstance(self.embedder, ClipEmbedder):
+            return self.embedder.look(pictures_B3HW)
+        features_BNF = self.model.flamingo.encode(pictures_B3HW)
+        return features_BNF, self.embedder.frames(features_BNF)
 
     @cached_property
     def weights_sha256(self) -> str:
