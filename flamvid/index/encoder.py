@@ -77,7 +77,7 @@ class FrameEncoder:
         for part in pixels_B3hw.split(self.batch):
             missing = self.batch - len(part)
             padded = F.pad(part, (0, 0, 0, 0, 0, 0, 0, missing)) if missing else part
-            pictures = model.transform(padded.to(model.device)).to(model.dtype)
+            pictures = model.transform.normalised(padded.to(model.device)).to(model.dtype)
             features, vectors = self._look(pictures)
             kept = slice(len(part))
             parts.append((features[kept].float().cpu(), vectors[kept].float().cpu()))
@@ -106,8 +106,7 @@ class FrameEncoder:
         return Provenance(
             encoder=config.encoder,
             weights_sha256=self.weights_sha256,
-            preprocessing=f"{transform.resize} {transform.size} {transform.interpolation} "
-            f"mean {transform.mean} std {transform.std}",
+            preprocessing=str(transform),
             sampling=sampling,
             patches=features.shape[1],
             width=features.shape[2],

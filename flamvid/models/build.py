@@ -12,11 +12,13 @@ import torch
 
 from flamvid import config
 from flamvid.errors import ConfigError
+from flamvid.models.encoder import VisionEncoder
 from flamvid.models.flamingo import Flamingo
 from flamvid.models.gated_xattn import XattnConfig
 from flamvid.models.pretrained import TOML
 from flamvid.models.resampler import PerceiverResampler, ResamplerConfig
-from flamvid.models.vision import ClipEncoder, TimmEncoder, VisionConfig, vision_of
+from flamvid.models.transformers_encoder import FAMILIES
+from flamvid.models.vision import VisionConfig, vision_of
 
 __all__ = [
     "ModelConfig",
@@ -102,6 +104,13 @@ class ModelConfig:
         if self.lm_state == "scratch" and not self.lm_config:
             raise ConfigError("lm_state scratch needs lm_config, the architecture to begin with")
 
+    @property
+    def tells_sizes(self) -> bool:
+        """Whether the architecture of every frozen part is at hand."""
+        kind, _, name = self.vision.encoder.partition(":")
+        sees = kind not in FAMILIES or bool(self.vision_config) or Path(name).is_dir()
+        return sees and bool(self.lm_config)
+
 
 def preset_names() -> list[str]:
     """Names of the models that ship with flamvid."""
@@ -148,12 +157,13 @@ def model_config(table: Mapping[str, Any], name: str, folder: str) -> ModelConfi
 
 
 def skeleton(model: ModelConfig) -> Flamingo:
-    """The whole model on the meta device: every shape, no memory. Needs lm_config.
+    """The whole model on the meta device: every shape, no memory. Needs the architectures.
 
     Raises ConfigError where the architecture of a frozen part is not in the configuration.
     """
-    if not model.lm_config:
-        raise ConfigError(f"model {model.name} has no lm_config; its sizes are known once loaded")
+    if not model.tells_sizes:
+        part = "vision_config" if model.lm_config else "lm_config"
+        raise ConfigError(f"model {model.name} has no {part}; its sizes are known once loaded")
     from flamvid.models.hosts import lm_of
 
     with torch.device("meta"):
@@ -163,7 +173,7 @@ def skeleton(model: ModelConfig) -> Flamingo:
 
 
 def assemble(
-    vision: TimmEncoder | ClipEncoder,
+    vision: VisionEncoder,
     lm: Any,
     resampler: ResamplerConfig,
     xattn: XattnConfig,

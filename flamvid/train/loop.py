@@ -95,7 +95,7 @@ def features_of(shards: list[Path], cache: Path, model: LoadedModel, log: Log) -
         path = cache / cache_name(shard, encoder)
         if not path.exists():
             log(f"features of {shard} -> {path}")
-            compute_features(shard, path, encode)
+            compute_features(shard, path, encode, model.flamingo.vision.clip is not None)
         sets.append(load_features(path))
     return sum(sets[1:], start=sets[0])
 
