@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flamvid.models.frozen import frozen_from
-from flamvid.models.vision import ClipEncoder
+from flamvid.models.transformers_encoder import TransformersEncoder
 from flamvid.weights import hub
 from flamvid.weights.load import LoadedModel
 
@@ -29,7 +29,7 @@ __all__ = ["ClipEmbedder", "load_clip_embedder"]
 class ClipEmbedder:
     """Vectors by CLIP's projections. model: transformers' CLIPModel, without its vision tower."""
 
-    def __init__(self, vision: ClipEncoder, model: Any, tokenizer: Any) -> None:
+    def __init__(self, vision: TransformersEncoder, model: Any, tokenizer: Any) -> None:
         self._vision, self._model, self._tokenizer = vision, model, tokenizer
         self.width: int = model.config.projection_dim
         projections = model.visual_projection.weight, model.text_projection.weight
@@ -63,8 +63,10 @@ def load_clip_embedder(model: LoadedModel) -> ClipEmbedder | None:
     """CLIP's own, where the folder of the encoder holds a whole CLIP; else None."""
     kind, _, name = model.config.vision.encoder.partition(":")
     vision = model.flamingo.vision
-    if kind != "clip" or not isinstance(vision, ClipEncoder):
+    if kind != "clip" or not isinstance(vision, TransformersEncoder):
         return None
+    if vision.model.config.image_size != model.config.vision.size:
+        return None  # its vectors were trained on pictures of one size
     folder = hub.resolve(name)
     if not _whole(folder):
         return None

@@ -58,6 +58,11 @@ class FrameEncoder:
     def __init__(self, model: LoadedModel, batch: int = 16) -> None:
         if batch < 1:
             raise InputError(f"the batch is {batch} frames; must be at least 1")
+        if model.flamingo.vision.clip is not None:
+            raise InputError(
+                f"{model.config.name} sees clips, not frames, so there are no features of a frame "
+                "to store; index with a model whose encoder sees pictures"
+            )
         self.model, self.batch = model, batch
         self.embedder = embedder_of(model)
 
