@@ -107,7 +107,9 @@ class FrameEncoder:
     def provenance(self, sampling: str, dtype: str = "float16") -> Provenance:
         """What features by this encoder are, of frames that were chosen so."""
         config, transform = self.model.config.vision, self.model.transform
-        features, vectors = self.encode(torch.zeros(1, 3, *transform.size, dtype=torch.uint8))
+        black = torch.zeros(1, 3, *transform.size, device=self.model.device)
+        with torch.inference_mode():  # one picture, not a batch: only shapes are wanted
+            features, vectors = self._look(black.to(self.model.dtype))
         return Provenance(
             encoder=config.encoder,
             weights_sha256=self.weights_sha256,
