@@ -17,6 +17,7 @@ from flamvid.cli.chat import chat
 from flamvid.cli.doctor import doctor
 from flamvid.cli.failure import INTERRUPTED, report
 from flamvid.cli.frames import frames
+from flamvid.cli.live import live
 from flamvid.cli.plot import plot
 from flamvid.cli.probe import probe
 from flamvid.cli.process import prepare
@@ -34,6 +35,7 @@ app = typer.Typer(
 app.command()(caption)
 app.command()(ask)
 app.command()(chat)
+app.command()(live)
 app.command()(probe)
 app.command()(frames)
 app.add_typer(models.app, name="models")
