@@ -92,7 +92,7 @@ class Colours:
 @pytest.fixture
 def recipe(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def open_corpus(config: CorpusConfig, root: Path) -> Samples:
-        return Samples(Colours, [f"{config.name}-{n}" for n in range(2)])
+        return Samples(Colours, [f"{config.name}-{n}" for n in range(2)], "colours", near=14)
 
     monkeypatch.setattr("flamvid.data.mixture.open_corpus", open_corpus)
     path = tmp_path / "mine.toml"
