@@ -18,6 +18,8 @@ from flamvid.cli.doctor import doctor
 from flamvid.cli.failure import INTERRUPTED, report
 from flamvid.cli.frames import frames
 from flamvid.cli.index import index
+from flamvid.cli.live import live
+from flamvid.cli.plot import plot
 from flamvid.cli.probe import probe
 from flamvid.cli.process import prepare
 from flamvid.cli.search import search
@@ -35,6 +37,7 @@ app = typer.Typer(
 app.command()(caption)
 app.command()(ask)
 app.command()(chat)
+app.command()(live)
 app.command()(index)
 app.command()(search)
 app.command()(probe)
@@ -43,6 +46,7 @@ app.add_typer(models.app, name="models")
 app.add_typer(data.app, name="data")
 app.add_typer(store.app, name="store")
 app.command()(train)
+app.command()(plot)
 app.command()(doctor)
 
 

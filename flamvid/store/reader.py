@@ -58,7 +58,7 @@ class Snapshot:
 
     def __init__(self, file: StoreFile, check: bool) -> None:
         self._file, self._check = file, check
-        self._generation = -1
+        self._generation = self._held = -1
         self._txn: lmdb.Transaction | None = None
 
         file.holders.add(self)
@@ -74,9 +74,7 @@ class Snapshot:
     @property
     def held(self) -> int:
         """The number of the last transaction that it sees; -1 if it no longer holds one."""
-        with self._file.lock:
-            current = self._generation == self._file.generation
-            return int(self._txn.id()) if self._txn is not None and current else -1
+        return self._held if self._generation == self._file.generation else -1
 
     def drop(self) -> None:
         """Forget the transaction: the file is closed, or this is another process than it was."""
@@ -85,7 +83,7 @@ class Snapshot:
     def _begin(self) -> lmdb.Transaction:
         if self._txn is None or self._generation != self._file.generation:
             self._txn = self._file.begin()
-            self._generation = self._file.generation
+            self._generation, self._held = self._file.generation, int(self._txn.id())
         return self._txn
 
     def _provenance(self) -> Provenance:
@@ -307,8 +305,9 @@ class FeatureStore:
 
     def snapshot(self) -> Snapshot:
         """The store as it is now."""
-        with self._opened().lock:
-            return self._current()
+        file = self._opened()
+        with file.lock:
+            return self._current(file)
 
     def _opened(self) -> StoreFile:
         file = self._file
@@ -317,14 +316,13 @@ class FeatureStore:
             self._newest = None
         return file
 
-    def _current(self) -> Snapshot:
+    def _current(self, file: StoreFile) -> Snapshot:
         """The newest snapshot; the caller holds the file's lock, the only one that forks safely."""
-        file = self._opened()
-        with translated(self.path):
-            latest = file.environment().info()["last_txnid"]
-            if self._newest is None or self._newest.held != latest:
-                self._newest, self._videos = Snapshot(file, self.check), {}
-        return self._newest
+        newest = self._newest
+        if newest is None or newest.held != file.latest():
+            newest = self._newest = Snapshot(file, self.check)
+            self._videos = {}
+        return newest
 
     @property
     def provenance(self) -> Provenance:
@@ -341,8 +339,9 @@ class FeatureStore:
         return video_id in self.snapshot()
 
     def __getitem__(self, video_id: str) -> StoredVideo:
-        with self._opened().lock:
-            snapshot = self._current()
+        file = self._opened()
+        with file.lock:
+            snapshot = self._current(file)
             video = self._videos.get(video_id)
             if video is None:
                 if len(self._videos) >= _KEPT:
