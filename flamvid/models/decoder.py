@@ -20,6 +20,7 @@ class Decoder(PreTrainedModel):  # type: ignore[misc]
     """A decoder. A class of both it and its head names its embeddings in `_input_embed_layer`."""
 
     _supports_sdpa = True
+    takes_own_cache = True
 
 
 class WithHead:

@@ -15,6 +15,7 @@ from flamvid.models.encoder import VisionEncoder
 from flamvid.models.gated_xattn import GatedCrossAttention, XattnConfig
 from flamvid.models.graft import GraftedLayer
 from flamvid.models.idefics import IdeficsCrossAttention
+from flamvid.models.linear import quicken
 from flamvid.models.lm import LanguageModel, MediaContext, decoder_layers
 from flamvid.models.pretrained import Pretrained
 from flamvid.models.resampler import PerceiverResampler
@@ -53,6 +54,7 @@ class Flamingo(nn.Module, Pretrained):
             grafted=[GraftedLayer(xattn, width, latent_width) for _ in range(xattn.grafted)],
             frozen=lm_state == "frozen",
         )
+        quicken(self)
 
     def train(self, mode: bool = True) -> Flamingo:
         """Train the new parts; the frozen ones stay in evaluation mode (batch norms too)."""

@@ -24,9 +24,9 @@ from flamvid.models.frozen import CPU
 from flamvid.models.gated_xattn import GatedCrossAttention, MediaKeyValues
 from flamvid.models.graft import GraftedCache, GraftedLayer, run_grafted
 from flamvid.models.int8 import Int8Linear
-from flamvid.models.linear import linear
 from flamvid.models.llama import KeyValueCache, Llama, read_llama_config
 from flamvid.models.llama_file import can_be_int8, load_llama, load_llama_int8
+from flamvid.ops import linear
 
 __all__ = ["LanguageModel", "MediaContext", "TokenHead", "load_causal_lm", "load_plain_lm"]
 
@@ -100,6 +100,13 @@ class LanguageModel(nn.Module):
         assert isinstance(head, nn.Module)
         return head
 
+    @property
+    def positions(self) -> int | None:
+        """How many tokens it was made for; None where its positions have no end."""
+        config = self.lm.config
+        found = getattr(config, "max_position_embeddings", getattr(config, "max_seq_len", None))
+        return found if found is None else int(found)
+
     def head_of(self, ids: Tensor) -> TokenHead:
         """The head's rows for some tokens, int64 [V]."""
         if isinstance(self.head, Int8Linear) and not self.lm.config.tie_word_embeddings:
@@ -117,7 +124,7 @@ class LanguageModel(nn.Module):
         return GraftedCache(host, len(self.grafted)) if self.grafted else host
 
     def _host_cache(self) -> Any:
-        if isinstance(self.lm, Llama):
+        if getattr(self.lm, "takes_own_cache", False):
             return KeyValueCache(self.lm.config.num_hidden_layers)
         from transformers import DynamicCache
 

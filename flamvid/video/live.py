@@ -46,6 +46,9 @@ class LiveSource:
     duration, and later frames keep their distance to it. ffmpeg has mended wraps of 33-bit pts and
     jumps of over 10 s in MPEG-TS and HLS in the same way before.
 
+    What `fps`, `size`, `hwaccel`, `realtime` and `record` mean, `stream.open_stream` says; that one
+    also opens a stream again when it is lost.
+
     A frame lasts until the next one comes, which is not known yet: `duration_seconds` is how long
     the frame before it lasted, at most a second or what the container says.
     """

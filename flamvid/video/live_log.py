@@ -37,7 +37,7 @@ class LiveLog:
         """One line of it. Streams of the output come after the mapping, and are ours."""
         if match := re.match(r"\[tee @ .*Slave muxer #0 failed: (.*), continuing", line):
             self.unrecorded = match[1]
-        if self.stream is not None and re.search(r"\[(?:warning|error)\]", line):
+        if self.stream is not None and re.match(r"\[(?!swscaler|tee).*\[(warning|error)\]", line):
             self.complaints += 1
             if match := re.search(r"timestamp discontinuity .*: (-?\d+), new offset", line):
                 # In MPEG-TS a pts has 33 bits, and begins anew every 26 hours.

@@ -39,7 +39,8 @@ class Record:
         """A second output of ffmpeg's for what `stream` (of ffmpeg-python) reads."""
         now = time.time()
         began = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now)) + f".{int(now % 1 * 1000):03d}Z"
-        pattern = str(self.folder / "").replace("%", "%%") + f"/{began}-%05d.mkv"
+        # An absolute path is no URL to ffmpeg, whatever colons it holds.
+        pattern = str(self.folder.resolve()).replace("%", "%%") + f"/{began}-%05d.mkv"
         parts = f"f=segment:segment_time={self.seconds!r}:segment_format=matroska"
         # Of two outputs one may fail; of one, ffmpeg would take it to heart and end.
         tee = f"[{parts}:reset_timestamps=1:onfail=ignore]{_escaped(pattern)}|[f=null]-"

@@ -46,7 +46,8 @@ def build(
         return flamingo.eval(), folder
     if config.format not in FORMATS:
         raise ConfigError(f"format is {config.format!r}; must be one of {', '.join(FORMATS)}")
-    flamingo, folder = FORMATS[config.format](config, dtype, device)
+    make = partial(_saved, own=own) if config.format == "saved" else FORMATS[config.format]
+    flamingo, folder = make(config, dtype, device)
     return flamingo.eval(), folder
 
 
@@ -112,9 +113,11 @@ def _flamingo_pytorch(config: ModelConfig, dtype: torch.dtype, device: torch.dev
     return flamingo, hub.resolve(config.lm)
 
 
-def _saved(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Built:
+def _saved(
+    config: ModelConfig, dtype: torch.dtype, device: torch.device, own: bool = True
+) -> Built:
     folder = Path(config.adapter).parent
-    return Flamingo.from_pretrained(folder, dtype=dtype, device=device), folder
+    return Flamingo.from_pretrained(folder, dtype=dtype, device=device, own=own), folder
 
 
 def _vision(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> VisionEncoder:

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flamvid.errors import OfflineError, WeightsError
+from flamvid.models.reach import unreachable
 from flamvid.weights.artefacts import ARTEFACTS, Artefact
 
 __all__ = [
@@ -232,13 +233,13 @@ def fetch(source: str) -> Path:
     from huggingface_hub import hf_hub_download
 
     name = "/".join(parts[:2])
-    with _reaching(name):
+    with _reaching(name) as cached_only:
         return Path(
             hf_hub_download(
                 name,
                 parts[2],
                 cache_dir=cache_dir() / "huggingface",
-                local_files_only=_offline(),
+                local_files_only=cached_only,
             )
         )
 
@@ -282,14 +283,14 @@ def _hugging_face(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     folder = Path()
-    with _reaching(name):
+    with _reaching(name) as cached_only:
         for patterns in (_PATTERNS, [*_PATTERNS, "*.bin"]):  # of which only tensors are read
             folder = Path(
                 snapshot_download(
                     name,
                     allow_patterns=patterns,
                     cache_dir=cache_dir() / "huggingface",
-                    local_files_only=_offline(),
+                    local_files_only=cached_only,
                 )
             )
             if any(folder.glob("*.safetensors")):
@@ -302,16 +303,18 @@ def _offline() -> bool:
 
 
 @contextmanager
-def _reaching(name: str) -> Iterator[None]:
-    """Say on stderr what is looked up, and in one line what went wrong."""
+def _reaching(name: str) -> Iterator[bool]:
+    """Whether only the cache can serve; says on stderr what is looked up, and what went wrong."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    silent = ""
     if not _offline():
         print(f"flamvid: looking up {name} (Hugging Face hub)", file=sys.stderr, flush=True)
+        silent = unreachable()
     try:
-        yield
+        yield _offline() or bool(silent)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = silent or (str(error).splitlines() or [type(error).__name__])[0]
         raise OfflineError(
             f"can't fetch {name} from the Hugging Face hub ({reason}); check the name and the "
             "connection, or give a local folder"

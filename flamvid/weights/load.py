@@ -15,9 +15,7 @@ from flamvid.errors import ConfigError, InputError, WeightsError
 from flamvid.models.build import ModelConfig, read_model_config
 from flamvid.models.flamingo import Flamingo
 from flamvid.models.frozen import CPU
-from flamvid.models.int8 import make_int8
 from flamvid.models.labels import Labels
-from flamvid.models.llama import Llama
 from flamvid.models.lm import TokenHead
 from flamvid.models.pretrained import VOCABULARY
 from flamvid.models.vision import TimmEncoder
@@ -28,6 +26,7 @@ from flamvid.weights import hub
 from flamvid.weights.adapter import load_adapter
 from flamvid.weights.formats import build
 from flamvid.weights.pictures import as_its_authors
+from flamvid.weights.placement import quantise, spread
 
 __all__ = ["LoadedModel", "load_config", "load_model", "torch_dtype"]
 
@@ -108,15 +107,9 @@ def load_config(
         vocabulary = load_trained(flamingo, Path(config.adapter))
     elif config.format == "saved":
         vocabulary = saved_vocabulary(Path(config.adapter))
-    if int8 and isinstance(flamingo.lm.lm, Llama):
-        make_int8(flamingo.lm.inserted)
-    elif int8:
-        from flamvid.weights.placement import quantise
-
-        quantise(flamingo)
+    if int8:
+        quantise(flamingo, own=where.type == "cpu" and device_map is None)
     if device_map is not None:
-        from flamvid.weights.placement import spread
-
         where = spread(flamingo, device_map)
     head = None if vocabulary is None else flamingo.lm.head_of(vocabulary.to(where))
 

@@ -26,6 +26,7 @@ class MediaServer(ThreadingHTTPServer):
 
     def __init__(self, ranges: bool = True) -> None:
         self.routes: dict[str, Route] = {}
+        self.anything: Route = 404  # what is not among them
         self.asked: list[str] = []
         self.ranges = ranges
         self.over = threading.Event()
@@ -52,7 +53,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.asked.append(self.path)
-        route = self.server.routes.get(self.path, 404)
+        route = self.server.routes.get(self.path, self.server.anything)
         if isinstance(route, int):
             self.send_error(route)
         elif callable(route):
