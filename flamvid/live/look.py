@@ -63,10 +63,10 @@ class Looker:
 
     def _features(self, pictures_X3HW: Tensor) -> Tensor:
         pictures = pictures_X3HW.to(self.model.device, self.model.dtype)
-        if len(pictures) == 1:
-            # oneDNN has other kernels for one picture than for several. A frame of a stream comes
-            # alone, and must get the very features that it gets among others.
-            return self.model.flamingo.encode(pictures.expand(2, -1, -1, -1))[:1].clone()
+        if pictures.device.type == "cpu":
+            # oneDNN rounds by how many pictures there are. A frame of a stream comes alone, and
+            # must get the very features that it gets among others; so here each comes alone.
+            return torch.cat([self.model.flamingo.encode(one) for one in pictures.split(1)])
         return self.model.flamingo.encode(pictures)
 
     def look(self, source: str | PathLike[str], view: View) -> Iterator[tuple[Segment, Tensor]]:
