@@ -36,6 +36,7 @@ from flamvid.errors import FlamvidError, InputError
 if TYPE_CHECKING:
     from flamvid.api import Captioner
     from flamvid.live.captioner import LiveCaptioner
+    from flamvid.live.keep import Keeper
     from flamvid.live.sinks import Sink
     from flamvid.video.stream import Stream
 
@@ -74,6 +75,8 @@ class LiveOptions:
     sinks: tuple[str, ...] = ()
     format: Format | None = None
     state: Path | None = None
+    record: Path | None = None
+    store: Path | None = None
     realtime: bool = False
     timeout: float = 15.0
     queue: int = 8
@@ -150,6 +153,13 @@ def live(
     state: Annotated[
         Path | None, typer.Option(help="Keep memory and text here, and go on from it.")
     ] = None,
+    record: Annotated[
+        Path | None,
+        typer.Option(help="Keep the video itself in this folder, in parts of a minute."),
+    ] = None,
+    store: Annotated[
+        Path | None, typer.Option(help="Append features and captions to this store, by the minute.")
+    ] = None,
     realtime: Annotated[
         bool, typer.Option(help="Play a recording no faster than its time passes.")
     ] = False,
@@ -198,6 +208,8 @@ def live(
         sinks=tuple(sink or ("-",)),
         format=format,
         state=state,
+        record=record,
+        store=store,
         realtime=realtime,
         timeout=_seconds("--timeout", timeout) or 15.0,
         queue=queue,
@@ -223,6 +235,7 @@ def run(
     watcher = _captioner(captioner, wanted, text)
 
     from flamvid.live.checkpoint import restore
+    from flamvid.video.record import Record
     from flamvid.video.stream import open_stream
 
     resumes = wanted.state is not None and wanted.state.exists()
@@ -232,6 +245,8 @@ def run(
             open_sink(target, wanted.format, watcher.bell, resume=resumes)
             for target in wanted.sinks or ("-",)
         ]
+        if wanted.store is not None:
+            sinks.append(_keeper(watcher, source, wanted.store))
         for sink in sinks:
             stack.callback(sink.close)
         stopped = stack.enter_context(_stopping(watcher.stop))
@@ -247,6 +262,7 @@ def run(
                     queue=wanted.queue,
                     realtime=wanted.realtime,
                     hwaccel=wanted.hwaccel,
+                    record=Record(wanted.record) if wanted.record else None,
                     after=after,
                 )
             )
@@ -289,6 +305,7 @@ def _captioner(captioner: Captioner, wanted: LiveOptions, text: opt.TextOptions)
     from flamvid.live.memory import MemoryConfig
     from flamvid.live.policies import Policy
     from flamvid.live.trigger import ChangeConfig
+    from flamvid.weights.embed import load_embedder
 
     model = captioner.model
     usual = model.config.frames or model.config.resampler.frames or 1
@@ -320,8 +337,21 @@ def _captioner(captioner: Captioner, wanted: LiveOptions, text: opt.TextOptions)
         length_penalty=text.length_penalty,
         no_repeat_ngram=text.no_repeat_ngram,
     )
-    embedder = getattr(model, "embedder", None)
+    embedder = load_embedder(model) if wanted.alerts or wanted.store else None
     return LiveCaptioner(model, config, search, embedder)
+
+
+def _keeper(watcher: LiveCaptioner, source: str, path: Path) -> Keeper:
+    """What appends to a store all that the watcher sees and says."""
+    from flamvid.live.captioner import sizes_of
+    from flamvid.live.keep import Keeper, provenance_of
+    from flamvid.video.address import shown
+
+    fps, embedder = watcher.config.fps, watcher.embedder
+    made = provenance_of(watcher.model, fps, sizes_of(watcher.model), embedder)
+    keeper = Keeper(path, made, shown(source), fps, embedder=embedder)
+    watcher.on_frame = keeper.add
+    return keeper
 
 
 @contextmanager

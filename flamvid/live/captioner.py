@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -89,7 +89,7 @@ class LiveConfig:
 class LiveCaptioner:
     """Watches one stream. `bell` and `stop` may be used from other threads.
 
-    embedder: for alerts.
+    embedder: for alerts. on_frame: hears the time and the features [N,F] of every frame.
     """
 
     def __init__(
@@ -108,6 +108,11 @@ class LiveCaptioner:
                 f"the memory policy drop needs a Perceiver Resampler, but {model.config.name} has "
                 f"a {resampler.config.kind}; choose window, merge or kmeans"
             )
+        if model.config.vision.clip is not None:
+            raise InputError(
+                f"{model.config.name} looks at clips, not frames; choose another model, or "
+                "flamvid caption --every"
+            )
         if config.alerts and embedder is None:
             raise InputError(
                 f"alerts compare frames with texts, and {model.config.name} has no contrastive "
@@ -120,6 +125,7 @@ class LiveCaptioner:
         self.change = None if config.on_change is None else Change(config.on_change)
         self.check = None if config.when_different is None else Every(1.0)
         self.bell = Bell()
+        self.on_frame: Callable[[float, Tensor], None] | None = None
         self.settled = math.inf  # when the scene that began last is to be told of
         self.last: Said | None = None  # caption, and how well it fitted what it was made of
         self.fitted = 0.0
@@ -129,6 +135,7 @@ class LiveCaptioner:
         self.newest: Frame | None = None
         self._looker = Looker(model)
         self._stop = threading.Event()
+        self.embedder = embedder
         self._alarm: Alarm | None = None
         if config.alerts and embedder is not None:
             self._alarm = Alarm(config.alerts, embedder, config.memory.recent)
@@ -167,6 +174,8 @@ class LiveCaptioner:
         start = max(0.0, frame.pts - half)
         moment = self.memory.add(features_1NF[0], frame.pts, start, frame.pts + half)
         self.newest, self.seen = frame, self.seen + 1
+        if self.on_frame is not None:
+            self.on_frame(frame.pts, features_1NF[0])
         for text, score in self._alarm.look(features_1NF) if self._alarm else ():
             yield self._made(source, Kind.ALERT, start, moment.end, text, score, "alert")
         if why := self._why(moment):
