@@ -17,6 +17,7 @@ from flamvid.generate.favour import Favour, favours_of
 from flamvid.generate.score import score_options
 from flamvid.generate.tell import OnText, Teller
 from flamvid.live.look import Looker, View
+from flamvid.live.segments import look_at_segments
 from flamvid.ops import media_index
 from flamvid.text.dialogue import recent
 from flamvid.text.prompt import MEDIA, Media, Turn
@@ -97,6 +98,7 @@ class Captioner:
         end: float | None = None,
         every: float | None = None,
         window: float | None = None,
+        segments: bool = False,
         prompt: str | None = None,
         shots: Sequence[Example] = (),
         decode_timeout: float | None = None,
@@ -106,9 +108,10 @@ class Captioner:
 
         frames: how many to look at (by default what suits the model), or fps: how
         many per second. start, end: the part to look at, in seconds. every, window: a caption
-        every so many seconds, each of `window` seconds (by default `every`). prompt: words that
-        the caption begins with. shots: examples that come before it. decode_timeout: seconds that
-        opening the source or reading from it may take at once; by default it grows with the source.
+        every so many seconds, each of `window` seconds (by default `every`). segments: a caption
+        for each scene. prompt: words that the caption begins with. shots: examples that come before
+        it. decode_timeout: seconds that opening the source or reading from it may take at once; by
+        default it grows with the source.
         With `returns` above 1, so many captions of each part, the likeliest first.
         """
         return list(
@@ -120,6 +123,7 @@ class Captioner:
                 end=end,
                 every=every,
                 window=window,
+                segments=segments,
                 prompt=prompt,
                 shots=shots,
                 decode_timeout=decode_timeout,
@@ -137,6 +141,7 @@ class Captioner:
         end: float | None = None,
         every: float | None = None,
         window: float | None = None,
+        segments: bool = False,
         prompt: str | None = None,
         shots: Sequence[Example] = (),
         decode_timeout: float | None = None,
@@ -151,6 +156,7 @@ class Captioner:
             end=end,
             every=every,
             window=window,
+            segments=segments,
             timeout=decode_timeout,
         )
         opening = prompt.strip() if prompt else ""
@@ -284,7 +290,9 @@ class Captioner:
                 )
             yield source
             return
-        for segment, features_TNF in Looker(self.model).look(source, view):
+        looker = Looker(self.model)
+        parts = look_at_segments(looker, source, view) if view.segments else None
+        for segment, features_TNF in parts or looker.look(source, view):
             with torch.inference_mode():
                 at = torch.tensor([place])
                 latents_1LD = self.model.flamingo.resampler(features_TNF[None], places=at)

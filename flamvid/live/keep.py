@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from flamvid.live.alarm import Embeds
@@ -24,17 +25,27 @@ def provenance_of(
     model: LoadedModel, fps: float, sizes: Sizes, embedder: Any | None = None
 ) -> Provenance:
     """What makes the features of a stream that this model looks at."""
-    vision = model.config.vision
+    transform = model.transform
     return Provenance(
-        encoder=vision.encoder,
-        weights_sha256=hashlib.sha256(vision.features.encode()).hexdigest(),
-        preprocessing=f"{vision.resize} {vision.size} {vision.mean} {vision.std}",
+        encoder=model.config.vision.encoder,
+        weights_sha256=_digest(model),
+        preprocessing=f"{transform.resize} {transform.size} {transform.interpolation} "
+        f"mean {transform.mean} std {transform.std}",
         sampling=f"fps {fps:g}",
         patches=sizes.patches,
         width=sizes.width,
         embedder="" if embedder is None else embedder.name,
         embedding=0 if embedder is None else embedder.width,
     )
+
+
+def _digest(model: LoadedModel) -> str:
+    """Of the encoder's tensors as they are computed with, dtype included."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.flamingo.vision.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 class Keeper:

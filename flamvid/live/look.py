@@ -43,9 +43,14 @@ class View:
     every: float | None = None
     window: float | None = None
     timeout: float | None = None
+    segments: bool = False
 
     def __post_init__(self) -> None:
-        if self.frames is not None and self.fps is not None:
+        if self.segments and self.every is not None:
+            raise InputError(
+                f"every is {self.every:g}, but segments end where scenes do; choose one"
+            )
+        if not self.segments and self.frames is not None and self.fps is not None:
             raise InputError("both frames and fps are given; choose one")
         if self.window is not None and self.every is None:
             raise InputError(f"window is {self.window} without every; give every as well")

@@ -47,9 +47,9 @@ class KeyReader:
     def __init__(self, resampler: PerceiverResampler) -> None:
         self.resampler = resampler
         self._blocks = [b for b in resampler.blocks if isinstance(b, ResamplerBlock)]
-        # The norm's gain and bias go into the weights, once.
-        self._weights_CD = [b.to_kv.weight * b.norm_media.weight for b in self._blocks]
-        self._bias_C = [b.to_kv(b.norm_media.bias) for b in self._blocks]
+        with torch.no_grad():  # the norm's gain and bias go into the weights, once
+            self._weights_CD = [b.to_kv.weight * b.norm_media.weight for b in self._blocks]
+            self._bias_C = [b.to_kv(b.norm_media.bias) for b in self._blocks]
 
     @staticmethod
     def serves(resampler: nn.Module) -> bool:

@@ -6,7 +6,6 @@ Legend: T frames, N patches, F feature width, E width of a search vector.
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -73,10 +72,11 @@ class Snapshot:
         return self._file.path
 
     @property
-    def txn_id(self) -> int:
-        """The number of the last transaction that it sees."""
+    def held(self) -> int:
+        """The number of the last transaction that it sees; -1 if it no longer holds one."""
         with self._file.lock:
-            return int(self._begin().id())
+            current = self._generation == self._file.generation
+            return int(self._txn.id()) if self._txn is not None and current else -1
 
     def drop(self) -> None:
         """Forget the transaction: the file is closed, or this is another process than it was."""
@@ -110,8 +110,8 @@ class Snapshot:
             value = self._begin().get(key, db=self._file.databases[db])
             if value is None:
                 return None
-            place = self._file.view(memoryview(value))
-            kept = bytes(value) if place is None else memoryview(np.asarray(_Pinned(self, place)))
+            pinned = self._file.pin(memoryview(value), self)
+            kept = bytes(value) if pinned is None else memoryview(np.asarray(pinned))
         return unpack(db, key, memoryview(kept), check=self._check)
 
     def value(self, db: str, key: bytes) -> bytes:
@@ -165,17 +165,6 @@ class Snapshot:
         """What could not be indexed, by source."""
         rows = (self.json("failures", key) for key in self.keys("failures"))
         return sorted((Failure(**row) for row in rows), key=lambda failure: failure.source)
-
-
-class _Pinned:
-    """Bytes of the file that LMDB won't give to others while an array of them is alive."""
-
-    def __init__(self, snapshot: Snapshot, data: NDArray[np.uint8]) -> None:
-        self.snapshot, self.data = snapshot, data
-
-    @property
-    def __array_interface__(self) -> dict[str, Any]:
-        return self.data.__array_interface__
 
 
 class StoredVideo:
@@ -293,7 +282,6 @@ class FeatureStore:
         self._file: StoreFile | None = None
         self._newest: Snapshot | None = None
         self._videos: dict[str, StoredVideo] = {}
-        self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return partial(FeatureStore, check=self.check), (self.path,)
@@ -303,18 +291,23 @@ class FeatureStore:
 
     def snapshot(self) -> Snapshot:
         """The store as it is now."""
-        with self._lock:
+        with self._opened().lock:
             return self._current()
 
-    def _current(self) -> Snapshot:
-        if self._file is None or self._file.replaced:
+    def _opened(self) -> StoreFile:
+        file = self._file
+        if file is None or file.replaced:
+            file = self._file = open_file(self.path)
             self._newest = None
-            self._file = open_file(self.path)
-        with self._file.lock, translated(self.path):
-            newest = self._newest
-            if newest is None or newest.txn_id != self._file.environment().info()["last_txnid"]:
-                self._newest, self._videos = Snapshot(self._file, self.check), {}
-        assert self._newest is not None
+        return file
+
+    def _current(self) -> Snapshot:
+        """The newest snapshot; the caller holds the file's lock, the only one that forks safely."""
+        file = self._opened()
+        with translated(self.path):
+            latest = file.environment().info()["last_txnid"]
+            if self._newest is None or self._newest.held != latest:
+                self._newest, self._videos = Snapshot(file, self.check), {}
         return self._newest
 
     @property
@@ -332,7 +325,7 @@ class FeatureStore:
         return video_id in self.snapshot()
 
     def __getitem__(self, video_id: str) -> StoredVideo:
-        with self._lock:
+        with self._opened().lock:
             snapshot = self._current()
             video = self._videos.get(video_id)
             if video is None:
@@ -347,6 +340,5 @@ class FeatureStore:
 
     def close(self) -> None:
         """Let go of the file, unless arrays or others of this process still use it."""
-        with self._lock:
-            self._file = self._newest = None
-            self._videos = {}
+        self._file = self._newest = None
+        self._videos = {}
