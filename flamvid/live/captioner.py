@@ -240,11 +240,13 @@ class LiveCaptioner:
         return cue
 
     def _gap(self, source: Source, gap: Gap) -> Cue:
+        # One before which a state was restored begins at its newest frame, told to its end.
+        start = min(max(gap.start, self.told), gap.end)
         self.told = max(self.told, gap.end)
         for clock in (self.every, self.check):
             if clock is not None:
                 clock.skip(gap.end)
-        return self._made(source, Kind.GAP, gap.start, gap.end, "", 0.0, gap.reason)
+        return self._made(source, Kind.GAP, start, gap.end, "", 0.0, gap.reason)
 
     def _made(
         self,
