@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.register_assert_rewrite("tests.end_to_end.live_command")
 from tests.end_to_end.live_command import LiveCommand
 from tests.tiny import make_model
 from tests.video.live_tools import camera
@@ -106,11 +105,11 @@ def test_another_codec_and_resolution_in_the_middle(start: Start, clip: Clip) ->
     answers = itertools.chain([h264 + mpeg2 * 3], itertools.repeat(mpeg2 * 3))
 
     def answer(request: BaseHTTPRequestHandler) -> None:
-        paced(request, next(answers), rate=len(h264) / 4)
+        paced(request, next(answers), rate=len(h264) / 2)
 
     with MediaServer() as server:
         server.routes["/live.ts"] = answer
-        with start(server.url("/live.ts"), *TOLD) as live:
+        with start(server.url("/live.ts"), *TOLD, "--timeout=5s") as live:
             live.until_gap()
             live.until_captions()
             assert live.end(signal.SIGTERM) == 130
