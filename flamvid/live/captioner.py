@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flamvid.errors import InputError
+from flamvid.errors import FlamvidError, InputError
 from flamvid.generate.config import GenerationConfig
 from flamvid.live.alarm import Alarm, Alert, Embeds
 from flamvid.live.budget import Budget
@@ -84,6 +84,10 @@ class LiveConfig:
             raise InputError(f"context is {self.context} captions; must be at least 0")
         if self.when_different is not None and not self.when_different > 0:
             raise InputError(f"when_different is {self.when_different:g}; must be above 0 nats")
+        if self.when_different is not None and self.question:
+            raise InputError(
+                "when_different is about captions, which a question replaces; choose one"
+            )
 
 
 class LiveCaptioner:
@@ -108,7 +112,7 @@ class LiveCaptioner:
                 f"the memory policy drop needs a Perceiver Resampler, but {model.config.name} has "
                 f"a {resampler.config.kind}; choose window, merge or kmeans"
             )
-        if model.config.vision.clip is not None:
+        if model.flamingo.vision.clip is not None:
             raise InputError(
                 f"{model.config.name} looks at clips, not frames; choose another model, or "
                 "flamvid caption --every"
@@ -150,15 +154,22 @@ class LiveCaptioner:
         self._stop.set()
 
     def watch(self, source: Source) -> Iterator[Cue]:
-        """Cues until the stream ends or `stop` is called; then one of what was not told yet."""
+        """Cues until the stream ends or `stop` is called; then one of what was not told yet.
+
+        That one comes before the error, too, with which a stream ends that is lost for good.
+        """
+        failure: FlamvidError | None = None
         while not self._stop.is_set():
             for question in self.bell.take():
-                if len(self.memory):
+                if self.newest is not None:
                     yield self._cue(source, "asked", question or self.config.question)
             try:
                 event = source.get(_POLL)
             except TimeoutError:
                 continue
+            except FlamvidError as error:
+                failure = error
+                break
             if event is None:
                 break
             if isinstance(event, Gap):
@@ -167,6 +178,8 @@ class LiveCaptioner:
                 yield from self._look(source, event)
         if self.newest is not None and self._end(self.newest) > self.told + 1e-6:
             yield self._cue(source, "end", self.config.question)
+        if failure is not None:
+            raise failure
 
     def _look(self, source: Source, frame: Frame) -> Iterator[Cue]:
         features_1NF = self._looker.encode(frame.frames)

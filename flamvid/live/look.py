@@ -68,7 +68,7 @@ class Looker:
 
     def _features(self, pictures_X3HW: Tensor) -> Tensor:
         pictures = pictures_X3HW.to(self.model.device, self.model.dtype)
-        if pictures.device.type == "cpu":
+        if pictures.device.type == "cpu" and self.model.flamingo.vision.clip is None:
             # oneDNN rounds by how many pictures there are. A frame of a stream comes alone, and
             # must get the very features that it gets among others; so here each comes alone.
             return torch.cat([self.model.flamingo.encode(one) for one in pictures.split(1)])

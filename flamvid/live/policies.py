@@ -103,7 +103,7 @@ def _clusters(points_XF: Tensor, weight_X: Tensor, most: int) -> Tensor:
         seeds.append(int(far_X.argmax()))
         far_X = torch.minimum(far_X, (points_XF - points_XF[seeds[-1]]).square().sum(1))
     centres_KF = points_XF[seeds]
-    cluster_X = torch.full((len(points_XF),), -1)
+    cluster_X = torch.full((len(points_XF),), -1, device=points_XF.device)
     for _ in range(_ROUNDS):
         nearest_X = torch.cdist(points_XF, centres_KF).argmin(1)
         if torch.equal(nearest_X, cluster_X):

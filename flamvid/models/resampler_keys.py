@@ -53,8 +53,15 @@ class KeyReader:
 
     @staticmethod
     def serves(resampler: nn.Module) -> bool:
-        """Whether there are keys to keep: the ablations mix frames with latents at once."""
-        return isinstance(resampler, PerceiverResampler) and resampler.config.kind == "perceiver"
+        """Whether there are keys to keep: the ablations mix frames with latents at once.
+
+        Nor where a library has quantised the weights, whose products are its own affair.
+        """
+        return (
+            isinstance(resampler, PerceiverResampler)
+            and resampler.config.kind == "perceiver"
+            and all(type(b.to_kv.weight) is nn.Parameter for b in resampler.blocks)  # type: ignore[union-attr]
+        )
 
     def nbytes(self, patches: int, dtype: torch.dtype) -> int:
         """How much memory the keys of a frame of so many patches take."""

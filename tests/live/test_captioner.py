@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flamvid.errors import InputError
+from flamvid.errors import DecodeError, InputError
 from flamvid.generate.config import GenerationConfig
 from flamvid.live.alarm import Alarm, Alert
 from flamvid.live.budget import Budget, Shed
@@ -152,6 +152,22 @@ def test_stop_says_what_was_not_told_yet(model: LoadedModel) -> None:
     assert spans(list(live.watch(events))) == [("end", 0.0, 4.0)]
 
 
+def test_a_stream_that_is_lost_ends_with_its_last_cue_and_the_error(model: LoadedModel) -> None:
+    events = Script(walls("red"))
+    plain = events.get
+
+    def get(timeout: float | None = None) -> Event | None:
+        if not events.events:
+            raise DecodeError("script was lost")
+        return plain(timeout)
+
+    events.get = get  # type: ignore[method-assign]
+    cues = LiveCaptioner(model, LiveConfig(every=60.0), SHORT).watch(events)
+    assert next(cues).why == "end"
+    with pytest.raises(DecodeError, match="lost"):
+        next(cues)
+
+
 def test_latency_is_that_of_the_newest_frame(model: LoadedModel) -> None:
     events = [frame(i, "red", age=5.0) for i in range(4)]
     began = time.time()
@@ -237,6 +253,7 @@ def test_the_clock_keeps_its_beat_over_gaps() -> None:
         (lambda: LiveConfig(fps=0), "fps is 0"),
         (lambda: LiveConfig(context=-1), "context is -1"),
         (lambda: LiveConfig(when_different=0), "when_different is 0"),
+        (lambda: LiveConfig(when_different=1, question="who?"), "choose one"),
     ],
 )
 def test_settings_that_make_no_sense(make: Callable[[], object], says: str) -> None:
