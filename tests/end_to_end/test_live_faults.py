@@ -6,6 +6,7 @@ import itertools
 import os
 import resource
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.end_to_end.live_command import LiveCommand
+from tests.end_to_end.live_command import PATIENCE, LiveCommand
 from tests.tiny import make_model
 from tests.video.live_tools import camera
 from tests.video.media_server import MediaServer, Proxy, free_port, paced
@@ -64,6 +65,7 @@ def start(tmp_path: Path, model: Path) -> Start:
 # The network
 
 
+@pytest.mark.slow
 def test_a_server_killed_a_network_cut_and_one_that_falls_silent(start: Start, cam: Path) -> None:
     port = free_port()
     with (
@@ -98,6 +100,7 @@ def test_a_server_killed_a_network_cut_and_one_that_falls_silent(start: Start, c
             assert time.monotonic() - began < BUSY
 
 
+@pytest.mark.slow
 def test_another_codec_and_resolution_in_the_middle(start: Start, clip: Clip) -> None:
     data = ("-b:v", "2M", "-maxrate", "2M", "-minrate", "2M", "-bufsize", "1M")
     h264 = clip("h264.ts", *data, "-x264-params", "nal-hrd=cbr").read_bytes()
@@ -113,6 +116,22 @@ def test_another_codec_and_resolution_in_the_middle(start: Start, clip: Clip) ->
             live.until_gap()
             live.until_captions()
             assert live.end(signal.SIGTERM) == 130
+
+
+def test_an_end_while_nobody_answers(start: Start) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,  # takes callers and says nothing
+        start(f"rtsp://127.0.0.1:{silent.getsockname()[1]}/cam") as live,
+    ):
+        silent.settimeout(PATIENCE)
+        caller, _ = silent.accept()
+        began = time.monotonic()
+        live.process.send_signal(signal.SIGINT)
+        out, err = live.process.communicate(timeout=PATIENCE)
+        caller.close()
+        assert time.monotonic() - began < BUSY
+        assert (live.process.returncode, out) == (130, "")
+        assert err.splitlines()[1:] == ["flamvid: interrupted"]
 
 
 # The data
