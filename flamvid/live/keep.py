@@ -59,8 +59,8 @@ class Keeper:
     """Appends frames and captions; each part of `seconds` is a video of its own in the store.
 
     Its name is the source's with the part's time, `rtsp://...#t=60,120`, and pts go on from part to
-    part. A part is visible when it is over; `close` ends the last one. One that can't be written, as
-    on a full disk, is lost, and the next is tried.
+    part. A part is visible when it is over; `close` ends the last one. One that can't be written,
+    as on a full disk, is lost, and the next is tried.
     """
 
     def __init__(
