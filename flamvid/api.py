@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Unpack
@@ -17,6 +17,7 @@ from flamvid.generate.favour import Favour, favours_of
 from flamvid.generate.score import score_options
 from flamvid.generate.tell import OnText, Teller
 from flamvid.live.look import Looker, View
+from flamvid.live.seen import Example, Seen, Source
 from flamvid.live.segments import look_at_segments
 from flamvid.ops import media_index
 from flamvid.text.dialogue import recent
@@ -46,32 +47,6 @@ def load(
     warm_up()  # a decode child starts while the model loads
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return Captioner(load_model(str(model), device, dtype, device_map=device_map))
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Seen:
-    """A source that was looked at once, to be captioned and questioned as often as one likes.
-
-    latents: [1,L,D], all that the language model reads of it. labels: what its prompt says
-    that is shown, and how surely.
-    """
-
-    source: str
-    segment: Segment
-    latents: Tensor
-    labels: Mapping[str, float]
-
-
-Source = str | PathLike[str] | Seen
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Example:
-    """A shot that was looked at: `text` is its caption, or the answer to `question`."""
-
-    seen: Seen
-    text: str
-    question: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,11 +268,18 @@ class Captioner:
         looker = Looker(self.model)
         parts = look_at_segments(looker, source, view) if view.segments else None
         for segment, features_TNF in parts or looker.look(source, view):
-            with torch.inference_mode():
-                at = torch.tensor([place])
-                latents_1LD = self.model.flamingo.resampler(features_TNF[None], places=at)
-            labels = self.model.name(features_TNF)
-            yield Seen(shown(source), segment, latents_1LD, labels)
+            yield self.recall(shown(source), segment, features_TNF, place)
+
+    @torch.inference_mode()
+    def recall(self, source: str, segment: Segment, features_TNF: Tensor, place: int = 0) -> Seen:
+        """What was looked at before and is kept as features, such as a store's.
+
+        place: its number among the media of a text.
+        """
+        features = features_TNF.to(self.model.device, self.model.dtype)
+        at = torch.tensor([place])
+        latents_1LD = self.model.flamingo.resampler(features[None], places=at)
+        return Seen(source, segment, latents_1LD, self.model.name(features))
 
     def _inputs(self, seen: Sequence[Seen], ids: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Latents [1,M,L,D], ids [1,S] and which of the media each token sees, [1,S]."""

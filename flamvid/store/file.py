@@ -12,6 +12,7 @@ import ctypes
 import fcntl
 import mmap
 import os
+import shutil
 import struct
 import threading
 import weakref
@@ -140,7 +141,7 @@ class StoreFile:
             room = max(_ROOM, _ROOM_TIMES * os.fstat(self._fd).st_size)
         try:
             self._lmdb = self._environment(room)
-        except (lmdb.MemoryError, MemoryError, lmdb.Error) as error:
+        except (MemoryError, lmdb.Error) as error:
             if not room or new or "allocate memory" not in str(error):
                 raise
             self._lmdb = self._environment(0)
@@ -172,7 +173,7 @@ class StoreFile:
             return lmdb.open(str(self.path), metasync=False, mode=0o644, **options)
         try:
             return lmdb.open(str(self.path), readonly=True, create=False, **options)
-        except (lmdb.ReadonlyError, lmdb.LockError, lmdb.Error) as error:
+        except lmdb.Error as error:
             if os.access(self.path.parent, os.W_OK) and "Read-only" not in str(error):
                 raise
             # Nobody can write there: no lock is needed, and none could be made.
@@ -196,9 +197,18 @@ class StoreFile:
             if not self._writable:
                 self.close()
                 self._writable = True
-                self.environment()
+                try:
+                    self.environment()
+                except BaseException:  # who reads goes on
+                    self.close()
+                    self._writable = False
+                    raise
 
     # -- using --
+
+    def latest(self) -> int:
+        """The number of the last transaction that was committed; the caller holds `lock`."""
+        return int(self.environment().info()["last_txnid"])
 
     def begin(self) -> lmdb.Transaction:
         """A read transaction; the caller holds `lock`."""
@@ -319,7 +329,9 @@ def translated(path: Path) -> Iterator[None]:
     except lmdb.ReadersFullError as error:
         raise StoreError(f"{path} has {_READERS} readers, the most there can be") from error
     except (lmdb.Error, MemoryError) as error:
-        if "No space left" in str(error):
+        # LMDB calls a write that was cut short by a full disk an input/output error.
+        short = "Input/output" in str(error) and shutil.disk_usage(path.parent).free < 1 << 20
+        if short or "No space left" in str(error):
             raise StoreError(
                 f"can't write {path}: the disk is full; what was committed is safe, so free some "
                 "space and run it again"

@@ -58,7 +58,7 @@ class Snapshot:
 
     def __init__(self, file: StoreFile, check: bool) -> None:
         self._file, self._check = file, check
-        self._generation = -1
+        self._generation = self._held = -1
         self._txn: lmdb.Transaction | None = None
 
         file.holders.add(self)
@@ -74,9 +74,7 @@ class Snapshot:
     @property
     def held(self) -> int:
         """The number of the last transaction that it sees; -1 if it no longer holds one."""
-        with self._file.lock:
-            current = self._generation == self._file.generation
-            return int(self._txn.id()) if self._txn is not None and current else -1
+        return self._held if self._generation == self._file.generation else -1
 
     def drop(self) -> None:
         """Forget the transaction: the file is closed, or this is another process than it was."""
@@ -85,7 +83,7 @@ class Snapshot:
     def _begin(self) -> lmdb.Transaction:
         if self._txn is None or self._generation != self._file.generation:
             self._txn = self._file.begin()
-            self._generation = self._file.generation
+            self._generation, self._held = self._file.generation, int(self._txn.id())
         return self._txn
 
     def _provenance(self) -> Provenance:
@@ -191,12 +189,19 @@ class StoredVideo:
         first, last = self.span(start, end)
         return self._times()[first:last]
 
-    def features(self, start: float | None = None, end: float | None = None) -> NDArray[Any]:
+    def features(
+        self,
+        start: float | None = None,
+        end: float | None = None,
+        *,
+        out: NDArray[Any] | None = None,
+    ) -> NDArray[Any]:
         """Features [T,N,F] in the store's dtype (float32 of int8).
 
-        Read-only, and no copy is made, where the range lies in one chunk; else a new array.
+        Read-only, and no copy is made, where the range lies in one chunk; else a new array. With
+        `out` [at least T,N,F] they are copied to its beginning, which is what is returned.
         """
-        return self.frames(*self.span(start, end))
+        return self.frames(*self.span(start, end), out=out)
 
     def vectors(self, start: float | None = None, end: float | None = None) -> NDArray[Any] | None:
         """Search vectors float16 [T,E], or None if the store has none."""
@@ -204,9 +209,17 @@ class StoredVideo:
             return None
         return self._range("vectors", *self.span(start, end))
 
-    def frames(self, first: int, last: int) -> NDArray[Any]:
+    def frames(self, first: int, last: int, *, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """Features of the frames with these numbers, `last` not included; as `features`."""
-        return self._range("features", first, last)
+        if not 0 <= first <= last <= self.record.stored:
+            raise InputError(
+                f"{self.record.path} has {self.record.stored} frames, not {first} to {last}"
+            )
+        if out is None:
+            return self._range("features", first, last)
+        if len(out) < last - first:
+            raise InputError(f"out has room for {len(out)} frames; {last - first} were asked for")
+        return self._fill("features", first, out[: last - first])
 
     def chunks(self) -> Iterator[tuple[NDArray[np.float64], NDArray[Any]]]:
         """Times [T] and features [T,N,F] of the whole video, piece by piece, without a copy."""
@@ -231,24 +244,25 @@ class StoredVideo:
         return self._pts
 
     def _range(self, db: str, first: int, last: int) -> NDArray[Any]:
-        step = self._step
-        if last <= first:
-            provenance = self._snapshot.provenance
-            if db == "vectors":
-                return np.empty((0, provenance.embedding), np.float16)
-            dtype = np.float32 if provenance.dtype == "int8" else provenance.dtype
-            return np.empty((0, provenance.patches, provenance.width), dtype)
-        begin, final = first // step, (last - 1) // step
-        if begin == final:
-            return self._chunk(db, begin)[first - begin * step : last - begin * step]
-        head = self._chunk(db, begin)[first - begin * step :]
-        out = np.empty((last - first, *head.shape[1:]), head.dtype)
-        out[: len(head)] = head
-        at = len(head)
-        for number in range(begin + 1, final + 1):
-            part = self._chunk(db, number)[: last - number * step]
-            out[at : at + len(part)] = part
-            at += len(part)
+        number, at = divmod(first, self._step)
+        if first < last and at + last - first <= self._step:
+            return self._chunk(db, number)[at : at + last - first]
+        made = self._snapshot.provenance
+        if db == "vectors":
+            out: NDArray[Any] = np.empty((last - first, made.embedding), np.float16)
+        else:
+            dtype = np.float32 if made.dtype == "int8" else made.dtype
+            out = np.empty((last - first, made.patches, made.width), dtype)
+        return self._fill(db, first, out)
+
+    def _fill(self, db: str, first: int, out: NDArray[Any]) -> NDArray[Any]:
+        """Copy frames from `first` on, as many as `out` has."""
+        done = 0
+        while done < len(out):
+            number, at = divmod(first + done, self._step)
+            part = self._chunk(db, number)[at : at + len(out) - done]
+            out[done : done + len(part)] = part
+            done += len(part)
         return out
 
     def _chunk(self, db: str, number: int) -> NDArray[Any]:
@@ -291,8 +305,9 @@ class FeatureStore:
 
     def snapshot(self) -> Snapshot:
         """The store as it is now."""
-        with self._opened().lock:
-            return self._current()
+        file = self._opened()
+        with file.lock:
+            return self._current(file)
 
     def _opened(self) -> StoreFile:
         file = self._file
@@ -301,14 +316,13 @@ class FeatureStore:
             self._newest = None
         return file
 
-    def _current(self) -> Snapshot:
+    def _current(self, file: StoreFile) -> Snapshot:
         """The newest snapshot; the caller holds the file's lock, the only one that forks safely."""
-        file = self._opened()
-        with translated(self.path):
-            latest = file.environment().info()["last_txnid"]
-            if self._newest is None or self._newest.held != latest:
-                self._newest, self._videos = Snapshot(file, self.check), {}
-        return self._newest
+        newest = self._newest
+        if newest is None or newest.held != file.latest():
+            newest = self._newest = Snapshot(file, self.check)
+            self._videos = {}
+        return newest
 
     @property
     def provenance(self) -> Provenance:
@@ -325,8 +339,9 @@ class FeatureStore:
         return video_id in self.snapshot()
 
     def __getitem__(self, video_id: str) -> StoredVideo:
-        with self._opened().lock:
-            snapshot = self._current()
+        file = self._opened()
+        with file.lock:
+            snapshot = self._current(file)
             video = self._videos.get(video_id)
             if video is None:
                 if len(self._videos) >= _KEPT:

@@ -8,6 +8,7 @@ in bfloat16 where the CPU has instructions for it; they are accumulated in float
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["HalfLinear", "has_fast_bfloat16"]
+__all__ = ["HalfLinear", "has_fast_bfloat16", "precision"]
 
 
 class HalfLinear(TorchFunctionMode):
@@ -54,3 +55,14 @@ def has_fast_bfloat16() -> bool:
     """Whether this CPU multiplies bfloat16 matrices in hardware."""
     known = torch.cpu.get_capabilities()
     return bool(known.get("avx512_bf16") or known.get("amx_bf16") or known.get("bf16"))
+
+
+def precision(name: str, device: torch.device | None = None) -> AbstractContextManager[Any]:
+    """How to compute: "bfloat16", "float32", or "auto", bfloat16 where the device is fast at it.
+
+    A GPU computes in torch's own mixture; weights that are trained are float32 in all of them.
+    """
+    cuda = device is not None and device.type == "cuda"
+    if name == "float32" or (name == "auto" and not cuda and not has_fast_bfloat16()):
+        return nullcontext()
+    return torch.autocast("cuda", torch.bfloat16) if cuda else HalfLinear()

@@ -17,8 +17,8 @@ from flamvid.models.gated_xattn import XattnConfig
 from flamvid.models.relative import RelativeBlock, sinusoids
 from flamvid.models.resampler import PerceiverResampler, ResamplerConfig
 from flamvid.models.vision import TimmEncoder, VisionConfig
+from flamvid.train.optimizer import make_optimizer
 from flamvid.train.recipe import CaptionStage
-from flamvid.train.step import make_optimizer
 from flamvid.weights.load import load_config, load_model
 from tests.models.test_flamingo import HOSTS, MEDIA, VOCAB, FakeVision, example
 from tests.tiny import make_model

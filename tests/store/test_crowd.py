@@ -55,7 +55,7 @@ def test_readers_and_a_growing_store(
     for reader in readers[8:]:
         reader.start()
     with StoreWriter(path, MADE) as writer:
-        for number in range(3, 50 if room is None else 120):
+        for number in range(3, 50 if room is None else 80):
             write_video(writer, number)
     stop.set()
     answers = [told.get(timeout=60) for _ in readers]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import resource
 import signal
 import subprocess
 import sys
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -224,6 +226,34 @@ def test_a_full_disk_is_a_line_and_loses_nothing(tmp_path: Path) -> None:
     assert {record(number).id for number in done} <= set(FeatureStore(path))
     run(path, 60).communicate()
     assert len(FeatureStore(path)) == 60
+
+
+def test_a_folder_that_can_not_be_written_is_read_all_the_same() -> None:
+    with tempfile.TemporaryDirectory() as name:  # one that others than root may enter
+        folder = Path(name)
+        path = write_store(folder / "lib.lmdb", range(3))
+        (folder / "lib.lmdb-lock").unlink()
+        path.chmod(0o444)
+        folder.chmod(0o555)
+        child = os.fork()
+        if not child:
+            code = 1
+            try:
+                if not os.getuid():
+                    os.setuid(65534)
+                store = FeatureStore(path, check=True)
+                assert [len(store[record(n).id].features()) for n in range(3)] == [
+                    length(n) for n in range(3)
+                ]
+                assert not verify(path).findings
+                for target in (path, folder / "new.lmdb"):
+                    with pytest.raises(StoreError, match="Permission denied"):
+                        StoreWriter(target, MADE)
+                code = 0
+            finally:
+                os._exit(code)
+        assert os.waitpid(child, 0)[1] == 0
+        folder.chmod(0o755)
 
 
 def test_json_is_the_record(tmp_path: Path) -> None:
