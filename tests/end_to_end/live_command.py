@@ -142,11 +142,15 @@ class LiveCommand:
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def end(self, number: int | None = None) -> int:
-        """The exit status, after a signal or by itself; checks all that holds for every end."""
-        children = self.children()
+        """The exit status, after a signal or by itself; checks all that holds for every end.
+
+        `took` says after how many seconds it came, `log` what was on stderr.
+        """
+        children, began = self.children(), time.monotonic()
         if number is not None:
             self.process.send_signal(number)
         out, err = self.process.communicate(timeout=PATIENCE)
+        self.took = time.monotonic() - began
         self._over.set()
         self._reader.join()
         if self._failure:

@@ -95,9 +95,8 @@ def test_a_server_killed_a_network_cut_and_one_that_falls_silent(start: Start, c
 
             proxy.set("cut")  # nor does it hang when it is told to end while there is nothing
             time.sleep(0.5)
-            began = time.monotonic()
             assert live.end(signal.SIGINT) == 130
-            assert time.monotonic() - began < BUSY
+            assert live.took < BUSY
 
 
 @pytest.mark.slow
@@ -183,7 +182,7 @@ def test_the_wrap_after_26_hours(start: Start, clip: Clip) -> None:
 
 
 def test_a_consumer_ten_times_too_slow(start: Start, cam: Path) -> None:
-    slow = ("--fps=25", "--every=40ms", "--beams=8", "--max-tokens=40", "--min-tokens=40")
+    slow = ("--fps=100", "--every=10ms", "--beams=8", "--max-tokens=40", "--min-tokens=40")
     with (
         camera(cam) as (_, url),
         start(url, "--latency-budget=100ms", "--queue=4", *slow) as live,
@@ -193,7 +192,7 @@ def test_a_consumer_ten_times_too_slow(start: Start, cam: Path) -> None:
         assert live.end(signal.SIGINT) == 130
         cues = live.cues
     last = cues[-1]
-    assert last["dropped"] > 2 * last["seen"]
+    assert last["dropped"] > 4 * last["seen"]
     assert last["shed"]["frames"] > 0
     assert any(cue["shed"]["greedy"] for cue in cues)
     assert any(cue["shed"]["latents"] for cue in cues)
