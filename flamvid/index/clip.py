@@ -65,6 +65,8 @@ def load_clip_embedder(model: LoadedModel) -> ClipEmbedder | None:
     vision = model.flamingo.vision
     if kind != "clip" or not isinstance(vision, TransformersEncoder):
         return None
+    if vision.model.config.image_size != model.config.vision.size:
+        return None  # its vectors were trained on pictures of one size
     folder = hub.resolve(name)
     if not _whole(folder):
         return None

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from flamvid.errors import SourceError
@@ -99,10 +100,16 @@ def _members(source: str) -> list[Member]:
 
 
 def _film(path: Path, name: str) -> Member:
-    for member in members(path):
-        if member.name == name:
-            return member
+    found = _listing(path, path.stat().st_mtime_ns).get(name)
+    if found is not None:
+        return found
     raise SourceError(f"{path} holds no file {name!r}; give its name behind the #")
+
+
+@lru_cache(maxsize=4)
+def _listing(path: Path, changed: int) -> dict[str, Member]:
+    """A tar's files by name: it is asked for each of them, and read through to tell."""
+    return {member.name: member for member in members(path)}
 
 
 @contextmanager

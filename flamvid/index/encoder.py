@@ -58,6 +58,11 @@ class FrameEncoder:
     def __init__(self, model: LoadedModel, batch: int = 16) -> None:
         if batch < 1:
             raise InputError(f"the batch is {batch} frames; must be at least 1")
+        if model.flamingo.vision.clip is not None:
+            raise InputError(
+                f"{model.config.name} sees clips, not frames, so there are no features of a frame "
+                "to store; index with a model whose encoder sees pictures"
+            )
         self.model, self.batch = model, batch
         self.embedder = embedder_of(model)
 
@@ -102,7 +107,9 @@ class FrameEncoder:
     def provenance(self, sampling: str, dtype: str = "float16") -> Provenance:
         """What features by this encoder are, of frames that were chosen so."""
         config, transform = self.model.config.vision, self.model.transform
-        features, vectors = self.encode(torch.zeros(1, 3, *transform.size, dtype=torch.uint8))
+        black = torch.zeros(1, 3, *transform.size, device=self.model.device)
+        with torch.inference_mode():  # one picture, not a batch: only shapes are wanted
+            features, vectors = self._look(black.to(self.model.dtype))
         return Provenance(
             encoder=config.encoder,
             weights_sha256=self.weights_sha256,

@@ -22,7 +22,7 @@ from flamvid.index.stats import Stats
 from flamvid.store import FeatureStore, StoreWriter, VideoRecord, VideoWriter
 from flamvid.video.sample import Sampling, thinned
 
-__all__ = ["Decoders", "Ending", "Item", "Job", "Piece", "Sieve", "reason_of"]
+__all__ = ["Decoders", "Ending", "Item", "Job", "Piece", "Sieve", "is_last", "reason_of"]
 
 _AT_ONCE = 16  # frames that are read together
 _LARGE = 64 << 20  # bytes of frames that are read together, where they come in full size
@@ -127,9 +127,11 @@ class Decoders:
         self._jobs: Channel[Job | None] = Channel(workers, switch)
 
     def start(self, sources: Iterable[str], sieve: Sieve) -> list[threading.Thread]:
-        """Set to work; None among the items says that a worker found no more to do."""
-        threads = [threading.Thread(target=self._guarded, args=(self._feed, sources, sieve))]
-        threads += [
+        """Set to work. Of each worker, whose threads these are, an item that `is_last` comes."""
+        feeding = threading.Thread(target=self._guarded, args=(self._feed, sources, sieve))
+        feeding.daemon = True  # it may wait for new files, or for stdin, when all is called off
+        feeding.start()
+        threads = [
             threading.Thread(target=self._guarded, args=(self._work,)) for _ in range(self._workers)
         ]
         for thread in threads:

@@ -84,7 +84,7 @@ class Colours:
             frames[:, which] = 100 + at
             media.append(Media(pts=np.arange(2.0), frames=frames))
         texts = tuple(caption(WORDS[at % 3], n) for n in range(4))
-        if "pages" not in self.file:
+        if "pages" not in Path(self.file).name:
             return Document(self.name(at), (media[0],), texts)
         return Document(self.name(at), (media[0], f" {texts[0]}", media[1], f" {texts[1]}"))
 
@@ -92,7 +92,10 @@ class Colours:
 @pytest.fixture
 def recipe(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def open_corpus(config: CorpusConfig, root: Path) -> Samples:
-        return Samples(Colours, [f"{config.name}-{n}" for n in range(2)])
+        files = [tmp_path / f"{config.name}-{n}" for n in range(2)]
+        for file in files:
+            file.touch()
+        return Samples(Colours, [str(file) for file in files], "colours", near=14)
 
     monkeypatch.setattr("flamvid.data.mixture.open_corpus", open_corpus)
     path = tmp_path / "mine.toml"
