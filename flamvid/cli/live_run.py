@@ -112,9 +112,10 @@ def run(
         ]
         if wanted.store is not None:
             sinks.append(_keeper(watcher, source, wanted.store))
+        stack.callback(_tell_lost, sinks)  # once all are closed
         for sink in sinks:
             stack.callback(sink.close)
-        stopped = stack.enter_context(_stopping(watcher.stop))
+        stopped = stack.enter_context(_stopping(watcher))
         if wanted.on_demand:
             threading.Thread(target=_listen, args=(watcher,), daemon=True).start()
         try:
@@ -137,10 +138,6 @@ def run(
         except FlamvidError as error:
             report(error, source)
             return INTERRUPTED if stopped() else FAILED
-        finally:
-            for sink in sinks:
-                if sink.lost:
-                    say(f"flamvid: {sink.lost} cues were not delivered")
     return INTERRUPTED if stopped() else 0
 
 
@@ -160,6 +157,12 @@ def _deliver(watcher: LiveCaptioner, stream: Stream, sinks: list[Sink], state: P
             if not complained:
                 say(f"flamvid: can't write the state {state} ({error.strerror})")
             complained = True
+
+
+def _tell_lost(sinks: list[Sink]) -> None:
+    for sink in sinks:
+        if sink.lost:
+            say(f"flamvid: {sink.lost} cues were not delivered")
 
 
 def _captioner(captioner: Captioner, wanted: LiveOptions, text: opt.TextOptions) -> LiveCaptioner:
@@ -220,15 +223,16 @@ def _keeper(watcher: LiveCaptioner, source: str, path: Path) -> Keeper:
 
 
 @contextmanager
-def _stopping(stop: Callable[[], None]) -> Iterator[Callable[[], bool]]:
-    """Ctrl-C and SIGTERM end it after a last caption; a second one at once."""
+def _stopping(watcher: LiveCaptioner) -> Iterator[Callable[[], bool]]:
+    """Ctrl-C and SIGTERM end it after a last caption; at once before there is anything to say,
+    and when they come a second time."""
     caught: list[int] = []
 
     def handle(signum: int, frame: FrameType | None) -> None:
-        if caught:
+        if caught or watcher.newest is None:
             raise KeyboardInterrupt
         caught.append(signum)
-        stop()
+        watcher.stop()
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

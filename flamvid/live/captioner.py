@@ -197,10 +197,12 @@ class LiveCaptioner:
     def _why(self, moment: Moment) -> str:
         """What makes it speak now, if anything does."""
         due = self.every is not None and self.every.look(moment.end)
-        if self.change is not None and self.change.look(moment.mean, moment.time):
-            # A scene is told of when there is something of it to see, and nothing else.
-            self.memory.turn()
-            self.settled = moment.start + self.change.config.least
+        if self.change is not None:
+            first = self.change.scene_F is None
+            if self.change.look(moment.mean, moment.time) or first:
+                # A scene is told of when there is something of it to see, and nothing else.
+                self.memory.turn()
+                self.settled = moment.start + self.change.config.least
         if moment.end >= self.settled - 1e-6:
             self.settled = math.inf
             return "change"
@@ -243,6 +245,8 @@ class LiveCaptioner:
             if self.check is not None:
                 self.last, self.fitted = said, self.speaker.fit(said, latents_1LD, labels)
         start, end = self.told, self._end(self.newest)
+        if why == "change":  # of this scene alone
+            start = max(start, self.memory.recent[0].start)
         if why == "asked":
             start = min(start, self.memory.recent[0].start)
         else:
@@ -253,11 +257,13 @@ class LiveCaptioner:
         return cue
 
     def _gap(self, source: Source, gap: Gap) -> Cue:
+        # One before which a state was restored begins at its newest frame, told to its end.
+        start = min(max(gap.start, self.told), gap.end)
         self.told = max(self.told, gap.end)
         for clock in (self.every, self.check):
             if clock is not None:
                 clock.skip(gap.end)
-        return self._made(source, Kind.GAP, gap.start, gap.end, "", 0.0, gap.reason)
+        return self._made(source, Kind.GAP, start, gap.end, "", 0.0, gap.reason)
 
     def _made(
         self,

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from flamvid.errors import StoreError
 from flamvid.live.alarm import Embeds
 from flamvid.live.cue import Cue, Kind
 from flamvid.live.memory import Sizes
@@ -19,6 +24,8 @@ from flamvid.types import Caption
 from flamvid.weights.load import LoadedModel
 
 __all__ = ["Keeper", "provenance_of"]
+
+_log = logging.getLogger("flamvid.live")
 
 
 def provenance_of(
@@ -52,7 +59,8 @@ class Keeper:
     """Appends frames and captions; each part of `seconds` is a video of its own in the store.
 
     Its name is the source's with the part's time, `rtsp://...#t=60,120`, and pts go on from part to
-    part. A part is visible when it is over; `close` ends the last one.
+    part. A part is visible when it is over; `close` ends the last one. One that can't be written,
+    as on a full disk, is lost, and the next is tried.
     """
 
     def __init__(
@@ -65,17 +73,24 @@ class Keeper:
         embedder: Embeds | None = None,
         seconds: float = 60.0,
     ) -> None:
-        self.lost = 0  # as a sink: nothing is
+        self.lost = 0  # captions
         self._writer = StoreWriter(path, provenance)
         self._source, self._fps, self._embedder, self._seconds = source, fps, embedder, seconds
         self._part: VideoWriter | None = None
         self._captions: list[Caption] = []
         self._began = self._end = 0.0
+        self._again = -math.inf  # when to try once more, where a part was lost
+        self._warned = False
 
     def add(self, pts: float, features_NF: Tensor) -> None:
         """Append a frame."""
         if self._part is not None and pts >= self._began + self._seconds:
             self._finish()
+        if self._part is not None or pts >= self._again:
+            with self._losing():
+                self._add(pts, features_NF)
+
+    def _add(self, pts: float, features_NF: Tensor) -> None:
         if self._part is None:
             self._began = pts - 0.5 / self._fps
             self._part = VideoWriter(self._writer, self._record())
@@ -86,7 +101,9 @@ class Keeper:
 
     def put(self, cue: Cue) -> None:
         """Append a caption to the part in which it was made."""
-        if cue.kind is Kind.CAPTION:
+        if cue.kind is Kind.CAPTION and self._part is None:
+            self.lost += 1
+        elif cue.kind is Kind.CAPTION:
             said = {
                 k: getattr(cue, k) for k in ("source", "start", "end", "text", "logprob", "model")
             }
@@ -95,7 +112,8 @@ class Keeper:
     def close(self) -> None:
         """Make the last part visible, and let others write."""
         self._finish()
-        self._writer.close()
+        with self._losing():
+            self._writer.close()
 
     def _record(self) -> VideoRecord:
         now = time.time()
@@ -108,8 +126,21 @@ class Keeper:
         )
 
     def _finish(self) -> None:
-        if self._part is None:
-            return
-        self._part.captions(self._captions)
-        self._part.finish()
-        self._part, self._captions = None, []
+        if self._part is not None:
+            with self._losing():
+                self._part.captions(self._captions)
+                self._part.finish(self._end - self._began)
+                self._part, self._captions = None, []
+
+    @contextmanager
+    def _losing(self) -> Iterator[None]:
+        """Give up the part that can't be written."""
+        try:
+            yield
+        except StoreError as error:
+            if not self._warned:
+                _log.warning("%s", error)
+            self._warned = True
+            self.lost += len(self._captions)
+            self._part, self._captions = None, []
+            self._again = self._began + self._seconds

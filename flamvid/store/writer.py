@@ -242,12 +242,17 @@ class VideoWriter:
         """What was said about the video, beside its features."""
         self._record = replace(self._record, captions=tuple(captions))
 
-    def finish(self) -> None:
-        """Write the last chunk and, in the same transaction, make the video visible."""
+    def finish(self, duration: float | None = None) -> None:
+        """Write the last chunk and, in the same transaction, make the video visible.
+
+        duration: in seconds, of a stream, which did not know it before.
+        """
         if not self._filled:
             raise InputError(f"{self._record.path} has no frames; a video needs one")
         stored = self._chunk * len(self._pts) + self._filled
         record = replace(self._record, stored=stored)
+        if duration is not None:
+            record = replace(record, duration=duration)
         full = bytes.fromhex(record.content_hash)
         puts = self._pieces()
         puts.append(("videos", self._key, dump("videos", self._key, record_to_json(record))))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from flamvid.generate.config import GenerationConfig
 from flamvid.live.captioner import LiveCaptioner, LiveConfig, sizes_of
+from flamvid.live.cue import Cue
 from flamvid.live.keep import Keeper, provenance_of
-from flamvid.live.memory import MemoryConfig
+from flamvid.live.memory import MemoryConfig, Sizes
 from flamvid.store import FeatureStore
 from flamvid.weights.load import LoadedModel
 from tests.live.script import Script, walls
@@ -43,3 +46,40 @@ def test_parts_can_be_read_while_the_stream_goes_on(model: LoadedModel, tmp_path
     kept = np.concatenate([np.asarray(part.features()) for part in parts])
     for moment, features in zip(live.memory.recent, kept, strict=True):
         assert features == pytest.approx(moment.features.numpy(), rel=1e-3, abs=1e-4)
+
+
+def test_a_full_disk_loses_a_part_and_not_the_next(model: LoadedModel, tmp_path: Path) -> None:
+    path, features_NF = tmp_path / "store", torch.rand(4, 256)
+    sizes = Sizes(4, 256, torch.float32, 0)
+    keeper = Keeper(path, provenance_of(model, 2.0, sizes), "cam", 2.0, seconds=20.0)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for tick in range(130):  # of three parts and the begin of a fourth
+        if tick == 50:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size, hard))
+        try:
+            keeper.add(tick / 2 + 0.25, features_NF)
+        finally:
+            if tick in (90, 129):
+                resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        if tick % 10 == 9:
+            told = (tick + 1) / 2
+            keeper.put(
+                Cue(
+                    source="cam",
+                    start=told - 5,
+                    end=told,
+                    text="a",
+                    model="tiny",
+                    why="every",
+                    pts=told,
+                    wall=0.0,
+                )
+            )
+    keeper.close()
+    store = FeatureStore(path)
+    records = [store[video].record for video in store]
+    assert sorted(r.path for r in records) == ["cam#t=0,20", "cam#t=40,60", "cam#t=60,80"]
+    assert sorted(r.duration for r in records) == [5, 20, 20]
+    assert keeper.lost == 4
+    assert sum(len(r.captions) for r in records) == 13 - 4
+    store.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import socket
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -76,6 +77,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass
+
+
+def paced(request: BaseHTTPRequestHandler, data: bytes, rate: float) -> None:
+    """Bytes over HTTP at so many per second, without a length."""
+    request.send_response(200)
+    request.end_headers()
+    began = time.monotonic()
+    for at in range(0, len(data), 188):
+        time.sleep(max(0.0, began + at / rate - time.monotonic()))
+        request.wfile.write(data[at : at + 188])
 
 
 class Proxy:

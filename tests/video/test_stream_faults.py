@@ -6,12 +6,9 @@ import io
 import itertools
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
@@ -21,9 +18,8 @@ import torch
 
 from flamvid.errors import DecodeError
 from flamvid.video.stream import Drop, Event, Frame, Gap, Reconnect, Stream, open_stream
-from tests.video import rtsp_server
-from tests.video.live_tools import child_of, ffmpeg
-from tests.video.media_server import MediaServer, Proxy, free_port
+from tests.video.live_tools import camera, child_of, ffmpeg
+from tests.video.media_server import MediaServer, Proxy, free_port, paced
 from tests.video.numbered import BARS, HEIGHT, WIDTH, bars
 from tests.video.rtsp_server import RtspServer
 
@@ -64,19 +60,6 @@ def check(events: list[Event]) -> None:
             assert before.pts <= after.start
         elif isinstance(before, Gap):
             assert before.end <= after.pts + 1e-9
-
-
-@contextmanager
-def camera(clip: Path, port: int = 0) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """An RTSP server of its own process, which plays for ever; and its address."""
-    command = [sys.executable, rtsp_server.__file__, str(clip), "--port", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        yield process, process.stdout.readline().strip()
-    finally:
-        process.kill()
-        process.communicate()
 
 
 @pytest.fixture
@@ -169,16 +152,6 @@ def test_another_resolution_in_the_middle(clip, make_clip) -> None:
     assert shapes == {(1, 3, 24, 32)}
     steps = np.diff([e.pts for e in frames if isinstance(e, Frame)])
     assert ((steps > 0.099) & (steps < 0.201)).all()  # ticks begin anew with each resolution
-
-
-def paced(request: BaseHTTPRequestHandler, data: bytes, rate: float) -> None:
-    """Bytes over HTTP at so many per second, without a length."""
-    request.send_response(200)
-    request.end_headers()
-    began = time.monotonic()
-    for at in range(0, len(data), 188):
-        time.sleep(max(0.0, began + at / rate - time.monotonic()))
-        request.wfile.write(data[at : at + 188])
 
 
 def test_another_codec_in_the_middle(server: MediaServer, make_clip) -> None:
