@@ -1,4 +1,4 @@
-"""The paper's ablations (Flamingo, section 3.3, table 3) at a small scale.
+"""The paper's ablations (Flamingo, section 3.3) at a small scale.
 
     python tools/ablate.py --data FOLDER [--seeds 0 1] [--table docs/ablations.md]
 
@@ -10,30 +10,26 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import sys
 import time
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 
-HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE / "bench")]
+import torch
+from ablations.corpora import Places
+from ablations.one import run_row
+from ablations.rows import ROWS
+from ablations.scale import Scale
+from ablations.table import Results, table, write_between
 
+from flamvid import config
 from flamvid.cli.process import prepare
+from flamvid.errors import FlamvidError, InputError
+from flamvid.models.build import read_model_config
 
-prepare()  # before torch
-
-import torch  # noqa: E402
-from ablations.corpora import Places  # noqa: E402
-from ablations.one import run_row  # noqa: E402
-from ablations.rows import ROWS  # noqa: E402
-from ablations.scale import Scale  # noqa: E402
-from ablations.table import Results, table, write_between  # noqa: E402
-
-from flamvid import config  # noqa: E402
-from flamvid.errors import FlamvidError, InputError  # noqa: E402
-from flamvid.models.build import read_model_config  # noqa: E402
+HERE = Path(__file__).parent
 
 
 def main() -> int:
@@ -64,16 +60,16 @@ def _main(options: argparse.Namespace) -> int:
     def log(text: str) -> None:
         print(f"{time.monotonic() - began:6.0f} s  {text}", file=sys.stderr, flush=True)
 
-    for seed in options.seeds:  # all rows of one seed, before any of the next
-        for row in rows:
-            if results.has(row.name, seed):
-                continue
-            log(f"{row.name}, seed {seed}")
-            outcome = run_row(row, seed, base, places, scale, score, log)
-            results.add(row.name, seed, outcome)
-            log(f"{row.name}, seed {seed}: loss {outcome.loss:.3f} CIDEr {outcome.cider}")
-            if options.table:
-                write_between(options.table, table(rows, results))
+    # All rows of one seed, before any of the next.
+    for seed, row in product(options.seeds, () if options.no_run else rows):
+        if results.has(row.name, seed):
+            continue
+        log(f"{row.name}, seed {seed}")
+        outcome = run_row(row, seed, base, places, scale, score, log)
+        results.add(row.name, seed, outcome)
+        log(f"{row.name}, seed {seed}: loss {outcome.loss:.3f} CIDEr {outcome.cider}")
+        if options.table:
+            write_between(options.table, table(rows, results))
     text = table(rows, results)
     if options.table:
         write_between(options.table, text)
@@ -91,25 +87,28 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rows", nargs="+", help="names of rows; all unless given")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of Scale")
     parser.add_argument("--no-cider", action="store_true", help="it needs Java")
+    parser.add_argument("--no-run", action="store_true", help="only the table of what there is")
     parser.add_argument("--table", type=Path, help="a Markdown file to write it into, too")
     return parser.parse_args()
 
 
 def _pair(text: str) -> tuple[str, object]:
-    key, found, value = text.partition("=")
+    key, _, value = text.partition("=")
     try:
         return key, json.loads(value)
     except ValueError as error:
         raise InputError(f"--set is {text!r}; must be KEY=NUMBER, as updates=50") from error
 
 
-def _cider():  # noqa: ANN202
+def _cider():
     if shutil.which("java") is None:
         raise InputError("CIDEr's tokenizer needs Java, and there is none; give --no-cider")
+    sys.path.append(str(HERE / "bench"))
     from cider import score
 
     return lambda truth, said: score(truth, said)[0]
 
 
 if __name__ == "__main__":
+    prepare()
     sys.exit(main())

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from ablations.scale import Scale
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from ablations.scale import Scale
 from flamvid.data.collate import Batch, collate, make_row
 from flamvid.data.corpus import CorpusConfig
 from flamvid.data.features import FeatureSet, cache_name, load_features

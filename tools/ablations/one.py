@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+
 from ablations.corpora import Places, held_out, training
 from ablations.rows import Row
 from ablations.scale import Scale
-
 from flamvid.data.collate import Batch, collate, make_row
 from flamvid.data.corpus import CorpusConfig
 from flamvid.data.samples import Document

@@ -20,12 +20,12 @@ class Scale:
     (1, 0.2, 0.2 and 0.03 for videos): the held-out set is of videos.
     """
 
-    updates: int = 100
+    updates: int = 60
     videos: int = 4
     images: int = 4
     documents: int = 2
     media: int = 3
-    samples: int = 1000
+    samples: int = 400
     held_out: int = 244
     frames: int = 2
     grid: int = 3

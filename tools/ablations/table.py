@@ -12,7 +12,6 @@ from typing import Any
 
 from ablations.one import Outcome
 from ablations.rows import Row
-
 from flamvid.errors import InputError
 
 __all__ = ["Results", "table", "write_between"]
