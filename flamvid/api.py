@@ -18,6 +18,7 @@ from flamvid.generate.score import score_options
 from flamvid.generate.tell import OnText, Teller
 from flamvid.live.look import Looker, View
 from flamvid.ops import media_index
+from flamvid.text.dialogue import recent
 from flamvid.text.prompt import MEDIA, Media, Turn
 from flamvid.text.shots import Shot
 from flamvid.types import Caption, Frames, Segment
@@ -271,7 +272,7 @@ class Captioner:
         return Chat(self, GenerationConfig(**_not_empty(search)))
 
     def encode(self, frames: Frames) -> Tensor:
-        """Frozen features [T,N,F] of decoded frames."""
+        """Frozen features [T,N,F] of decoded frames; of a video encoder, of its moments."""
         return Looker(self.model).encode(frames)
 
     def _look(self, source: Source, view: View, place: int = 0) -> Iterator[Seen]:
@@ -338,6 +339,7 @@ class Chat:
         self.captioner, self.config = captioner, config
         self.seen: list[Seen] = []
         self.turns: list[Turn] = []
+        self.left_out = 0  # turns that the language model had no more room for
         self._new = 0  # media shown since the last turn
 
     def show(
@@ -351,15 +353,24 @@ class Chat:
         return seen
 
     def say(self, question: str, on_text: OnText | None = None) -> str:
-        """The answer to a question about what was shown; `on_text` hears of it as it is made."""
+        """The answer to a question about what was shown; `on_text` hears of it as it is made.
+
+        The oldest turns are left out, with the media that they are about, once there is no room.
+        """
         if not self.seen:
             raise InputError("nothing was shown yet; show a picture or a video first")
-        turn = Turn(self._new, question)
-        ids = self.captioner.model.prompts.dialogue([*self.turns, turn])
-        [made] = self.captioner._continue(self.seen, ids, self.config, on_text)[:1]
-        answer = self.captioner.model.prompts.decode(made.ids)
-        self.turns.append(replace(turn, answer=answer))
-        self._new = 0
+        prompts, positions = (
+            self.captioner.model.prompts,
+            self.captioner.model.flamingo.lm.positions,
+        )
+        room = None if positions is None else positions - self.config.max_tokens
+        turns, gone = recent(prompts, [*self.turns, Turn(self._new, question)], room)
+        seen, ids = self.seen[gone:], prompts.dialogue(turns)
+        [made] = self.captioner._continue(seen, ids, self.config, on_text)[:1]
+        answer = prompts.decode(made.ids)
+        self.left_out += len(self.turns) + 1 - len(turns)
+        self.turns = [*turns[:-1], replace(turns[-1], answer=answer)]
+        self.seen, self._new = seen, 0
         return answer
 
     def forget(self) -> None:

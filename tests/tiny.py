@@ -20,6 +20,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from flamvid.weights.adapter import save_adapter
 from flamvid.weights.load import load_model
 
+VISION = """
+encoder = "timm:test_efficientnet"
+weights = "{folder}/vision"
+size = 64
+"""
 SPECIAL = ("<unk>", "<bos>", "<media>", "<end>")
 WORDS = ("red", "green", "blue")
 TOML = """
@@ -32,12 +37,10 @@ media = "<media>"
 end = "<end>"
 
 [vision]
-encoder = "timm:test_efficientnet"
-weights = "{folder}/vision"
-size = 64
+{vision}
 
 [resampler]
-features = 256
+features = {features}
 width = 16
 heads = 2
 head_width = 8
@@ -66,8 +69,11 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
 
 
-def make_model(folder: Path) -> Path:
-    """The path of a model's TOML: a random LM and encoder, and an adapter whose gates are open."""
+def make_model(folder: Path, vision: str = VISION, features: int = 256) -> Path:
+    """The path of a model's TOML: a random LM and encoder, and an adapter whose gates are open.
+
+    vision: another encoder's table, whose features are `features` wide and whose weights exist.
+    """
     torch.manual_seed(0)
     tokenizer = make_tokenizer()
     tokenizer.save_pretrained(folder / "lm")
@@ -81,11 +87,13 @@ def make_model(folder: Path) -> Path:
         initializer_range=0.4,  # a wide spread, or all it writes is one token over and over
     )
     LlamaForCausalLM(config).save_pretrained(folder / "lm")
-    (folder / "vision").mkdir()
-    encoder = timm.create_model("test_efficientnet", pretrained=False)
-    save_file(encoder.state_dict(), folder / "vision" / "model.safetensors")
+    if vision == VISION:
+        (folder / "vision").mkdir()
+        encoder = timm.create_model("test_efficientnet", pretrained=False)
+        save_file(encoder.state_dict(), folder / "vision" / "model.safetensors")
     toml = folder / "tiny.toml"
-    toml.write_text(TOML.format(folder=folder))
+    seen = vision.format(folder=folder)
+    toml.write_text(TOML.format(folder=folder, vision=seen, features=features))
 
     model = load_model(str(toml), trained=False)
     for name, parameter in model.flamingo.trained():

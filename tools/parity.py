@@ -25,7 +25,7 @@ from flamvid.errors import FlamvidError
 from flamvid.generate.engine import GenerationConfig, generate
 from flamvid.models.flamingo import Flamingo
 from flamvid.models.hosts import load_host
-from flamvid.models.vision import load_clip
+from flamvid.models.transformers_encoder import load_tower
 from flamvid.ops import media_index
 from flamvid.weights.idefics import load_idefics, one_hot_index
 from flamvid.weights.open_flamingo import build_open_flamingo, layout, open_flamingo_tensors
@@ -76,7 +76,7 @@ def load_open_flamingo(folder: Path, checkpoint: Path, meta: dict[str, Any]) -> 
     tensors = open_flamingo_tensors(open_tensors(checkpoint))
     parts = layout(tensors, checkpoint, meta.get("perceiver", {}).get("dim_head", 64))
     lm = load_host(folder / "lm", torch.float32)
-    vision = load_clip(folder / "clip", torch.float32)
+    vision = load_tower("clip", folder / "clip", torch.float32)
     return build_open_flamingo(tensors, vision, lm, parts, checkpoint).eval()
 
 

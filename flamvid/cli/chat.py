@@ -66,6 +66,7 @@ def chat(
     talk = captioner.chat(**search)  # type: ignore[arg-type]
     if sys.stdin.isatty():
         say(_HELP)
+    told = False
     while True:
         if sys.stdin.isatty():
             typer.echo("> ", nl=False, err=True)
@@ -76,6 +77,9 @@ def chat(
             _turn(talk, line.strip(), streams=beams == 1)
         except FlamvidError as error:  # a typing error must not end the conversation
             report(error)
+        if talk.left_out and not told:
+            say("flamvid: the oldest turns are left out: the language model has no more room")
+            told = True
 
 
 def _turn(talk: Chat, line: str, streams: bool) -> None:

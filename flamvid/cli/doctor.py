@@ -192,7 +192,9 @@ def _operations() -> list[Callable[[], Check]]:
             "media_index",
             "media_attention_forward",
             "media_attention_backward",
+            "linear_few",
             "linear_int8",
+            "widen_int8",
         )
     ]
 

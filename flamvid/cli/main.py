@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from flamvid import __version__
-from flamvid.cli import models
+from flamvid.cli import data, models, store
 from flamvid.cli.ask import ask
 from flamvid.cli.caption import caption
 from flamvid.cli.chat import chat
@@ -37,6 +37,8 @@ app.command()(chat)
 app.command()(probe)
 app.command()(frames)
 app.add_typer(models.app, name="models")
+app.add_typer(data.app, name="data")
+app.add_typer(store.app, name="store")
 app.command()(train)
 app.command()(plot)
 app.command()(doctor)

@@ -46,7 +46,7 @@ class Preset:
         kind, _, name = self.encoder.partition(":")
         if not self.adapter:  # there is nothing to be fetched for
             return []
-        parts = [self.lm, name if kind == "clip" else self.weights]
+        parts = [self.lm, self.weights if kind in ("timm", "pytorchvideo") else name]
         # Where everything comes in one repository, the adapter is a file of it.
         if self.adapter.startswith("hub:") and not self.adapter.startswith(f"hub:{self.lm}/"):
             parts.append(self.adapter)
@@ -246,6 +246,9 @@ def _describe(name: str, preset: Preset | None) -> dict[str, str | int]:
         "adapter": config.adapter or "none: the paper's weights were never released",
         "dtype": config.dtype,
     }
+    if config.vision.clip is not None:
+        clip = config.vision.clip
+        facts["clip"] = f"{clip.frames} frames, {clip.fps:g} a second, to {clip.steps} moments"
     for part, count in sizes(config).items():
         facts[f"parameters: {part}"] = f"{count:,}"
     local = Path(config.adapter)

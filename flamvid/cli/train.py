@@ -75,10 +75,10 @@ def train(
     if "corpus" not in config.read_toml(recipe):
         if changes or fine_tune or lora or dry_run:
             raise InputError(
-                f"{recipe} is a recipe of the default model's two stages; --set, --fine-tune, "
-                "--lora and --dry-run are for recipes with [[corpus]] tables: edit the file"
+                f"{recipe} has no [[corpus]] tables; --set, --fine-tune, "
+                "--lora and --dry-run are for recipes that do: edit the file"
             )
-        return _two_stages(recipe, data, out, resume, words)
+        return _of_pairs(recipe, data, out, resume, words)
 
     from flamvid.train.plan import read_plan
 
@@ -90,11 +90,13 @@ def train(
     return _run(plan, out, resume, words)
 
 
-def _two_stages(recipe: Path, data: Path | None, out: Path, resume: bool, words: list[str]) -> int:
-    from flamvid.train import loop
-
+def _of_pairs(recipe: Path, data: Path | None, out: Path, resume: bool, words: list[str]) -> int:
+    if "contrastive" in config.read_toml(recipe):
+        from flamvid.train.contrastive_run import run_contrastive as run
+    else:
+        from flamvid.train.loop import run
     try:
-        adapter = loop.run(recipe, data, out, resume=resume, log=say)
+        adapter = run(recipe, data, out, resume=resume, log=say)
     except KeyboardInterrupt:
         report(f"interrupted; {shlex.join(words)} goes on from the last checkpoint")
         return INTERRUPTED

@@ -95,7 +95,8 @@ def _tokens(
     special = {prompts.media_id, prompts.end_id, prompts.bos_id, prompts.around_id}
     around = [] if prompts.around_id is None else [prompts.around_id]
     ids: list[int] = [] if prompts.bos_id is None else [prompts.bos_id]
-    opening, media = len(ids), []
+    opening = len(ids)
+    media: list[Part] = []
     for part in parts:
         if isinstance(part, str):
             # A page of the web may contain "<image>": it is no media of ours.

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
+from flamvid import config
 from flamvid.errors import ConfigError
 
-__all__ = ["KINDS", "CorpusConfig"]
+__all__ = ["KINDS", "SPLITS", "CorpusConfig", "read_corpora"]
+
+SPLITS = {"corpus": "train", "validation": "validation"}
 
 KINDS = ("videos", "frames", "images", "interleaved", "text", "manifest", "features", "store")
 
@@ -28,8 +32,8 @@ class CorpusConfig:
     the aspect and fills with the mean colour `fill`; "squash" and "crop" do not.
     flip, jitter: chance of a mirrored clip; strength of changes to its brightness, contrast,
     saturation and (a quarter of it) hue; the same for all its frames. 0 for neither.
-    leading_space: chance of a space in front of a pair's text. next: chance that a page's text looks
-    at the next image rather than the previous.
+    leading_space: chance of a space in front of a pair's text. next: chance that a page's text
+    looks at the next image rather than the previous.
     shuffle, lanes: see `Order`. max_bad: samples that may be unreadable before the run ends.
     media_root: folder or address that a manifest's media are in. pattern: how they are called
     there, with the columns in braces. split: which part of an annotation file.
@@ -89,3 +93,23 @@ class CorpusConfig:
     def tokens(self) -> int:
         """The most tokens of a row."""
         return self.max_tokens or _TOKENS.get(self.kind, 32)
+
+
+def read_corpora(path: Path) -> dict[str, tuple[CorpusConfig, ...]]:
+    """The `[[corpus]]` and `[[validation]]` tables of a recipe, by "train" and "validation".
+
+    What else a recipe says is for training. Raises ConfigError for a wrong key or value.
+    """
+    table = config.read_toml(path)
+    found: dict[str, tuple[CorpusConfig, ...]] = {}
+    for key, split in SPLITS.items():
+        tables = table.get(key, [])
+        if not isinstance(tables, list) or not all(isinstance(t, dict) for t in tables):
+            raise ConfigError(f"{path}: {key} must be tables, [[{key}]]")
+        found[split] = tuple(
+            config.build(CorpusConfig, t, f"{path}: {key} {t.get('name', at)}")
+            for at, t in enumerate(tables)
+        )
+    if not found["train"]:
+        raise ConfigError(f"{path} has no [[corpus]] table; a recipe must say what to train on")
+    return found

@@ -14,18 +14,20 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 
+import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from flamvid.data.samples import Document, Media
 from flamvid.data.shards import read_shard
 from flamvid.errors import SourceError
 
-__all__ = ["FeatureSet", "Thin", "compute_features", "load_features"]
+__all__ = ["FeatureSet", "FeatureShard", "Thin", "compute_features", "load_features"]
 
 Encode = Callable[[list[Tensor]], Tensor]
-"""Pictures uint8 [3,H,W] to features [len,N,F]."""
+"""Pictures uint8 [3,H,W] to features [T,N,F], one T for each unless it looks over time."""
 
 _BATCH = 32
 
@@ -104,15 +106,22 @@ def cache_name(shard: Path, encoder: str) -> str:
     return f"{shard.parent.name}-{shard.stem}-{digest.hexdigest()[:12]}.safetensors"
 
 
-def compute_features(shard: Path, out: Path, encode: Encode) -> None:
-    """Encode every picture of a shard into `out`, which appears whole or not at all."""
+def compute_features(shard: Path, out: Path, encode: Encode, over_time: bool = False) -> None:
+    """Encode every picture of a shard into `out`, which appears whole or not at all.
+
+    over_time: the encoder takes the pictures of one sample at once; if not, of any in a batch.
+    """
     ids, counts, captions = [], [], []
     features: list[Tensor] = []
     waiting: list[Tensor] = []
     for sample in read_shard(shard):
         ids.append(sample.id)
-        counts.append(len(sample.pictures))
         captions.append(sample.captions)
+        if over_time:
+            features.append(encode(list(sample.pictures)).half().cpu())
+            counts.append(len(features[-1]))
+            continue
+        counts.append(len(sample.pictures))
         waiting += sample.pictures
         while len(waiting) >= _BATCH:
             features.append(encode(waiting[:_BATCH]).half().cpu())
@@ -136,3 +145,26 @@ def load_features(path: Path) -> FeatureSet:
     places = tuple((0, a, n) for a, n in zip(starts, counts, strict=False))
     captions = tuple(tuple(c) for c in json.loads(metadata["captions"]))
     return FeatureSet((features,), places, tuple(json.loads(metadata["ids"])), captions)
+
+
+class FeatureShard:
+    """A shard's features as samples of a corpus."""
+
+    def __init__(self, address: str) -> None:
+        try:
+            self.features = load_features(Path(address))
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise SourceError(f"{address} holds no features ({error}); make them anew") from error
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def name(self, at: int) -> str:
+        """A sample's name."""
+        return self.features.ids[at]
+
+    def document(self, at: int) -> Document:
+        """A sample, with all its frames."""
+        features = self.features.batch([at])[0][0]
+        media = Media(np.arange(len(features), dtype=np.float64), features=features)
+        return Document(self.features.ids[at], (media,), self.features.captions[at])

@@ -1,17 +1,23 @@
-"""Where a corpus's samples come from: shards, each a row of documents that can be had in any order."""
+"""Where samples come from: shards, whose documents can be had in any order."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from flamvid.data.corpus import CorpusConfig
+from flamvid.data.features import FeatureShard
+from flamvid.data.files import expand, is_remote
+from flamvid.data.manifest import ManifestShard, PageShard, TextShard
 from flamvid.data.samples import Document
+from flamvid.data.tar import TarShard
 from flamvid.errors import ConfigError
+from flamvid.video.address import shown
 
-__all__ = ["Samples", "Shard", "open_corpus"]
+__all__ = ["Samples", "Shard", "files_of", "open_corpus", "open_shard"]
 
 _OPEN = 16  # shards whose index is kept
 
@@ -56,6 +62,35 @@ class Samples:
         return self._shards[at]
 
 
+def files_of(config: CorpusConfig, root: Path) -> list[str]:
+    """The files of a corpus, in order; ConfigError for a source that is missing."""
+    return expand(config.sources, root, f"corpus {config.name}")
+
+
 def open_corpus(config: CorpusConfig, root: Path) -> Samples:
-    """A corpus's samples; ConfigError where a source is missing or holds none."""
-    raise ConfigError(f"corpus {config.name}: {config.kind}")
+    """A corpus's samples; ConfigError for a missing source, SourceError for a damaged one."""
+    files = files_of(config, root)
+    samples = Samples(partial(open_shard, config, root), files)
+    if not samples.total:
+        raise ConfigError(f"corpus {config.name}: {shown(files[0])} holds no samples")
+    return samples
+
+
+def open_shard(config: CorpusConfig, root: Path, address: str) -> Shard:
+    """One file of a corpus; SourceError where it is damaged."""
+    if config.kind == "features":
+        return FeatureShard(address)
+    if address.partition("?")[0].endswith(".tar"):
+        return TarShard(address, config)
+    base = config.media_root or address.rpartition("/")[0]
+    if config.media_root and not is_remote(base):
+        base = str(root / base)
+    if config.kind == "text":
+        return TextShard(address)
+    if config.kind == "interleaved":
+        return PageShard(address, base)
+    if config.kind == "manifest":
+        return ManifestShard(address, config, base)
+    raise ConfigError(
+        f"corpus {config.name}: {shown(address)} is no .tar; {config.kind} are tar shards"
+    )

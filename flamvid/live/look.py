@@ -16,7 +16,7 @@ from flamvid.errors import InputError
 from flamvid.live.spread import Spread
 from flamvid.types import Frames, Segment
 from flamvid.video.live import LiveSource
-from flamvid.video.sample import Fps, Uniform, windows
+from flamvid.video.sample import Clips, Fps, Uniform, windows
 from flamvid.weights.load import LoadedModel
 
 __all__ = ["Looker", "View"]
@@ -30,10 +30,10 @@ _MOST_OF_LIVE = 128  # frames of it that are kept when fps asks for all
 class View:
     """Which part of a source to look at, and which of its frames.
 
-    frames: how many (by default what suits the model), or fps: how many per second. start, end: in
-    seconds. every, window: a part every so many seconds, each of `window` seconds (by default
-    `every`). timeout: seconds that opening the source or reading from it may take at once; by
-    default it grows with the source.
+    frames: how many (by default what suits the model; of a video encoder, filled up to whole
+    clips), or fps: how many per second. start, end: in seconds. every, window: a part every so
+    many seconds, each of `window` seconds (by default `every`). timeout: seconds that opening the
+    source or reading from it may take at once; by default it grows with the source.
     """
 
     frames: int | None = None
@@ -58,15 +58,15 @@ class Looker:
     model: LoadedModel
 
     def encode(self, frames: Frames) -> Tensor:
-        """Frozen features [T,N,F] of decoded frames."""
-        pictures = self.model.transform(frames.pixels)
-        return self.model.flamingo.encode(pictures.to(self.model.device, self.model.dtype))
+        """Frozen features [T,N,F] of decoded frames; of a video encoder's clips, T moments."""
+        return self._features(self.model.transform(frames.pixels))
+
+    def _features(self, pictures_X3HW: Tensor) -> Tensor:
+        return self.model.flamingo.encode(pictures_X3HW.to(self.model.device, self.model.dtype))
 
     def look(self, source: str | PathLike[str], view: View) -> Iterator[tuple[Segment, Tensor]]:
         """The parts of a source that the view asks for, and features [T,N,F] of their frames."""
-        config = self.model.config
-        usual = config.frames or config.resampler.frames or 1
-        sampling = _sampling(view, usual)
+        sampling = self._sampling(view)
         with video.open_source(source, size=self._decode_size(), timeout=view.timeout) as opened:
             if isinstance(opened, LiveSource):
                 yield from self._watch(
@@ -77,56 +77,58 @@ class Looker:
             start = view.start or 0.0
             parts = [Segment(start, length if view.end is None else min(view.end, length))]
             if view.every is not None and length > 0:
-                size = view.every if view.window is None else view.window
-                parts = windows(length, size, view.every, start, view.end)
+                window = view.every if view.window is None else view.window
+                parts = windows(length, window, view.every, start, view.end)
             for part in parts:
                 at = sampling.indices(opened.pts, opened.durations, part.start, part.end).tolist()
-                chunks = [at[i : i + _READ_AT_ONCE] for i in range(0, len(at), _READ_AT_ONCE)]
+                size = sampling.frames if isinstance(sampling, Clips) else _READ_AT_ONCE
+                chunks = [at[i : i + size] for i in range(0, len(at), size)]
                 yield part, torch.cat([self.encode(opened.read(chunk)) for chunk in chunks])
 
     def _watch(
         self,
         live: LiveSource,
-        sampling: Uniform | Fps,
+        sampling: Uniform | Fps | Clips,
         part: Segment,
         view: View,
     ) -> Iterator[tuple[Segment, Tensor]]:
         """As `_look` on what can only be read forward, in bounded memory: windows as they end."""
         every = view.every
         if every is None:
-            most = sampling.n if isinstance(sampling, Uniform) else _MOST_OF_LIVE
-            rate = sampling.rate if isinstance(sampling, Fps) else _LIVE_FPS
-            yield self._watch_whole(live, rate, most, part)
+            most = _MOST_OF_LIVE if isinstance(sampling, Fps) else sampling.n
+            yield self._watch_whole(live, _pace(sampling), most, part)
             return
         size = every if view.window is None else view.window
-        rate = sampling.rate if isinstance(sampling, Fps) else sampling.n / size
+        pace = _pace(sampling, size, every)
         seen: deque[tuple[float, Tensor]] = deque()
         begin, last = part.start, part.start
-        for time, frame in _between(live, rate, part):
+        for time, pictures in self._pieces(live, pace, part):
             while time >= begin + size:
                 if inside := [f for t, f in seen if t >= begin]:
                     yield Segment(begin, begin + size), torch.cat(inside)
                 begin += every
             while seen and seen[0][0] < begin:
                 seen.popleft()
-            last = time + 0.5 / rate
-            if time >= begin:
-                seen.append((time, self.encode(frame)))
+            last = time + 0.5 / pace.rate
+            if pictures is not None and time >= begin:
+                seen.append((time, self._features(pictures)))
         while begin < last - 1e-9:
             if inside := [f for t, f in seen if t >= begin]:
                 yield Segment(begin, min(begin + size, last)), torch.cat(inside)
             begin += every
 
     def _watch_whole(
-        self, live: LiveSource, rate: float, most: int, part: Segment
+        self, live: LiveSource, pace: _Pace, most: int, part: Segment
     ) -> tuple[Segment, Tensor]:
-        """Everything until the stream ends, by frames spread evenly over it."""
+        """Everything until the stream ends, by frames or clips spread evenly over it."""
         spread: Spread[Tensor] = Spread(most)
         last = part.start
-        for time, frame in _between(live, rate, part):
-            last = time + 0.5 / rate
+        for time, pictures in self._pieces(live, pace, part):
+            last = time + 0.5 / pace.rate
+            if pictures is None:
+                continue
             if spread.wants():
-                spread.add(self.encode(frame))
+                spread.add(self._features(pictures))
             else:
                 spread.skip()
         features = spread.choose()
@@ -134,16 +136,69 @@ class Looker:
             raise InputError(f"start is {part.start:g} s; {live.name} ended before that")
         return Segment(part.start, last), torch.cat(features)
 
+    def _pieces(
+        self, live: LiveSource, pace: _Pace, part: Segment
+    ) -> Iterator[tuple[float, Tensor | None]]:
+        """Each tick's time, and what is to be encoded then, pictures [X,3,h,w]; None for nothing.
+
+        For a video encoder, a clip from the middle of each period; the last may be cut short.
+        """
+        held: list[Tensor] = []
+        lead = (pace.period - pace.frames) // 2
+        for tick, (time, frame) in enumerate(_between(live, pace.rate, part)):
+            if 0 <= tick % pace.period - lead < pace.frames:
+                held.append(self.model.transform(frame.pixels))
+            whole = len(held) == pace.frames
+            yield time, torch.cat(held) if whole else None
+            if whole:
+                held.clear()
+        if held:
+            yield time, torch.cat(held)
+
+    def _sampling(self, view: View) -> Uniform | Fps | Clips:
+        config, clip = self.model.config, self.model.flamingo.vision.clip
+        if clip is None and view.fps is not None:
+            return Fps(view.fps)
+        usual = config.frames or (clip.frames if clip else config.resampler.frames) or 1
+        even = Uniform(usual if view.frames is None else view.frames)
+        if clip is None:
+            return even
+        if view.fps is not None:
+            raise InputError(
+                f"fps is {view.fps:g}, but {config.vision.encoder} looks at clips of {clip.frames} "
+                f"frames, {clip.fps:g} a second; say how many frames instead"
+            )
+        return Clips(math.ceil(even.n / clip.frames), clip.frames, clip.fps)
+
     def _decode_size(self) -> tuple[int, int] | None:
         """What frames can be resized to while they are decoded, without a crop to come."""
         vision = self.model.config.vision
-        return (vision.size, vision.size) if vision.resize == "squash" else None
+        plain = vision.resize == "squash" and vision.interpolation == "bicubic"
+        return (vision.size, vision.size) if plain else None
 
 
-def _sampling(view: View, usual: int) -> Uniform | Fps:
-    if view.fps is not None:
-        return Fps(view.fps)
-    return Uniform(usual if view.frames is None else view.frames)
+@dataclass(frozen=True, slots=True)
+class _Pace:
+    """How a stream is looked at: `rate` frames a second, of each `period` the middle `frames`."""
+
+    rate: float
+    frames: int = 1
+    period: int = 1
+
+
+def _pace(
+    sampling: Uniform | Fps | Clips, size: float | None = None, every: float | None = None
+) -> _Pace:
+    """For windows of `size` seconds `every` seconds, or for all of what may end at any time."""
+    if isinstance(sampling, Fps):
+        return _Pace(sampling.rate)
+    if isinstance(sampling, Uniform):
+        return _Pace(_LIVE_FPS if size is None else sampling.n / size)
+    if size is None or every is None:
+        return _Pace(sampling.fps, sampling.frames, sampling.frames)
+    each = min(size, every) / sampling.n  # seconds from one clip to the next
+    rate = max(sampling.fps, sampling.frames / each)
+    return _Pace(rate, sampling.frames, max(sampling.frames, int(each * rate + 1e-6)))
 
 
 def _between(live: LiveSource, rate: float, part: Segment) -> Iterator[tuple[float, Frames]]:

@@ -12,11 +12,13 @@ import torch
 
 from flamvid import config
 from flamvid.errors import ConfigError
+from flamvid.models.encoder import VisionEncoder
 from flamvid.models.flamingo import Flamingo
 from flamvid.models.gated_xattn import XattnConfig
 from flamvid.models.pretrained import TOML
 from flamvid.models.resampler import PerceiverResampler, ResamplerConfig
-from flamvid.models.vision import ClipEncoder, TimmEncoder, VisionConfig, vision_of
+from flamvid.models.transformers_encoder import FAMILIES
+from flamvid.models.vision import VisionConfig, vision_of
 
 __all__ = [
     "ModelConfig",
@@ -68,8 +70,9 @@ class ModelConfig:
 
     format: whose layout the weights have (`flamvid.weights.load.FORMATS`). adapter: a file, or
     `hub:ORG/NAME/FILE`. frames: how many are looked at unless told otherwise; 0 for as many as it
-    was trained on. dtype: what it is loaded as unless told otherwise; cpu_dtype: on a CPU, if that
-    is another. lm_config, vision_config: the frozen parts' architecture, by which their size is
+    was trained on. contrastive: the file of the heads that search embeds with, if there is one.
+    dtype: what it is loaded as unless told otherwise; cpu_dtype: on a CPU, if that is another.
+    lm_config, vision_config: the frozen parts' architecture, by which their size is
     known before they are fetched. licence: of the trained weights. lm_state: "frozen", or in the
     paper's ablations "unfrozen" (trained on from what it was) or "scratch" (from fresh weights of
     lm_config). billions: the total that the paper states; 0 where it states none. A preset of the
@@ -91,6 +94,7 @@ class ModelConfig:
     billions: float = 0.0
     dtype: str = "float32"
     cpu_dtype: str = ""
+    contrastive: str = ""
     lm_config: Mapping[str, Any] = field(default_factory=dict)
     vision_config: Mapping[str, Any] = field(default_factory=dict)
 
@@ -99,6 +103,13 @@ class ModelConfig:
             raise ConfigError(f"lm_state is {self.lm_state!r}; must be {', '.join(LM_STATES)}")
         if self.lm_state == "scratch" and not self.lm_config:
             raise ConfigError("lm_state scratch needs lm_config, the architecture to begin with")
+
+    @property
+    def tells_sizes(self) -> bool:
+        """Whether the architecture of every frozen part is at hand."""
+        kind, _, name = self.vision.encoder.partition(":")
+        sees = kind not in FAMILIES or bool(self.vision_config) or Path(name).is_dir()
+        return sees and bool(self.lm_config)
 
 
 def preset_names() -> list[str]:
@@ -140,16 +151,19 @@ def model_config(table: Mapping[str, Any], name: str, folder: str) -> ModelConfi
         plain["prompt"] = config.build(PromptConfig, plain["prompt"], f"{name}: prompt")
     if plain["adapter"] and not plain["adapter"].startswith("hub:"):
         plain["adapter"] = str(Path(folder) / plain["adapter"])
+    if plain.get("contrastive"):
+        plain["contrastive"] = str(Path(folder) / plain["contrastive"])
     return config.build(ModelConfig, {"name": name, **plain, **built}, name)
 
 
 def skeleton(model: ModelConfig) -> Flamingo:
-    """The whole model on the meta device: every shape, no memory. Needs lm_config.
+    """The whole model on the meta device: every shape, no memory. Needs the architectures.
 
     Raises ConfigError where the architecture of a frozen part is not in the configuration.
     """
-    if not model.lm_config:
-        raise ConfigError(f"model {model.name} has no lm_config; its sizes are known once loaded")
+    if not model.tells_sizes:
+        part = "vision_config" if model.lm_config else "lm_config"
+        raise ConfigError(f"model {model.name} has no {part}; its sizes are known once loaded")
     from flamvid.models.hosts import lm_of
 
     with torch.device("meta"):
@@ -159,7 +173,7 @@ def skeleton(model: ModelConfig) -> Flamingo:
 
 
 def assemble(
-    vision: TimmEncoder | ClipEncoder,
+    vision: VisionEncoder,
     lm: Any,
     resampler: ResamplerConfig,
     xattn: XattnConfig,

@@ -11,13 +11,14 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers import PreTrainedConfig
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from flamvid.models.decoder import Decoder, WithHead
 from flamvid.models.masks import hidden_keys
 from flamvid.models.relative import RelativeBlock
 
-__all__ = ["ChinchillaConfig", "ChinchillaForCausalLM", "register"]
+__all__ = ["ChinchillaConfig", "ChinchillaForCausalLM"]
 
 
 class ChinchillaConfig(PreTrainedConfig):  # type: ignore[misc]
@@ -34,15 +35,11 @@ class ChinchillaConfig(PreTrainedConfig):  # type: ignore[misc]
     tie_word_embeddings: bool = True
 
 
-class _Chinchilla(PreTrainedModel):  # type: ignore[misc]
+class _Chinchilla(Decoder):
     config_class = ChinchillaConfig
     base_model_prefix = "model"
+    _input_embed_layer = "token_emb"
     _no_split_modules = ["RelativeBlock"]  # noqa: RUF012
-    _supports_sdpa = True
-
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=0.02)
 
 
 class ChinchillaModel(_Chinchilla):
@@ -58,12 +55,6 @@ class ChinchillaModel(_Chinchilla):
         )
         self.norm = nn.RMSNorm(width, eps=1e-6)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.token_emb
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        self.token_emb = value
 
     def forward(
         self,
@@ -85,38 +76,8 @@ class ChinchillaModel(_Chinchilla):
         return BaseModelOutputWithPast(self.norm(x_BSD), past_key_values)
 
 
-class ChinchillaForCausalLM(_Chinchilla):
+class ChinchillaForCausalLM(WithHead, _Chinchilla):
     """The decoder with its tied head."""
 
+    body = ChinchillaModel
     _tied_weights_keys = {"lm_head.weight": "model.token_emb.weight"}  # noqa: RUF012
-
-    def __init__(self, config: ChinchillaConfig) -> None:
-        super().__init__(config)
-        self.model = ChinchillaModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.model.token_emb
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        self.model.token_emb = value
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.lm_head
-
-    def set_output_embeddings(self, value: nn.Linear) -> None:
-        self.lm_head = value
-
-    def forward(self, input_ids: Tensor, **kwargs: Any) -> CausalLMOutputWithPast:
-        """Logits [B,S,V]; keywords as of `ChinchillaModel`."""
-        out = self.model(input_ids, **kwargs)
-        return CausalLMOutputWithPast(
-            logits=self.lm_head(out.last_hidden_state), past_key_values=out.past_key_values
-        )
-
-
-def register() -> None:
-    """Let transformers' AutoModelForCausalLM build flamvid_chinchilla from this file."""
-    AutoConfig.register(ChinchillaConfig.model_type, ChinchillaConfig, exist_ok=True)
-    AutoModelForCausalLM.register(ChinchillaConfig, ChinchillaForCausalLM, exist_ok=True)

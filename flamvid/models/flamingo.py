@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flamvid.models.encoder import VisionEncoder
 from flamvid.models.gated_xattn import GatedCrossAttention, XattnConfig
 from flamvid.models.graft import GraftedLayer
 from flamvid.models.idefics import IdeficsCrossAttention
+from flamvid.models.linear import quicken
 from flamvid.models.lm import LanguageModel, MediaContext, decoder_layers
 from flamvid.models.pretrained import Pretrained
 from flamvid.models.resampler import PerceiverResampler
-from flamvid.models.vision import ClipEncoder, TimmEncoder
 
 __all__ = ["Flamingo"]
 
@@ -30,7 +31,7 @@ class Flamingo(nn.Module, Pretrained):
 
     def __init__(
         self,
-        vision: TimmEncoder | ClipEncoder,
+        vision: VisionEncoder,
         resampler: PerceiverResampler,
         lm: Any,
         xattn: XattnConfig,
@@ -53,6 +54,7 @@ class Flamingo(nn.Module, Pretrained):
             grafted=[GraftedLayer(xattn, width, latent_width) for _ in range(xattn.grafted)],
             frozen=lm_state == "frozen",
         )
+        quicken(self)
 
     def train(self, mode: bool = True) -> Flamingo:
         """Train the new parts; the frozen ones stay in evaluation mode (batch norms too)."""
@@ -61,7 +63,10 @@ class Flamingo(nn.Module, Pretrained):
         return self
 
     def encode(self, pictures_X3HW: Tensor) -> Tensor:
-        """Features [X,N,F] of any number X of pictures; without gradients if vision is frozen."""
+        """Features [X,N,F] of any number X of pictures; without gradients if vision is frozen.
+
+        By a video encoder, pictures are those of one media in order, and features [T,N,F].
+        """
         learns = any(p.requires_grad for p in self.vision.parameters())
         with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
             features: Tensor = self.vision(pictures_X3HW)

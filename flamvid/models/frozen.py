@@ -25,11 +25,17 @@ _DAMAGE = (OSError, ValueError, KeyError, RuntimeError, SafetensorError, Unpickl
 
 
 def frozen_from(
-    kind: Any, folder: Path, dtype: torch.dtype, what: str, device: torch.device = CPU
+    kind: Any,
+    folder: Path,
+    dtype: torch.dtype,
+    what: str,
+    device: torch.device = CPU,
+    **settings: Any,
 ) -> Any:
     """The model of class `kind` in a local folder, each tensor copied once to dtype and device.
 
-    what: says in errors what the folder should hold. What lacks a tensor is a WeightsError.
+    what: says in errors what the folder should hold. settings: what its configuration is changed
+    to. What lacks a tensor is a WeightsError.
     """
     safe = any(folder.glob("*.safetensors"))
     try:
@@ -43,6 +49,7 @@ def frozen_from(
                 trust_remote_code=False,
                 output_loading_info=True,
                 **_straight_to(device),
+                **settings,
             )
     except _DAMAGE as error:
         raise WeightsError(f"{folder} is no {what}: {_line(error)}") from error

@@ -68,12 +68,10 @@ def run_grafted(
     for i, layer in enumerate(layers):
         x_BSD = x_BSD.to(layer.mix.norm.weight.device)
         unseen = hidden_keys(x_BSD, past, attention_mask)
-        keep = partial(cache.own.update, i) if cache is not None else None
+        keep = partial(cache.own.update, layer_idx=i) if cache is not None else None
         x_BSD = layer.mix(x_BSD, unseen, keep)
         if media is not None and index_BS is not None:
             x_BSD = layer(x_BSD, media[i], index_BS.to(x_BSD.device))
         else:
             x_BSD = layer.feed(x_BSD)
-    if cache is not None:
-        cache.own.length = past + x_BSD.shape[1]
     return x_BSD

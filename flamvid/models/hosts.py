@@ -18,14 +18,16 @@ from transformers import (
 )
 
 from flamvid.errors import ConfigError
-from flamvid.models import chinchilla, mosaic, palm
+from flamvid.models.chinchilla import ChinchillaForCausalLM
+from flamvid.models.decoder import register
 from flamvid.models.frozen import CPU, frozen_from
+from flamvid.models.mosaic import MosaicForCausalLM
+from flamvid.models.palm import PalmForCausalLM
 
 __all__ = ["causal_class", "lm_config_of", "lm_of", "load_host"]
 
-chinchilla.register()
-mosaic.register()
-palm.register()
+for _causal in (ChinchillaForCausalLM, MosaicForCausalLM, PalmForCausalLM):
+    register(_causal)
 
 
 def load_host(folder: Path, dtype: torch.dtype, device: torch.device = CPU) -> PreTrainedModel:

@@ -4,29 +4,39 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from flamvid.ops import GROUP, Int8, dequantise_int8, implementation, linear_int8, quantise_int8
+from flamvid.models.linear import Linear
+from flamvid.ops import (
+    GROUP,
+    Int8,
+    dequantise_int8,
+    implementation,
+    linear,
+    linear_int8,
+    quantise_int8,
+)
 
 __all__ = ["Int8Linear", "make_int8"]
 
 
 class Int8Linear(nn.Module):
-    """Frozen int8 weights.
+    """Frozen int8 weights [N,K]; bias [N].
 
     Without the compiled kernel they are widened once: as long as float32 weights, and as quick, but
     the same numbers wherever one runs.
     """
 
-    def __init__(self, weight: Int8) -> None:
+    def __init__(self, weight: Int8, bias: Tensor | None = None) -> None:
         super().__init__()
+        self.bias = bias
         self.int8 = weight if implementation("linear_int8").name == "kernel" else None
         self.wide = dequantise_int8(weight) if self.int8 is None else None
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.int8 is not None and not (torch.is_grad_enabled() and x.requires_grad):
-            return linear_int8(x, self.int8)
-        return F.linear(x, self.rows())
+        if self.int8 is None or (torch.is_grad_enabled() and x.requires_grad):
+            return linear(x, self.rows(), self.bias)
+        out = linear_int8(x, self.int8)
+        return out if self.bias is None else out + self.bias
 
     def rows(self, at: Tensor | slice = slice(None)) -> Tensor:
         """Some of the weights as float32, [n,K]."""
@@ -38,9 +48,9 @@ class Int8Linear(nn.Module):
 
 @torch.no_grad()
 def make_int8(module: nn.Module) -> None:
-    """Put an `Int8Linear` in the place of each linear layer in `module` that int8 can hold."""
+    """Put an `Int8Linear` in the place of each float32 `Linear` in `module` that int8 can hold."""
     for name, child in module.named_children():
-        if isinstance(child, nn.Linear) and child.bias is None and child.in_features % GROUP == 0:
-            setattr(module, name, Int8Linear(quantise_int8(child.weight)))
+        if isinstance(child, Linear) and child.in_features % GROUP == 0:
+            setattr(module, name, Int8Linear(quantise_int8(child.weight), child.bias))
         else:
             make_int8(child)

@@ -140,6 +140,10 @@ class Labels:
         """Names in a video, the surest first; perhaps none."""
         return tuple(self.weigh(logits_TC))
 
+    def class_texts(self) -> tuple[str, ...]:
+        """What each class shows, as a caption would begin: "a golden retriever"."""
+        return tuple(f"a {name.lower()}" for name in _class_names())
+
     def weigh(self, logits_TC: Tensor) -> dict[str, float]:
         """The same, and how sure of each the classifier is."""
         if logits_TC.shape[-1] != CLASSES:

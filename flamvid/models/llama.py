@@ -9,6 +9,7 @@ Legend: B batch, S new tokens, T all tokens so far, H heads, G key heads, d head
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,14 @@ from torch.nn import functional as F
 
 from flamvid.models.linear import Linear
 
-__all__ = ["KeyValueCache", "Llama", "LlamaConfig", "LlamaLayer", "read_llama_config"]
+__all__ = [
+    "KeyValueCache",
+    "Llama",
+    "LlamaConfig",
+    "LlamaLayer",
+    "llama_config_of",
+    "read_llama_config",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +44,7 @@ class LlamaConfig:
     rope_theta: float
     rms_norm_eps: float
     tie_word_embeddings: bool
+    max_position_embeddings: int = 2048
 
     def table(self) -> dict[str, Any]:
         """As transformers' config.json has it."""
@@ -45,11 +54,16 @@ class LlamaConfig:
 
 
 def read_llama_config(folder: Path) -> LlamaConfig | None:
-    """The sizes in a folder's config.json; None for another model, or a Llama with extras."""
+    """The sizes in a folder's config.json; None as in `llama_config_of`, or without tensors."""
     try:
         table: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+    return llama_config_of(table) if (folder / "model.safetensors").is_file() else None
+
+
+def llama_config_of(table: Mapping[str, Any]) -> LlamaConfig | None:
+    """The sizes in a whole config.json; None for another model, or a Llama with extras."""
     rope = table.get("rope_parameters") or {}
     heads = table.get("num_attention_heads", 0)
     plain = (
@@ -58,7 +72,6 @@ def read_llama_config(folder: Path) -> LlamaConfig | None:
         and rope.get("rope_type") == "default"
         and rope.get("partial_rotary_factor", 1.0) == 1.0
         and not (table.get("attention_bias") or table.get("mlp_bias"))
-        and (folder / "model.safetensors").is_file()
     )
     if not plain:
         return None
@@ -74,31 +87,37 @@ def read_llama_config(folder: Path) -> LlamaConfig | None:
             rope_theta=rope["rope_theta"],
             rms_norm_eps=table["rms_norm_eps"],
             tie_word_embeddings=table.get("tie_word_embeddings", False),
+            max_position_embeddings=table.get("max_position_embeddings", 2048),
         )
     except KeyError:
         return None
 
 
 class KeyValueCache:
-    """Keys and values of all layers, each a buffer [B,G,room,d] that doubles when it is full."""
+    """Keys and values of all layers, each a buffer [B,G,room,d] that doubles when it is full.
+
+    As far as our models know it, one of transformers' caches; those copy all keys for every token.
+    """
 
     def __init__(self, layers: int) -> None:
         self._keys: list[Tensor | None] = [None] * layers
         self._values: list[Tensor | None] = [None] * layers
-        self.length = 0  # of the last layer that was updated before the new tokens
+        self.length = 0  # tokens that all layers have
 
     def get_seq_length(self) -> int:
         """How many tokens the cache holds."""
         return self.length
 
-    def update(self, layer: int, k_BGSd: Tensor, v_BGSd: Tensor) -> tuple[Tensor, Tensor]:
+    def update(self, k_BGSd: Tensor, v_BGSd: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
         """Append a layer's new keys and values; returns all of them, [B,G,T,d]."""
         T = self.length + k_BGSd.shape[2]
-        keys = self._grown(self._keys[layer], k_BGSd, T)
-        values = self._grown(self._values[layer], v_BGSd, T)
+        keys = self._grown(self._keys[layer_idx], k_BGSd, T)
+        values = self._grown(self._values[layer_idx], v_BGSd, T)
         keys[:, :, self.length : T] = k_BGSd
         values[:, :, self.length : T] = v_BGSd
-        self._keys[layer], self._values[layer] = keys, values
+        self._keys[layer_idx], self._values[layer_idx] = keys, values
+        if layer_idx == len(self._keys) - 1:
+            self.length = T
         return keys[:, :, :T], values[:, :, :T]
 
     def _grown(self, buffer: Tensor | None, new: Tensor, room: int) -> Tensor:
@@ -171,7 +190,7 @@ class LlamaLayer(nn.Module):
         q, k, v = qkv.split([self.heads, self.key_heads, self.key_heads], dim=1)
         q, k = _rotate(q, turn), _rotate(k, turn)
         if cache is not None:
-            k, v = cache.update(at, k, v)
+            k, v = cache.update(k, v, at)
         attended = F.scaled_dot_product_attention(
             q,
             k,
@@ -208,8 +227,9 @@ class _Body(nn.Module):
         position_ids: Tensor | None = None,
         cache: KeyValueCache | None = None,
         use_cache: bool = False,
+        depth: int | None = None,
     ) -> Hidden:
-        """Hidden states [B,S,D] after the last norm."""
+        """Hidden states [B,S,D] after the last norm; with `depth`, after so many layers alone."""
         x_BSD = self.embed_tokens(input_ids)
         if self.int8:  # whose table is as the file has it, in half precision
             x_BSD = x_BSD.float()
@@ -219,10 +239,10 @@ class _Body(nn.Module):
             position_ids = torch.arange(past, past + S, device=input_ids.device)[None]
         turn = _turn(position_ids, self.config, x_BSD.dtype)
         mask = _visible(attention_mask, past, S, input_ids.device)
-        for at, layer in enumerate(self.layers):
+        for at, layer in enumerate(self.layers[:depth]):
             x_BSD = layer(x_BSD, turn, mask, cache, at)
-        if cache is not None:
-            cache.length = past + S
+        if depth is not None:
+            return Hidden(x_BSD)
         D = self.config.hidden_size
         return Hidden(F.rms_norm(x_BSD, (D,), self.norm, self.config.rms_norm_eps))
 
@@ -231,6 +251,7 @@ class Llama(nn.Module):
     """A causal Llama with the names that a transformers host has."""
 
     base_model_prefix = "model"
+    takes_own_cache = True
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -11,12 +11,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from flamvid.errors import ConfigError, WeightsError
+from flamvid.errors import WeightsError
 from flamvid.models.int8 import Int8Linear
 from flamvid.models.llama import Llama, LlamaConfig, LlamaLayer
 from flamvid.ops import GROUP, Int8, quantise_int8
 
-__all__ = ["can_be_int8", "llama_tensors", "load_llama", "load_llama_int8"]
+__all__ = ["can_be_int8", "llama_of", "llama_tensors", "load_llama", "load_llama_int8"]
 
 Get = Callable[[str], Tensor]
 _MATRICES = ("qkv", "out", "gate_up", "down")
@@ -31,23 +31,30 @@ def can_be_int8(config: LlamaConfig) -> bool:
 
 def load_llama(folder: Path, config: LlamaConfig, dtype: torch.dtype) -> Llama:
     """Read transformers' layout of a Llama, each tensor once, into ours."""
-    lm = Llama(config).to(dtype)
     path = folder / "model.safetensors"
     try:
-        with safe_open(path, framework="pt") as file, torch.no_grad():
-            left = set(file.keys())
-            if config.tie_word_embeddings:
-                left.discard("lm_head.weight")
-            for name, target in _places(lm):
-                if name not in left:
-                    raise WeightsError(f"{path} lacks {name}; copy or pull it again")
-                _copy(file.get_tensor(name), target, f"{path}: {name}")
-                left.discard(name)
+        with safe_open(path, framework="pt") as file:
+            return llama_of(config, file.keys(), file.get_tensor, dtype, path)
     except (SafetensorError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise WeightsError(f"{path} is damaged ({reason}); copy or pull it again") from error
+
+
+@torch.no_grad()
+def llama_of(
+    config: LlamaConfig, names: Iterable[str], get: Get, dtype: torch.dtype, source: Path
+) -> Llama:
+    """A Llama of tensors by transformers' names; errors name `source`."""
+    lm, left = Llama(config).to(dtype), set(names)
+    if config.tie_word_embeddings:
+        left.discard("lm_head.weight")
+    for name, target in _places(lm):
+        if name not in left:
+            raise WeightsError(f"{source} lacks {name}; copy or pull it again")
+        _copy(get(name), target, f"{source}: {name}")
+        left.discard(name)
     if left:
-        raise WeightsError(f"{path} holds {min(left)}, which no Llama has")
+        raise WeightsError(f"{source} holds {min(left)}, which no Llama has")
     return lm.eval()
 
 
@@ -77,8 +84,6 @@ def load_llama_int8(folder: Path, config: LlamaConfig) -> Llama:
 
 def llama_tensors(lm: Llama) -> dict[str, Tensor]:
     """The tensors of a Llama as transformers names them; int8 ones have no such names."""
-    if lm.model.int8:
-        raise ConfigError("the language model is int8, which is not saved; load it as float32")
     return dict(_places(lm))
 
 

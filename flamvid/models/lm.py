@@ -24,10 +24,10 @@ from flamvid.models.frozen import CPU
 from flamvid.models.gated_xattn import GatedCrossAttention, MediaKeyValues
 from flamvid.models.graft import GraftedCache, GraftedLayer, run_grafted
 from flamvid.models.int8 import Int8Linear
-from flamvid.models.linear import linear
 from flamvid.models.llama import KeyValueCache, Llama, read_llama_config
 from flamvid.models.llama_file import can_be_int8, load_llama, load_llama_int8
 from flamvid.models.new_tokens import NewHead, NewTokens
+from flamvid.ops import linear
 
 __all__ = ["LanguageModel", "MediaContext", "TokenHead", "load_causal_lm", "load_plain_lm"]
 
@@ -115,6 +115,13 @@ class LanguageModel(nn.Module):
         self.tokens = NewTokens(self.lm.get_input_embeddings(), head, ids, deep)
         self.new_head = NewHead(head, self.tokens)
 
+    @property
+    def positions(self) -> int | None:
+        """How many tokens it was made for; None where its positions have no end."""
+        config = self.lm.config
+        found = getattr(config, "max_position_embeddings", getattr(config, "max_seq_len", None))
+        return found if found is None else int(found)
+
     def head_of(self, ids: Tensor) -> TokenHead:
         """The head's rows for some tokens, int64 [V]."""
         if isinstance(self.head, Int8Linear) and not self.lm.config.tie_word_embeddings:
@@ -132,7 +139,7 @@ class LanguageModel(nn.Module):
         return GraftedCache(host, len(self.grafted)) if self.grafted else host
 
     def _host_cache(self) -> Any:
-        if isinstance(self.lm, Llama):
+        if getattr(self.lm, "takes_own_cache", False):
             return KeyValueCache(self.lm.config.num_hidden_layers)
         from transformers import DynamicCache
 
@@ -172,6 +179,19 @@ class LanguageModel(nn.Module):
             layers, index = (None, None) if media is None else (media.layers, media.index)
             hidden = run_grafted(self.grafted, hidden, layers, index, attention_mask, cache)
         return hidden.to(input_ids.device)
+
+    def states(self, input_ids: Tensor, attention_mask: Tensor, depth: int = 0) -> Tensor:
+        """What the first `depth` layers make of texts padded on the right, [B,S,D]; 0: all do.
+
+        Less than all of them can be had of our own Llama alone.
+        """
+        if not depth:
+            whole: Tensor = self(input_ids, attention_mask=attention_mask)
+            return whole
+        if not isinstance(self.lm, Llama):
+            raise ConfigError(f"layer is {depth}; must be 0 for a {type(self.lm).__name__}")
+        hidden: Tensor = self.body(input_ids, attention_mask, depth=depth).last_hidden_state
+        return hidden
 
     def _reader(self, slot: int) -> Any:
         xattn = self.inserted[slot]

@@ -14,14 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers import PreTrainedConfig
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from flamvid.errors import ConfigError
+from flamvid.models.decoder import Decoder, WithHead
 from flamvid.models.linear import Linear
 from flamvid.models.masks import hidden_keys
 
-__all__ = ["MosaicConfig", "MosaicForCausalLM", "register"]
+__all__ = ["MosaicConfig", "MosaicForCausalLM"]
 
 
 class MosaicConfig(PreTrainedConfig):  # type: ignore[misc]
@@ -111,15 +112,11 @@ class MosaicBlock(nn.Module):
         return out
 
 
-class _Mosaic(PreTrainedModel):  # type: ignore[misc]
+class _Mosaic(Decoder):
     config_class = MosaicConfig
     base_model_prefix = "transformer"
+    _input_embed_layer = "wte"
     _no_split_modules = ["MosaicBlock"]  # noqa: RUF012
-    _supports_sdpa = True
-
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=0.02)
 
 
 class MosaicModel(_Mosaic):
@@ -136,12 +133,6 @@ class MosaicModel(_Mosaic):
         self.blocks = nn.ModuleList(MosaicBlock(config, i) for i in range(config.n_layers))
         self.ln_f = nn.LayerNorm(config.d_model, bias=not config.no_bias)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.wte
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        self.wte = value
 
     def forward(
         self,
@@ -160,35 +151,11 @@ class MosaicModel(_Mosaic):
         return BaseModelOutputWithPast(self.ln_f(x_BSD), past_key_values)
 
 
-class MosaicForCausalLM(_Mosaic):
+class MosaicForCausalLM(WithHead, _Mosaic):
     """MPT-1B with its tied head."""
 
+    body = MosaicModel
     _tied_weights_keys = {"lm_head.weight": "transformer.wte.weight"}  # noqa: RUF012
-
-    def __init__(self, config: MosaicConfig) -> None:
-        super().__init__(config)
-        self.transformer = MosaicModel(config)
-        self.lm_head: nn.Linear = Linear(config.d_model, config.vocab_size, bias=False)
-        self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.transformer.wte
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        self.transformer.wte = value
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.lm_head
-
-    def set_output_embeddings(self, value: nn.Linear) -> None:
-        self.lm_head = value
-
-    def forward(self, input_ids: Tensor, **kwargs: Any) -> CausalLMOutputWithPast:
-        """Logits [B,S,V]; keywords as of `MosaicModel`."""
-        out = self.transformer(input_ids, **kwargs)
-        return CausalLMOutputWithPast(
-            logits=self.lm_head(out.last_hidden_state), past_key_values=out.past_key_values
-        )
 
 
 def attention_bias(
@@ -202,9 +169,3 @@ def attention_bias(
     slopes_H = 2.0 ** -(heads_H * (config.alibi_bias_max / config.n_heads))
     alibi_H1K = (slopes_H[:, None, None] * (key_K - key_K[-1])).to(x_BSD.dtype)
     return alibi_H1K.masked_fill(hidden_B1SK, torch.finfo(x_BSD.dtype).min)
-
-
-def register() -> None:
-    """Let transformers' AutoModelForCausalLM build mosaic_gpt from this file."""
-    AutoConfig.register(MosaicConfig.model_type, MosaicConfig, exist_ok=True)
-    AutoModelForCausalLM.register(MosaicConfig, MosaicForCausalLM, exist_ok=True)

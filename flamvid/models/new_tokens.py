@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from flamvid.models.linear import linear
+from flamvid.ops import linear
 
 __all__ = ["NewHead", "NewTokens"]
 

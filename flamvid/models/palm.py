@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers import PreTrainedConfig
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from flamvid.models.decoder import Decoder, WithHead
 from flamvid.models.masks import hidden_keys
 
-__all__ = ["PalmConfig", "PalmForCausalLM", "register"]
+__all__ = ["PalmConfig", "PalmForCausalLM"]
 
 
 class PalmConfig(PreTrainedConfig):  # type: ignore[misc]
@@ -67,15 +68,11 @@ class PalmBlock(nn.Module):
         return out
 
 
-class _Palm(PreTrainedModel):  # type: ignore[misc]
+class _Palm(Decoder):
     config_class = PalmConfig
     base_model_prefix = "model"
+    _input_embed_layer = "token_emb"
     _no_split_modules = ["PalmBlock"]  # noqa: RUF012
-    _supports_sdpa = True
-
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=0.02)
 
 
 class PalmModel(_Palm):
@@ -88,12 +85,6 @@ class PalmModel(_Palm):
         self.layers = nn.ModuleList(PalmBlock(config, i) for i in range(depth))
         self.norm = nn.LayerNorm(config.hidden_size, bias=False)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.token_emb
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        self.token_emb = value
 
     def forward(
         self,
@@ -113,35 +104,11 @@ class PalmModel(_Palm):
         return BaseModelOutputWithPast(self.norm(x_BSD), past_key_values)
 
 
-class PalmForCausalLM(_Palm):
+class PalmForCausalLM(WithHead, _Palm):
     """The decoder with its tied head."""
 
+    body = PalmModel
     _tied_weights_keys = {"lm_head.weight": "model.token_emb.weight"}  # noqa: RUF012
-
-    def __init__(self, config: PalmConfig) -> None:
-        super().__init__(config)
-        self.model = PalmModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.model.token_emb
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        self.model.token_emb = value
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.lm_head
-
-    def set_output_embeddings(self, value: nn.Linear) -> None:
-        self.lm_head = value
-
-    def forward(self, input_ids: Tensor, **kwargs: Any) -> CausalLMOutputWithPast:
-        """Logits [B,S,V]; keywords as of `PalmModel`."""
-        out = self.model(input_ids, **kwargs)
-        return CausalLMOutputWithPast(
-            logits=self.lm_head(out.last_hidden_state), past_key_values=out.past_key_values
-        )
 
 
 def angles(past: int, tokens: int, width: int, device: torch.device) -> Tensor:
@@ -156,9 +123,3 @@ def rotate(x: Tensor, turn_Sd: Tensor) -> Tensor:
     first, second = x.chunk(2, dim=-1)
     turned = torch.cat([-second, first], dim=-1)
     return x * turn_Sd.cos().to(x.dtype) + turned * turn_Sd.sin().to(x.dtype)
-
-
-def register() -> None:
-    """Let transformers' AutoModelForCausalLM build flamingo_palm from this file."""
-    AutoConfig.register(PalmConfig.model_type, PalmConfig, exist_ok=True)
-    AutoModelForCausalLM.register(PalmConfig, PalmForCausalLM, exist_ok=True)

@@ -20,12 +20,16 @@ from torch import Tensor, nn
 
 from flamvid import config
 from flamvid.errors import ConfigError, OfflineError, WeightsError
+from flamvid.models.encoder import VisionEncoder
 from flamvid.models.frozen import frozen_of
 from flamvid.models.gated_xattn import XattnConfig
-from flamvid.models.llama import Llama, LlamaConfig
-from flamvid.models.llama_file import llama_tensors
+from flamvid.models.int8 import Int8Linear
+from flamvid.models.llama import Llama, LlamaConfig, llama_config_of
+from flamvid.models.llama_file import llama_of, llama_tensors
+from flamvid.models.reach import unreachable
 from flamvid.models.resampler import PerceiverResampler, ResamplerConfig
-from flamvid.models.vision import ClipEncoder, TimmEncoder, VisionConfig
+from flamvid.models.transformers_encoder import FAMILIES, TransformersEncoder, saved_tower
+from flamvid.models.vision import VisionConfig, vision_of
 
 if TYPE_CHECKING:
     from flamvid.models.flamingo import Flamingo
@@ -76,17 +80,20 @@ class Pretrained:
         *,
         dtype: str | torch.dtype | None = None,
         device: str | torch.device = "cpu",
+        own: bool = True,
         **hub: Any,
     ) -> Flamingo:
         """The model in a folder or a hub repository, in evaluation mode.
 
-        dtype: as saved if None. hub: keywords of huggingface_hub's `snapshot_download`, such as
-        revision, token, cache_dir and local_files_only. WeightsError where something is missing.
+        dtype: as saved if None. own: a plain Llama is our quicker one, not transformers', which
+        accelerate can lay over several devices. hub: keywords of huggingface_hub's
+        `snapshot_download`, such as revision, token, cache_dir and local_files_only. WeightsError
+        where something is missing.
         """
         folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir():
             folder = _download(str(pretrained_model_name_or_path), hub)
-        return _load(folder, dtype, torch.device(device)).eval()
+        return _load(folder, dtype, torch.device(device), own).eval()
 
     def push_to_hub(
         self,
@@ -128,6 +135,8 @@ def _flamingo(model: Any) -> Flamingo:
 
 def _tensors(model: Flamingo) -> Iterator[tuple[str, Tensor]]:
     """Every tensor once, by the part that it belongs to."""
+    if any(isinstance(module, Int8Linear) for module in model.modules()):
+        raise ConfigError("the model is int8, which is not saved; load it as float32")
     if model.lm.tokens is not None:
         yield TOKEN_IDS, torch.tensor(model.lm.tokens.ids)
         for name, tensor in model.lm.tokens.state_dict().items():
@@ -151,17 +160,13 @@ def _tensors(model: Flamingo) -> Iterator[tuple[str, Tensor]]:
 
 def _table(model: Flamingo, about: Mapping[str, Any]) -> dict[str, Any]:
     vision = model.vision
-    if isinstance(vision, TimmEncoder):
-        seen: dict[str, Any] = {"encoder": f"timm:{vision.name}", "classifier": vision.classifier}
-    else:
-        seen = {"encoder": "clip:saved", "class_token": vision.first == 0}
     dtype = str(model.lm.head.weight.dtype).removeprefix("torch.")
     table = {"format": "saved", "dtype": dtype, "adapter": WEIGHTS, **about}
-    table["vision"] = {**about.get("vision", {}), **seen}
+    table["vision"] = {**about.get("vision", {}), **vision.described()}
     table["resampler"] = asdict(model.resampler.config)
     table["xattn"] = asdict(model.xattn_config)
     table["lm_config"] = _architecture(model.lm.lm.config)
-    if isinstance(vision, ClipEncoder):
+    if isinstance(vision, TransformersEncoder):
         table["vision_config"] = _architecture(vision.model.config)
     return table
 
@@ -179,21 +184,25 @@ def _download(name: str, keywords: Mapping[str, Any]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    silent = "" if keywords.get("local_files_only") or "endpoint" in keywords else unreachable()
+    if silent:
+        keywords = {**keywords, "local_files_only": True}
     try:
         return Path(
             snapshot_download(name, allow_patterns=["*.toml", "*.json", WEIGHTS], **keywords)
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = silent or next(iter(str(error).splitlines()), type(error).__name__)
         raise OfflineError(
             f"{name!r} is no folder, and can't be fetched from the Hugging Face hub ({reason}); "
             "check the name and the connection"
         ) from error
 
 
-def _load(folder: Path, dtype: str | torch.dtype | None, device: torch.device) -> Flamingo:
+def _load(
+    folder: Path, dtype: str | torch.dtype | None, device: torch.device, own: bool
+) -> Flamingo:
     from flamvid.models.flamingo import Flamingo
-    from flamvid.models.hosts import causal_class, lm_config_of
 
     table = config.read_toml(folder / TOML)
     if table.get("format") != "saved" or not isinstance(table.get("lm_config"), dict):
@@ -208,8 +217,7 @@ def _load(folder: Path, dtype: str | torch.dtype | None, device: torch.device) -
         raise WeightsError(f"{folder / WEIGHTS} is missing or damaged ({reason})") from error
 
     vision = _vision(table, _under(tensors, "vision."), kind, folder, device)
-    lm_config = lm_config_of(table["lm_config"])
-    lm = frozen_of(causal_class(lm_config), lm_config, _under(tensors, "lm."), kind, folder, device)
+    lm = _language_model(table["lm_config"], _under(tensors, "lm."), kind, folder, device, own)
     resampler = config.build(ResamplerConfig, table.get("resampler", {}), "resampler")
     xattn = config.build(XattnConfig, table.get("xattn", {}), "xattn")
     with torch.device("meta"):
@@ -229,24 +237,41 @@ def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
+def _language_model(
+    table: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    folder: Path,
+    device: torch.device,
+    own: bool,
+) -> Any:
+    sizes = llama_config_of(table)
+    if not (own and sizes):
+        from flamvid.models.hosts import causal_class, lm_config_of
+
+        made = lm_config_of(table)
+        sizes = llama_config_of(made.to_dict())  # with what was left to transformers' defaults
+        if not (own and sizes):
+            return frozen_of(causal_class(made), made, tensors, dtype, folder, device)
+    lm = llama_of(sizes, tensors, tensors.__getitem__, dtype, folder / WEIGHTS)
+    return lm.to(device).requires_grad_(False)
+
+
 def _vision(
     table: Mapping[str, Any],
     tensors: dict[str, Tensor],
     dtype: torch.dtype,
     folder: Path,
     device: torch.device,
-) -> TimmEncoder | ClipEncoder:
+) -> VisionEncoder:
     look = config.build(VisionConfig, table["vision"], "vision")
-    kind, _, name = look.encoder.partition(":")
-    if kind == "timm":
-        encoder = TimmEncoder(name, look.classifier)
-        encoder.load(tensors)
-        return encoder.to(device=device, dtype=dtype).requires_grad_(False).eval()
-    from transformers import CLIPVisionConfig, CLIPVisionModel
-
-    tower = CLIPVisionConfig(**table.get("vision_config", {}))
-    model = frozen_of(CLIPVisionModel, tower, tensors, dtype, folder, device)
-    return ClipEncoder(model, look.class_token)
+    kind = look.encoder.partition(":")[0]
+    if kind in FAMILIES:
+        tower = table.get("vision_config", {})
+        return saved_tower(kind, tower, tensors, dtype, folder, look.class_token, device)
+    encoder = vision_of(look, {})
+    encoder.load(tensors)
+    return encoder.to(device=device, dtype=dtype).requires_grad_(False).eval()
 
 
 def _assign(part: nn.Module, tensors: Mapping[str, Tensor], at: Path) -> None:

@@ -11,21 +11,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from flamvid.errors import ConfigError, WeightsError
+from flamvid.errors import ConfigError
 from flamvid.models.efficientnet_lite import EfficientNetLite, is_lite
-from flamvid.models.frozen import CPU, frozen_from
+from flamvid.models.encoder import Clip, VisionEncoder
+from flamvid.models.frozen import CPU
+from flamvid.models.transformers_encoder import FAMILIES, load_tower, read_config, tower_of
+from flamvid.models.video_encoder import VideoEncoder, video_model
 
-__all__ = ["ClipEncoder", "TimmEncoder", "VisionConfig", "build_vision", "load_clip", "vision_of"]
+__all__ = ["TimmEncoder", "VisionConfig", "build_vision", "vision_of"]
+
+KINDS = ("timm", *FAMILIES, "pytorchvideo")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VisionConfig:
-    """Which encoder (`timm:NAME` or `clip:FOLDER-OR-ID`), and the pictures it was trained on.
+    """Which encoder, `KIND:NAME`, and the pictures it was trained on.
 
-    class_token: whether a CLIP encoder's CLS is one of the features. classifier: whether a timm
-    model has its last layer, which `labels` need.
+    encoder: `timm:NAME`; `clip:`, `siglip:` or `dino:` and a folder or Hugging Face id; or
+    `pytorchvideo:NAME`, of clips. weights: of a timm model by name or folder, of a pytorchvideo
+    model the file (`flamvid.weights.hub.fetch`). class_token: whether a CLIP encoder's CLS is one
+    of the features. classifier: whether a timm model has its last layer, which `labels` need.
+    size: side of the square that is seen; 0 for pictures wholly as the encoder's authors prepare
+    them. resize: how it comes about, by `interpolation`, as in `FrameTransform`. shorter: what the
+    shorter side is resized to before a crop; 0 for `size`. antialias: smooth what is shrunk.
     labels: so many of the encoder's own class names are said in the prompt of a caption, of those
     that it is sure of by at least `label_share`; ImageNet encoders only. label_worth: what a
     caption gains in the search by saying one, in nats, times how much surer than `label_sure` the
@@ -38,6 +48,9 @@ class VisionConfig:
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     resize: str = "squash"
+    shorter: int = 0
+    interpolation: str = "bicubic"
+    antialias: bool = True
     labels: int = 0
     label_share: float = 0.1
     label_worth: float = 0.0
@@ -46,13 +59,22 @@ class VisionConfig:
     classifier: bool = True
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ConfigError(f"vision.size is {self.size}; must be at least 1 pixel")
-        if self.encoder.partition(":")[0] not in ("timm", "clip"):
+        kind, _, name = self.encoder.partition(":")
+        if kind not in KINDS:
+            *others, last = (f"{kind}:NAME" for kind in KINDS)
             raise ConfigError(
-                f"vision.encoder is {self.encoder!r}; must be timm:NAME or clip:FOLDER-OR-ID"
+                f"vision.encoder is {self.encoder!r}; must be {', '.join(others)} or {last}"
             )
-        if self.labels < 0 or (self.labels and not self.encoder.startswith("timm:")):
+        if self.size < 0:
+            raise ConfigError(f"vision.size is {self.size}; must be at least 1 pixel, or 0")
+        spec = video_model(name) if kind == "pytorchvideo" else None
+        if spec and spec.fixed and self.size not in (0, spec.size):
+            raise ConfigError(
+                f"vision.size is {self.size}; {name} has positions for {spec.size} alone"
+            )
+        if self.class_token and kind != "clip":
+            raise ConfigError(f"vision.class_token is true; {kind} has none: leave it out")
+        if self.labels < 0 or (self.labels and kind != "timm"):
             raise ConfigError(
                 f"vision.labels is {self.labels}; must be 0, or above it with a timm encoder"
             )
@@ -60,38 +82,42 @@ class VisionConfig:
             raise ConfigError("vision.labels needs a classifier; set classifier = true")
 
     @property
+    def clip(self) -> Clip | None:
+        """What a video encoder sees at once."""
+        kind, _, name = self.encoder.partition(":")
+        return video_model(name).clip if kind == "pytorchvideo" else None
+
+    @property
     def features(self) -> str:
         """What features depend on, as text: they are the same where this is."""
-        look = (self.size, self.mean, self.std, self.resize)
+        look = [self.size, self.mean, self.std, self.resize]
+        if (finer := (self.shorter, self.interpolation, self.antialias)) != (0, "bicubic", True):
+            look.append(finer)
         return " ".join(str(part) for part in (self.encoder, self.weights, *look))
 
 
-class TimmEncoder(nn.Module):
+class TimmEncoder(VisionEncoder):
     """Any timm model: the features before its pooling, as a grid of patches."""
 
     def __init__(self, name: str, classifier: bool = True) -> None:
         super().__init__()
         self.name, self.classifier = name, classifier
-        self.model: Any = EfficientNetLite(name) if is_lite(name) else _timm(name, classifier)
-        self.width: int = self.model.num_features
+        self.model = EfficientNetLite(name) if is_lite(name) else _timm(name, classifier)
+        self.width = self.model.num_features
+        if not classifier and not is_lite(name):
+            self.left_out = (f"{self.model.default_cfg['classifier']}.",)
         # Convolutions on a CPU run about twice as fast on channels-last memory.
         self.to(memory_format=torch.channels_last)
+
+    def described(self) -> dict[str, Any]:
+        return {"encoder": f"timm:{self.name}", "classifier": self.classifier}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy `tensors` (timm's names) in; missing or unexpected ones are an error."""
         if isinstance(self.model, EfficientNetLite):
-            missing, extra = self.model.load(tensors)
+            self._check(*self.model.load(tensors))
         else:
-            result = self.model.load_state_dict(dict(tensors), strict=False)
-            missing, extra = result.missing_keys, result.unexpected_keys
-            if not self.classifier:
-                head = f"{self.model.default_cfg['classifier']}."
-                extra = [k for k in extra if not k.startswith(head)]
-            missing = [k for k in missing if not k.endswith("num_batches_tracked")]
-        if missing or extra:
-            raise WeightsError(
-                f"vision weights do not fit: missing {missing[:3]}, unexpected {extra[:3]}"
-            )
+            super().load(tensors)
 
     def forward(self, pictures_B3HW: Tensor) -> Tensor:
         """Features [B,N,F]."""
@@ -122,42 +148,17 @@ def _timm(name: str, classifier: bool) -> Any:
         raise ConfigError(f"timm has no model {name!r}; near: {near}") from error
 
 
-class ClipEncoder(nn.Module):
-    """A Hugging Face CLIP vision tower: tokens of the last layer before its last norm.
+def vision_of(config: VisionConfig, table: Mapping[str, Any]) -> VisionEncoder:
+    """The encoder as initialised; a tower of transformers by the `table` of its architecture.
 
-    class_token: whether CLS stands in front of the patches (IDEFICS) or is dropped.
+    Without a table, by the config.json of the local folder that it names.
     """
-
-    def __init__(self, model: nn.Module, class_token: bool = False) -> None:
-        super().__init__()
-        self.model = model
-        self.first = 0 if class_token else 1
-        self.width: int = model.config.hidden_size  # type: ignore[union-attr, assignment]
-
-    def forward(self, pictures_B3HW: Tensor) -> Tensor:
-        """Features [B,N,F]."""
-        out: Tensor = self.model(pixel_values=pictures_B3HW).last_hidden_state[:, self.first :]
-        return out
-
-
-def load_clip(
-    folder: Path, dtype: torch.dtype, class_token: bool = False, device: torch.device = CPU
-) -> ClipEncoder:
-    """The vision tower of a CLIP in a local folder."""
-    from transformers import CLIPVisionModel
-
-    model = frozen_from(CLIPVisionModel, folder, dtype, "CLIP vision encoder", device)
-    return ClipEncoder(model, class_token)
-
-
-def vision_of(config: VisionConfig, table: Mapping[str, object]) -> TimmEncoder | ClipEncoder:
-    """The encoder as initialised; a CLIP tower by the `table` of its architecture."""
     kind, _, name = config.encoder.partition(":")
     if kind == "timm":
         return TimmEncoder(name, config.classifier)
-    from transformers import CLIPVisionConfig, CLIPVisionModel
-
-    return ClipEncoder(CLIPVisionModel(CLIPVisionConfig(**table)), config.class_token)
+    if kind == "pytorchvideo":
+        return VideoEncoder(name)
+    return tower_of(kind, table or read_config(Path(name)), config.class_token)
 
 
 def build_vision(
@@ -165,13 +166,14 @@ def build_vision(
     folder: str | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device = CPU,
-) -> TimmEncoder | ClipEncoder:
-    """The frozen encoder; a CLIP tower is read from the local `folder`."""
+) -> VisionEncoder:
+    """The frozen encoder; a tower of transformers is read from the local `folder`."""
     kind, _, name = config.encoder.partition(":")
-    encoder: TimmEncoder | ClipEncoder
-    if kind == "clip":
-        encoder = load_clip(Path(folder or name), dtype, config.class_token, device)
+    if kind in FAMILIES:
+        encoder: VisionEncoder = load_tower(
+            kind, Path(folder or name), dtype, config.class_token, device
+        )
     else:
-        encoder = TimmEncoder(name, config.classifier)
+        encoder = vision_of(config, {})
     encoder.requires_grad_(False).eval()
     return encoder

@@ -16,7 +16,9 @@ OPERATIONS = (
     "media_index",
     "media_attention_forward",
     "media_attention_backward",
+    "linear_few",
     "linear_int8",
+    "widen_int8",
 )
 _LOADED = "flamvid._C is loaded"
 

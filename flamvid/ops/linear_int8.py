@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flamvid.errors import InputError
+from flamvid.ops.linear import MANY, linear
 
 __all__ = ["GROUP", "Int8", "dequantise_int8", "linear_int8", "quantise_int8"]
 
@@ -36,12 +37,38 @@ def _(x: Tensor, weight: Tensor, scales: Tensor, offsets: Tensor) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[0])
 
 
+@torch.library.custom_op("flamvid::widen_int8", mutates_args=())
+def _widen_int8(weight: Tensor, scales: Tensor, offsets: Tensor) -> Tensor:
+    N, K = weight.shape
+    groups = weight.view(N, -1, GROUP).float()
+    return (groups * scales[:, :, None] + offsets[:, :, None]).view(N, K)
+
+
+@_widen_int8.register_fake
+def _(weight: Tensor, scales: Tensor, offsets: Tensor) -> Tensor:
+    return scales.new_empty(weight.shape)
+
+
 def linear_int8(x: Tensor, w: Int8) -> Tensor:
     """`x` [...,K] float32 times the weights, [...,N]; no gradients.
 
     Weights are widened as they are read: writing a text reads all of them for each token, and these
     are a third as long. Raises InputError for other shapes and types.
     """
+    K = x.shape[-1]
+    rows = x.numel() // (K or 1)
+    try:
+        if rows >= MANY:  # what widening takes is then little
+            return linear(x, dequantise_int8(w))
+        out: Tensor = torch.ops.flamvid.linear_int8(x.reshape(rows, K), *w)
+    except (RuntimeError, ValueError):  # the operation sees to it: twice would take as long again
+        _refuse(x, w)
+        raise
+    return out.view(*x.shape[:-1], w.weight.shape[0])
+
+
+def _refuse(x: Tensor, w: Int8) -> None:
+    """An InputError where one is due."""
     N, K = w.weight.shape
     if x.shape[-1] != K or K % GROUP or {w.scales.shape, w.offsets.shape} != {(N, K // GROUP)}:
         raise InputError(
@@ -54,8 +81,6 @@ def linear_int8(x: Tensor, w: Int8) -> Tensor:
             f"x, weight, scales and offsets are {', '.join(map(str, kinds))}; must be float32, "
             "int8, float32 and float32"
         )
-    out: Tensor = torch.ops.flamvid.linear_int8(x.reshape(-1, K), *w)
-    return out.view(*x.shape[:-1], N)
 
 
 def quantise_int8(weight_NK: Tensor) -> Int8:
@@ -79,6 +104,5 @@ def quantise_int8(weight_NK: Tensor) -> Int8:
 
 def dequantise_int8(w: Int8) -> Tensor:
     """The float32 weights [N,K] that int8 ones stand for."""
-    N, K = w.weight.shape
-    groups = w.weight.view(N, -1, GROUP).float()
-    return (groups * w.scales[:, :, None] + w.offsets[:, :, None]).view(N, K)
+    out: Tensor = torch.ops.flamvid.widen_int8(*w)
+    return out

@@ -14,7 +14,7 @@ import torch
 from flamvid.errors import WeightsError
 from flamvid.models.flamingo import Flamingo
 
-__all__ = ["clear", "latest", "restore", "restore_resampler", "save"]
+__all__ = ["clear", "fitting", "latest", "restore", "restore_resampler", "save"]
 
 
 def save(path: Path, state: dict[str, Any], keep: int | None = None) -> None:
@@ -44,7 +44,7 @@ def clear(folder: Path) -> None:
 
 def restore(path: Path, model: Flamingo, optimizer: torch.optim.Optimizer) -> int:
     """Put a checkpoint's state back; returns the number of updates done."""
-    with _fitting(path):
+    with fitting(path):
         state = torch.load(path, weights_only=True)
         trained = dict(model.trained())
         with torch.no_grad():
@@ -56,12 +56,13 @@ def restore(path: Path, model: Flamingo, optimizer: torch.optim.Optimizer) -> in
 
 def restore_resampler(path: Path, model: Flamingo) -> None:
     """Put back what the word stage saved."""
-    with _fitting(path):
+    with fitting(path):
         model.resampler.load_state_dict(torch.load(path, weights_only=True))
 
 
 @contextmanager
-def _fitting(path: Path) -> Iterator[None]:
+def fitting(path: Path) -> Iterator[None]:
+    """Say in one line that a checkpoint is damaged or another run's, where reading it fails."""
     try:
         yield
     except (UnpicklingError, EOFError) as error:  # torch's advice here is to run what it contains

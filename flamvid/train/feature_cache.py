@@ -3,7 +3,7 @@
 A frame is known by its content, so whatever shows it, clips that overlap or another corpus, finds
 it. Features are float16 whether they were just made or found: a run that is resumed sees the same.
 
-Legend: B batch, M media, T frames, X different frames of a batch, N patches, F feature width.
+Legend: B batch, M media, T frames, X pictures, N patches, F feature width.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ class FeatureCache:
 
     encode: uint8 [X,3,H,W] to features [X,N,F]. about: all that features depend on beside the
     frames. path: None keeps nothing. Past `limit` bytes the file grows no more, nor on a full disk.
+    whole: features are of a media, as a video encoder has them, and not of each of its frames.
     """
 
     def __init__(
@@ -38,9 +39,12 @@ class FeatureCache:
         encode: Callable[[Tensor], Tensor],
         about: str,
         path: Path | None = None,
+        *,
         limit: int = 20 << 30,
+        whole: bool = False,
     ) -> None:
-        self.encode, self.about, self.limit = encode, about.encode()[:64], limit
+        self.encode, self.limit, self.whole = encode, limit, whole
+        self.about = blake2b(about.encode(), digest_size=32).digest()
         self.hits = self.misses = 0
         self._file: sqlite3.Connection | None = None
         if path is not None:
@@ -51,43 +55,55 @@ class FeatureCache:
         frames, counts = batch.frames, batch.frame_counts
         if frames is None or counts is None:
             return batch
-        B, M, T = frames.shape[:3]
-        real_BMT = torch.arange(T) < counts[..., None]
-        pictures = frames[real_BMT]
-        features_XNF, order = self._features(pictures)
-        out = features_XNF.new_zeros(B, M, T, *features_XNF.shape[1:], dtype=torch.float32)
-        out[real_BMT] = features_XNF[order].float()
-        return replace(batch, frames=None, features=out)
+        B, M = counts.shape
+        media = [frames[b, m, : counts[b, m]] for b in range(B) for m in range(M)]
+        if self.whole:
+            features = self._features(media)
+        else:
+            pictures = iter(self._features([frame for clip in media for frame in clip.split(1)]))
+            features = [torch.cat([next(pictures) for _ in clip]) for clip in media]
+        longest = max(len(x) for x in features)
+        out = torch.zeros(B * M, longest, *features[0].shape[1:])
+        for row, x in zip(out, features, strict=True):
+            row[: len(x)] = x
+        lengths = torch.tensor([len(x) for x in features]).view(B, M)
+        return replace(batch, frames=None, features=out.unflatten(0, (B, M)), frame_counts=lengths)
 
-    def _features(self, pictures: Tensor) -> tuple[Tensor, list[int]]:
-        """Features float16 of the different pictures, and which of them each picture has."""
-        names = [self._name(picture) for picture in pictures]
-        first = {name: at for at, name in reversed(list(enumerate(names)))}
-        found = self._read(list(first))
-        missing = [name for name in first if name not in found]
+    def _features(self, clips: list[Tensor]) -> list[Tensor]:
+        """Features float16 [T,N,F] of each clip uint8 [T,3,H,W]; a picture is a clip of one."""
+        names = [self._name(clip) for clip in clips]
+        different = dict(zip(names, clips, strict=True))
+        found = self._read(list(different))
+        missing = {name: clip for name, clip in different.items() if name not in found}
         self.hits, self.misses = self.hits + len(found), self.misses + len(missing)
-        for start in range(0, len(missing), _CHUNK):
-            some = missing[start : start + _CHUNK]
-            encoded = self.encode(pictures[[first[name] for name in some]]).half().cpu()
-            found |= dict(zip(some, encoded, strict=True))
-        self._write({name: found[name] for name in missing})
-        place = {name: at for at, name in enumerate(first)}
-        return torch.stack([found[name] for name in first]), [place[name] for name in names]
+        made = dict(zip(missing, self._encoded(list(missing.values())), strict=True))
+        self._write(made)
+        found |= made
+        return [found[name] for name in names]
 
-    def _name(self, picture: Tensor) -> bytes:
+    def _encoded(self, clips: list[Tensor]) -> list[Tensor]:
+        if self.whole:
+            return [self.encode(clip).half().cpu() for clip in clips]
+        pictures: list[Tensor] = []
+        for start in range(0, len(clips), _CHUNK):
+            some = torch.cat(clips[start : start + _CHUNK])
+            pictures += self.encode(some).half().cpu().split(1)
+        return pictures
+
+    def _name(self, clip: Tensor) -> bytes:
         digest = blake2b(digest_size=20, key=self.about)
-        digest.update(str(tuple(picture.shape)).encode())
-        digest.update(memoryview(picture.contiguous().numpy()).cast("B"))
+        digest.update(str(tuple(clip.shape)).encode())
+        digest.update(memoryview(clip.contiguous().numpy()).cast("B"))
         return digest.digest()
 
     def _read(self, names: list[bytes]) -> dict[bytes, Tensor]:
         found = {}
         for name in names if self._file else ():
             assert self._file is not None
-            query = "SELECT patches, data FROM features WHERE name = ?"
+            query = "SELECT shape, data FROM features WHERE name = ?"
             if row := self._file.execute(query, (name,)).fetchone():
                 values = torch.from_numpy(np.frombuffer(row[1], np.float16).copy())
-                found[name] = values.view(row[0], -1)
+                found[name] = values.view(*map(int, row[0].split()))
         return found
 
     def _write(self, features: dict[bytes, Tensor]) -> None:
@@ -101,7 +117,10 @@ class FeatureCache:
             )
             if pages * size > self.limit:
                 return
-            rows = [(n, len(x), x.contiguous().numpy().tobytes()) for n, x in features.items()]
+            rows = [
+                (name, " ".join(map(str, x.shape)), x.contiguous().numpy().tobytes())
+                for name, x in features.items()
+            ]
             with self._file:
                 self._file.executemany("INSERT OR IGNORE INTO features VALUES (?, ?, ?)", rows)
         except sqlite3.Error:  # a full disk; what lies there can still be read
@@ -115,7 +134,7 @@ def _open(path: Path) -> sqlite3.Connection:
         file.execute("PRAGMA journal_mode = WAL")
         file.execute("PRAGMA synchronous = NORMAL")
         file.execute(
-            "CREATE TABLE IF NOT EXISTS features (name BLOB PRIMARY KEY, patches INT, data BLOB)"
+            "CREATE TABLE IF NOT EXISTS features (name BLOB PRIMARY KEY, shape TEXT, data BLOB)"
         )
     except (OSError, sqlite3.Error) as error:
         raise ConfigError(

@@ -32,7 +32,7 @@ from flamvid.train.words import WordModel, frequent_words, word_targets
 from flamvid.weights.adapter import save_adapter
 from flamvid.weights.load import LoadedModel, load_model
 
-__all__ = ["run"]
+__all__ = ["features_of", "run"]
 
 Log = Callable[[str], None]
 
@@ -51,7 +51,7 @@ def run(recipe_path: Path, data: Path | None, out: Path, resume: bool, log: Log)
     model = load_model(recipe.model, dtype="float32", trained=False)
 
     def features(patterns: tuple[str, ...]) -> FeatureSet:
-        found = _features(expand(patterns, root), out.parent / "features", model, log)
+        found = features_of(expand(patterns, root), out.parent / "features", model, log)
         return found.plain() if recipe.data.plain else found
 
     clips, validation = features(recipe.data.clips), features(recipe.data.validation)
@@ -70,7 +70,7 @@ def run(recipe_path: Path, data: Path | None, out: Path, resume: bool, log: Log)
         return _train_captions(recipe, model, clips, stills, validation, out, resume, log)
 
 
-def _features(shards: list[Path], cache: Path, model: LoadedModel, log: Log) -> FeatureSet:
+def features_of(shards: list[Path], cache: Path, model: LoadedModel, log: Log) -> FeatureSet:
     """Features of all shards, from the cache where they lie there."""
     cache.mkdir(parents=True, exist_ok=True)
     encoder = model.config.vision.features
@@ -84,7 +84,7 @@ def _features(shards: list[Path], cache: Path, model: LoadedModel, log: Log) -> 
         path = cache / cache_name(shard, encoder)
         if not path.exists():
             log(f"features of {shard} -> {path}")
-            compute_features(shard, path, encode)
+            compute_features(shard, path, encode, model.flamingo.vision.clip is not None)
         sets.append(load_features(path))
     return sum(sets[1:], start=sets[0])
 
@@ -262,7 +262,8 @@ def _validate(
     losses = []
     for start in range(0, len(validation), 32):
         rows = range(start, min(start + 32, len(validation)))
-        texts = [c for r in rows for c in validation.captions[r][:2]]
+        # A sample with one caption counts as often as those with more.
+        texts = [c for r in rows for c in (validation.captions[r] * 2)[:2]]
         named = [labels[r] for r in rows for _ in range(2)]
         text = caption_rows(model.prompts, texts, head, recipe.captions.max_tokens, named)
         features, counts = validation.batch(rows)

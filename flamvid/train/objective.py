@@ -23,7 +23,7 @@ from flamvid.train.world import World
 
 __all__ = ["Objective", "checkpoint_layers"]
 
-_CHUNK = 512  # scored tokens whose logits exist at one time
+_CHUNK = 128  # scored tokens whose logits exist at one time
 
 
 class Objective(nn.Module):

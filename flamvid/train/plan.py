@@ -50,7 +50,8 @@ class RunConfig:
     mixing: "accumulate" sums the gradients of all corpora in an update, "round-robin" updates on
     one after the other (the paper's ablation). accumulate: so many batches of each count as one.
     workers: processes that read data ahead, for each process that trains. engine: "ddp" or "fsdp",
-    for several processes. checkpointing: compute layers again rather than keep their activations.
+    for several processes. together: so many tokens go through the model at one time, whatever the
+    batch; 0 leaves it to the device. checkpointing: compute layers again, keep no activations.
     cache: a file for features of frozen vision, relative to the run's folder, "" for none; it stops
     to grow at `cache_gb`. wandb: a project's name, "" for none.
     """
@@ -63,6 +64,7 @@ class RunConfig:
     engine: str = "ddp"
     device: str = "auto"
     precision: str = "auto"
+    together: int = 0
     checkpointing: bool = False
     save_every: int = 500
     keep: int = 2
@@ -85,8 +87,9 @@ class RunConfig:
                 raise ConfigError(
                     f"run.{name} is {getattr(self, name)!r}; must be one of {', '.join(known)}"
                 )
-        if self.workers < 0:
-            raise ConfigError(f"run.workers is {self.workers}; must be at least 0")
+        for name in ("workers", "together"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"run.{name} is {getattr(self, name)}; must be at least 0")
         for name in (
             *("steps", "accumulate", "save_every", "keep", "log_every", "validate_every"),
             *("validation_batches", "cache_gb"),

@@ -15,9 +15,10 @@ from flamvid.data.corpus import CorpusConfig
 from flamvid.data.mixture import Mixture
 from flamvid.errors import ConfigError
 from flamvid.models.build import read_model_config
+from flamvid.models.encoder import VisionEncoder
 from flamvid.models.flamingo import Flamingo
 from flamvid.models.gated_xattn import GatedCrossAttention
-from flamvid.models.vision import ClipEncoder, TimmEncoder
+from flamvid.models.vision import TimmEncoder
 from flamvid.train.feature_cache import FeatureCache
 from flamvid.train.lora import add_lora
 from flamvid.train.objective import Objective, checkpoint_layers
@@ -29,6 +30,8 @@ from flamvid.train.world import World
 from flamvid.weights.load import LoadedModel, load_config
 
 __all__ = ["Part", "Ready", "gates", "parts", "trained_model"]
+
+_TOGETHER = 512  # a CPU is as quick with few tokens at a time as with many
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +57,19 @@ class Ready:
         self.parallel = Parallel(objective, world, plan.run.engine)
         self.optimizer = make_optimizer(self.parallel.trained(), plan.optim)
         weights = {corpus.name: corpus.weight for corpus in plan.corpora}
-        self.updater = Updater(self.parallel, self.optimizer, weights, plan.optim.clip)
+        together = plan.run.together or (_TOGETHER if world.device.type == "cpu" else 0)
+        self.updater = Updater(self.parallel, self.optimizer, weights, plan.optim.clip, together)
         self._cache: FeatureCache | None = None
         if plan.model.vision == "frozen":
             path = out / plan.run.cache if plan.run.cache else None
             about = f"{self.model.config.vision.features} {self.model.dtype}"
-            self._cache = FeatureCache(self._encode, about, path, int(plan.run.cache_gb * 2**30))
+            self._cache = FeatureCache(
+                self._encode,
+                about,
+                path,
+                limit=int(plan.run.cache_gb * 2**30),
+                whole=flamingo.vision.clip is not None,
+            )
 
     def prepare(self, batch: Batch) -> Batch:
         """A batch on the device, with features if vision is frozen, with pictures if it isn't."""
@@ -123,18 +133,14 @@ def trained_model(plan: Plan, world: World) -> LoadedModel:
     """The model of a plan on its device, with what is frozen frozen, and what learns in float32."""
     torch.manual_seed(plan.run.seed)
     model_config = read_model_config(plan.model.name)
-    if plan.model.size:
-        if (
-            plan.model.size != model_config.vision.size
-            and model_config.vision.encoder[:5] == "clip:"
-        ):
+    if plan.model.size and plan.model.size != model_config.vision.size:
+        if not model_config.vision.encoder.startswith("timm:"):
             raise ConfigError(
-                f"model.size is {plan.model.size}, but a CLIP encoder sees "
+                f"model.size is {plan.model.size}, but {model_config.vision.encoder} sees "
                 f"{model_config.vision.size} pixels only; leave it out"
             )
-        model_config = replace(
-            model_config, vision=replace(model_config.vision, size=plan.model.size)
-        )
+        vision = replace(model_config.vision, size=plan.model.size)
+        model_config = replace(model_config, vision=vision)
     dtype = "bfloat16" if world.device.type == "cuda" else "float32"
     trained = plan.model.start == "trained"
     model = load_config(model_config, str(world.device), dtype, trained)
@@ -174,8 +180,12 @@ def gates(flamingo: Flamingo) -> list[list[float]]:
     return [[round(float(g.detach().tanh()), 6) for g in pair] for pair in pairs]
 
 
-def _thaw(vision: TimmEncoder | ClipEncoder) -> None:
+def _thaw(vision: VisionEncoder) -> None:
     """Let the encoder learn, but for its classifier, which nothing reads."""
+    if vision.clip is not None:
+        raise ConfigError(
+            "model.vision is 'trained', but a video encoder can't be; leave it frozen"
+        )
     vision.requires_grad_(True)
     if isinstance(vision, TimmEncoder):
         head = vision.model.get_classifier()

@@ -115,7 +115,7 @@ class CaptionStage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """A whole run. `model` is a preset name or the path of a model's TOML.
+    """A whole run. `model` is a preset, or the path of a model's TOML, from here or the recipe.
 
     precision: "bfloat16" multiplies matrices in bfloat16, "auto" does so where the CPU is fast at
     it; weights, activations and the optimizer are float32 always.
@@ -142,6 +142,9 @@ class Recipe:
 def read_recipe(path: Path) -> Recipe:
     """Read and check a recipe; a wrong key is an error that names the near one."""
     table = config.read_toml(path)
+    here = path.parent / str(table.get("model", ""))
+    if here.suffix == ".toml" and here.is_file():  # a model's TOML beside the recipe
+        table["model"] = str(here)
     parts: dict[str, type[Any]] = {
         "data": DataConfig,
         "words": WordStage,

@@ -41,6 +41,14 @@ class World:
         summed: list[float] = table.tolist()
         return summed
 
+    def most(self, value: int) -> int:
+        """The largest of all processes' values."""
+        if self.size == 1:
+            return value
+        table = torch.tensor(value, device=self.device)
+        dist.all_reduce(table, dist.ReduceOp.MAX)
+        return int(table)
+
     def any(self, value: bool) -> bool:
         """Whether it is so in any process."""
         return self.sum([float(value)])[0] > 0

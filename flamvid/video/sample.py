@@ -17,6 +17,7 @@ from flamvid.errors import InputError
 from flamvid.types import Segment
 
 __all__ = [
+    "Clips",
     "Fps",
     "Keyframes",
     "Sampling",
@@ -99,6 +100,29 @@ class Stride:
         wanted = min(self.window, (len(inside) - 1) // self.stride + 1)
         lead = (len(inside) - 1 - (wanted - 1) * self.stride) // 2
         return inside[lead :: self.stride][:wanted].astype(np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Clips:
+    """`n` clips of `frames` frames, `fps` a second, from the middles of n equal parts.
+
+    A clip that is longer than the span is squeezed into it: frames closer by, and repeated.
+    """
+
+    n: int
+    frames: int
+    fps: float
+
+    def indices(
+        self, pts: Seconds, durations: Seconds, start: float | None = None, end: float | None = None
+    ) -> Indices:
+        """Places in `pts`, clip after clip, int64 [n * frames]."""
+        first, last = span(pts, durations, start, end)
+        length = min(self.frames / self.fps, last - first)
+        middles = first + (np.arange(self.n) + 0.5) / self.n * (last - first)
+        begins = np.clip(middles - length / 2, first, last - length)
+        ticks = (np.arange(self.frames) + 0.5) / self.frames * length
+        return frame_at(pts, (begins[:, None] + ticks).ravel())
 
 
 @dataclass(frozen=True, slots=True)

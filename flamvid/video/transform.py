@@ -16,8 +16,10 @@ __all__ = ["FrameTransform"]
 class FrameTransform:
     """uint8 [T,3,H,W] to normalised float32 [T,3,h,w].
 
-    resize: "squash" changes the aspect ratio, "crop" takes the middle of the shorter side's
-    square, "pad" adds black bars.
+    resize: "squash" changes the aspect ratio, "crop" takes the middle once the shorter side is
+    `shorter` long (0: as long as what is taken), "pad" adds black bars. "crop_floor" is Hugging
+    Face's crop: a middle between two pixels is the first, where torchvision's is the even one.
+    antialias: smooth what is shrunk.
     """
 
     size: tuple[int, int]
@@ -25,12 +27,19 @@ class FrameTransform:
     std: tuple[float, float, float]
     resize: str = "squash"
     interpolation: str = "bicubic"
+    shorter: int = 0
+    antialias: bool = True
 
     def __post_init__(self) -> None:
-        if self.resize not in ("squash", "crop", "pad"):
-            raise ConfigError(f"resize is {self.resize!r}; must be squash, crop or pad")
+        if self.resize not in ("squash", "crop", "crop_floor", "pad"):
+            raise ConfigError(f"resize is {self.resize!r}; must be squash, crop, crop_floor or pad")
         if self.interpolation not in ("bicubic", "bilinear"):
             raise ConfigError(f"interpolation is {self.interpolation!r}; bicubic or bilinear")
+        if self.shorter and (not self._crops or self.shorter < max(self.size)):
+            raise ConfigError(
+                f"shorter is {self.shorter}; must be at least the size, {max(self.size)}, and "
+                "resize must be crop"
+            )
 
     def __call__(self, pixels_T3HW: Tensor) -> Tensor:
         resized = self._resize(pixels_T3HW)
@@ -39,9 +48,13 @@ class FrameTransform:
         )
         return (resized.float() / 255 - mean) / std
 
+    @property
+    def _crops(self) -> bool:
+        return self.resize.startswith("crop")
+
     def _resize(self, pixels: Tensor) -> Tensor:
         (height, width), (H, W) = self.size, pixels.shape[-2:]
-        if (height, width) == (H, W):
+        if (height, width) == (H, W) and self.shorter in (0, min(H, W)):
             return pixels
         # Half a second, which frames that were decoded to size do without.
         from torchvision.transforms import InterpolationMode
@@ -50,14 +63,18 @@ class FrameTransform:
         to = (height, width)
         if self.resize != "squash":
             ratios = height / H, width / W
-            ratio = max(ratios) if self.resize == "crop" else min(ratios)
+            ratio = max(ratios) if self._crops else min(ratios)
+            if self.shorter:
+                ratio = self.shorter / min(H, W)
             # CLIP's crop drops the fraction of a pixel, as torchvision's Resize does.
-            whole = _floor if self.resize == "crop" else round
+            whole = _floor if self._crops else round
             to = (max(1, whole(H * ratio)), max(1, whole(W * ratio)))
         mode = InterpolationMode(self.interpolation)
-        resized: Tensor = F.resize(pixels, list(to), mode, antialias=True)
+        resized: Tensor = F.resize(pixels, list(to), mode, antialias=self.antialias)
         if self.resize == "crop":
             resized = F.center_crop(resized, [height, width])
+        elif self.resize == "crop_floor":
+            resized = F.crop(resized, (to[0] - height) // 2, (to[1] - width) // 2, height, width)
         elif self.resize == "pad":
             left, top = (width - to[1]) // 2, (height - to[0]) // 2
             resized = F.pad(resized, [left, top, width - to[1] - left, height - to[0] - top])

@@ -40,7 +40,7 @@ def convert(
         raise InputError("dtype is 'int8'; weights are stored as fp32, bf16 or fp16: load as int8")
     model = load_config(config, "cpu", dtype or config.dtype)
     vocabulary = None if model.head is None else model.head.ids
-    model.flamingo.save_pretrained(destination, about=about(config), vocabulary=vocabulary)
+    model.flamingo.save_pretrained(destination, about=about(model.config), vocabulary=vocabulary)
     model.prompts.tokenizer.save_pretrained(destination)
     return destination
 

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from flamvid.errors import WeightsError
+from flamvid.models.encoder import VisionEncoder
 from flamvid.models.flamingo import Flamingo
 from flamvid.models.frozen import CPU, frozen_of
 from flamvid.models.gated_xattn import XattnConfig
 from flamvid.models.palm import PalmConfig, PalmForCausalLM
 from flamvid.models.resampler import ResamplerConfig
-from flamvid.models.vision import ClipEncoder, TimmEncoder
 from flamvid.weights.foreign import ModelParts, assemble_empty, count, fill, sub_names
 
 __all__ = ["build_flamingo_pytorch"]
@@ -29,7 +29,7 @@ _PARTS = ("norm_media", "norm_latents", "to_q", "to_kv", "to_out")
 
 def build_flamingo_pytorch(
     tensors: Mapping[str, Tensor],
-    vision: ClipEncoder | TimmEncoder,
+    vision: VisionEncoder,
     source: Path,
     dtype: torch.dtype = torch.float32,
     device: torch.device = CPU,

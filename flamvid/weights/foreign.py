@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from flamvid.errors import WeightsError
 from flamvid.models.build import assemble
+from flamvid.models.encoder import VisionEncoder
 from flamvid.models.flamingo import Flamingo
 from flamvid.models.gated_xattn import XattnConfig
 from flamvid.models.resampler import ResamplerConfig
-from flamvid.models.vision import ClipEncoder, TimmEncoder
 
 __all__ = [
     "ModelParts",
@@ -47,7 +47,7 @@ _BUFFERS = re.compile(
 )
 
 
-def assemble_empty(vision: ClipEncoder | TimmEncoder, lm: Any, parts: ModelParts) -> Flamingo:
+def assemble_empty(vision: VisionEncoder, lm: Any, parts: ModelParts) -> Flamingo:
     """A Flamingo over frozen parts whose trained ones have memory but no values yet.
 
     They get the LM's dtype and device, so that `fill` is the only copy that is ever made.

@@ -12,17 +12,18 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
 
 from flamvid.errors import ConfigError, WeightsError
 from flamvid.models.build import ModelConfig, assemble
+from flamvid.models.encoder import VisionEncoder
 from flamvid.models.flamingo import Flamingo
 from flamvid.models.llama import Llama
 from flamvid.models.lm import load_causal_lm, load_plain_lm
-from flamvid.models.vision import ClipEncoder, TimmEncoder, build_vision
+from flamvid.models.transformers_encoder import FAMILIES
+from flamvid.models.video_encoder import VideoEncoder
+from flamvid.models.vision import build_vision
 from flamvid.weights import hub
+from flamvid.weights.tensors import open_tensors
 
 __all__ = ["FORMATS", "build"]
 
@@ -45,7 +46,8 @@ def build(
         return flamingo.eval(), folder
     if config.format not in FORMATS:
         raise ConfigError(f"format is {config.format!r}; must be one of {', '.join(FORMATS)}")
-    flamingo, folder = FORMATS[config.format](config, dtype, device)
+    make = partial(_saved, own=own) if config.format == "saved" else FORMATS[config.format]
+    flamingo, folder = make(config, dtype, device)
     return flamingo.eval(), folder
 
 
@@ -77,7 +79,6 @@ def _flamvid(
 def _open_flamingo(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Built:
     from flamvid.models.hosts import load_host
     from flamvid.weights.open_flamingo import build_open_flamingo, layout, open_flamingo_tensors
-    from flamvid.weights.tensors import open_tensors
 
     source, folder = hub.fetch(config.adapter), hub.resolve(config.lm)
     tensors = open_flamingo_tensors(open_tensors(source))
@@ -103,7 +104,6 @@ def _idefics(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> B
 def _flamingo_pytorch(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Built:
     from flamvid.weights.flamingo_pytorch import build_flamingo_pytorch
     from flamvid.weights.foreign import unwrap
-    from flamvid.weights.tensors import open_tensors
 
     source = hub.fetch(config.adapter)
     tensors = unwrap(open_tensors(source))
@@ -113,31 +113,35 @@ def _flamingo_pytorch(config: ModelConfig, dtype: torch.dtype, device: torch.dev
     return flamingo, hub.resolve(config.lm)
 
 
-def _saved(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Built:
+def _saved(
+    config: ModelConfig, dtype: torch.dtype, device: torch.device, own: bool = True
+) -> Built:
     folder = Path(config.adapter).parent
-    return Flamingo.from_pretrained(folder, dtype=dtype, device=device), folder
+    return Flamingo.from_pretrained(folder, dtype=dtype, device=device, own=own), folder
 
 
-def _vision(
-    config: ModelConfig, dtype: torch.dtype, device: torch.device
-) -> ClipEncoder | TimmEncoder:
-    kind, _, name = config.vision.encoder.partition(":")
-    tower = str(hub.resolve(name)) if kind == "clip" else None
-    vision = build_vision(config.vision, tower, dtype, device)
-    if isinstance(vision, TimmEncoder):
-        load_timm(vision, hub.resolve(config.vision.weights))
+def _vision(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> VisionEncoder:
+    look = config.vision
+    kind, _, name = look.encoder.partition(":")
+    if kind in FAMILIES:
+        return build_vision(look, str(hub.resolve(name)), dtype, device)
+    vision = build_vision(look)
+    if not look.weights and isinstance(vision, VideoEncoder):
+        raise ConfigError(
+            f"vision.weights of {look.encoder} is not set; download {vision.spec.address} and "
+            "give the file's path"
+        )
+    load_encoder(vision, hub.get(look.weights))
     return vision.to(device=device, dtype=dtype)
 
 
-def load_timm(vision: TimmEncoder, folder: Path) -> None:
-    """Copy the encoder's weights out of a folder's model.safetensors."""
-    tensors: dict[str, Tensor]
+def load_encoder(vision: VisionEncoder, source: Path) -> None:
+    """Copy the encoder's weights out of a file, or a folder that holds one."""
     try:
-        tensors = load_file(folder / "model.safetensors")
-        vision.load(tensors)
-    except (OSError, SafetensorError, RuntimeError) as error:
+        vision.load(open_tensors(source / "model.safetensors" if source.is_dir() else source))
+    except (RuntimeError, WeightsError) as error:
         reason = str(error).splitlines()[-1].strip()
-        raise WeightsError(f"{folder} holds no weights that fit the encoder: {reason}") from error
+        raise WeightsError(f"{source} holds no weights that fit the encoder: {reason}") from error
 
 
 FORMATS: dict[str, Callable[[ModelConfig, torch.dtype, torch.device], Built]] = {

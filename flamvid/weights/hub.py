@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flamvid.errors import OfflineError, WeightsError
+from flamvid.models.reach import unreachable
 from flamvid.weights.artefacts import ARTEFACTS, Artefact
 
 __all__ = [
@@ -205,7 +206,8 @@ def _lock(path: Path) -> Iterator[None]:
 
 def get(part: str) -> Path:
     """Whatever a model names among its parts: `fetch` or `resolve`."""
-    return fetch(part) if part.startswith("hub:") else resolve(part)
+    one_file = part.startswith(("hub:", "https:", "http:")) or Path(part).is_file()
+    return fetch(part) if one_file else resolve(part)
 
 
 def is_cached(part: str) -> bool:
@@ -217,7 +219,12 @@ def is_cached(part: str) -> bool:
 
 
 def fetch(source: str) -> Path:
-    """One file: a local path, or `hub:ORG/NAME/FILE` in a Hugging Face repository."""
+    """One file: a local path, `hub:ORG/NAME/FILE` in a Hugging Face repository, or an address.
+
+    An address is `https://...#sha256=` and the checksum of what it serves.
+    """
+    if source.startswith(("https:", "http:")):
+        return _pinned_file(source)
     if not source.startswith("hub:"):
         return Path(source)
     parts = source.removeprefix("hub:").split("/", 2)
@@ -226,15 +233,49 @@ def fetch(source: str) -> Path:
     from huggingface_hub import hf_hub_download
 
     name = "/".join(parts[:2])
-    with _reaching(name):
+    with _reaching(name) as cached_only:
         return Path(
             hf_hub_download(
                 name,
                 parts[2],
                 cache_dir=cache_dir() / "huggingface",
-                local_files_only=_offline(),
+                local_files_only=cached_only,
             )
         )
+
+
+def _pinned_file(source: str) -> Path:
+    """What an address serves, from the cache or fetched and verified."""
+    address, _, digest = source.partition("#sha256=")
+    if not re.fullmatch("[0-9a-f]{64}", digest):
+        raise WeightsError(
+            f"{address} comes without its checksum; write #sha256= and its 64 digits behind it, or "
+            "download it and give the file's path"
+        )
+    name = Path(address).name
+    path = cache_dir() / "files" / f"{digest[:12]}-{name}"
+    with _lock(path.with_name(f"{path.name}.lock")):
+        if path.is_file():  # verified when it came, and there whole or not at all
+            return path
+        if _offline():
+            raise OfflineError(
+                f"{name} is not in {cache_dir()} and FLAMVID_OFFLINE is set; unset it"
+            )
+        from http.client import HTTPException
+
+        from torch.hub import download_url_to_file
+
+        print(f"flamvid: fetching {address}", file=sys.stderr, flush=True)
+        try:
+            download_url_to_file(address, str(path), hash_prefix=digest, progress=False)
+        except (OSError, HTTPException) as error:
+            raise OfflineError(f"can't fetch {address} ({error}); check the connection") from error
+        except RuntimeError as error:  # it has another checksum
+            raise WeightsError(
+                f"{address} has another sha256 than {digest}; it is not the file that was meant: "
+                "do not use it"
+            ) from error
+    return path
 
 
 def _hugging_face(name: str) -> Path:
@@ -242,14 +283,14 @@ def _hugging_face(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     folder = Path()
-    with _reaching(name):
+    with _reaching(name) as cached_only:
         for patterns in (_PATTERNS, [*_PATTERNS, "*.bin"]):  # of which only tensors are read
             folder = Path(
                 snapshot_download(
                     name,
                     allow_patterns=patterns,
                     cache_dir=cache_dir() / "huggingface",
-                    local_files_only=_offline(),
+                    local_files_only=cached_only,
                 )
             )
             if any(folder.glob("*.safetensors")):
@@ -262,16 +303,18 @@ def _offline() -> bool:
 
 
 @contextmanager
-def _reaching(name: str) -> Iterator[None]:
-    """Say on stderr what is looked up, and in one line what went wrong."""
+def _reaching(name: str) -> Iterator[bool]:
+    """Whether only the cache can serve; says on stderr what is looked up, and what went wrong."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    silent = ""
     if not _offline():
         print(f"flamvid: looking up {name} (Hugging Face hub)", file=sys.stderr, flush=True)
+        silent = unreachable()
     try:
-        yield
+        yield _offline() or bool(silent)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = silent or (str(error).splitlines() or [type(error).__name__])[0]
         raise OfflineError(
             f"can't fetch {name} from the Hugging Face hub ({reason}); check the name and the "
             "connection, or give a local folder"

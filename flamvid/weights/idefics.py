@@ -21,7 +21,7 @@ from flamvid.models.flamingo import Flamingo
 from flamvid.models.frozen import CPU, frozen_of
 from flamvid.models.gated_xattn import XattnConfig
 from flamvid.models.resampler import ResamplerConfig
-from flamvid.models.vision import ClipEncoder
+from flamvid.models.transformers_encoder import TransformersEncoder
 from flamvid.weights.foreign import ModelParts, Names, assemble_empty, fill, sub_names, unwrap
 from flamvid.weights.tensors import open_tensors
 
@@ -48,7 +48,9 @@ def load_idefics(
     lm = frozen_of(Llama, _lm_config(config), _stack(tensors, rest), dtype, folder, device)
     tower = {f"vision_model.{n.removeprefix(_VISION)}": t for n, t in vision.items()}
     encoder = frozen_of(CLIPVisionModel, _vision_config(config), tower, dtype, folder, device)
-    flamingo = assemble_empty(ClipEncoder(encoder, class_token=True), lm, idefics_parts(config))
+    flamingo = assemble_empty(
+        TransformersEncoder(encoder, class_token=True), lm, idefics_parts(config)
+    )
     fill(dict(flamingo.trained()), _names(flamingo), own, folder)
     return flamingo.eval()
 

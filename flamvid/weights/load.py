@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,7 @@ from flamvid.errors import ConfigError, InputError, WeightsError
 from flamvid.models.build import ModelConfig, read_model_config
 from flamvid.models.flamingo import Flamingo
 from flamvid.models.frozen import CPU
-from flamvid.models.int8 import make_int8
 from flamvid.models.labels import Labels
-from flamvid.models.llama import Llama
 from flamvid.models.lm import TokenHead
 from flamvid.models.pretrained import VOCABULARY
 from flamvid.models.vision import TimmEncoder
@@ -27,6 +25,8 @@ from flamvid.video.transform import FrameTransform
 from flamvid.weights import hub
 from flamvid.weights.adapter import load_adapter
 from flamvid.weights.formats import build
+from flamvid.weights.pictures import as_its_authors
+from flamvid.weights.placement import quantise, spread
 
 __all__ = ["LoadedModel", "load_config", "load_model", "torch_dtype"]
 
@@ -106,20 +106,15 @@ def load_config(
         flamingo.lm.add_tokens(ids)
         flamingo.to(where)
 
+    config = replace(config, vision=as_its_authors(config.vision))
     vocabulary = None
     if config.format == "flamvid" and trained:
         vocabulary = load_trained(flamingo, Path(config.adapter))
     elif config.format == "saved":
         vocabulary = saved_vocabulary(Path(config.adapter))
-    if int8 and isinstance(flamingo.lm.lm, Llama):
-        make_int8(flamingo.lm.inserted)
-    elif int8:
-        from flamvid.weights.placement import quantise
-
-        quantise(flamingo)
+    if int8:
+        quantise(flamingo, own=where.type == "cpu" and device_map is None)
     if device_map is not None:
-        from flamvid.weights.placement import spread
-
         where = spread(flamingo, device_map)
     head = None if vocabulary is None else flamingo.lm.head_of(vocabulary.to(where))
 
@@ -129,6 +124,9 @@ def load_config(
         mean=config.vision.mean,
         std=config.vision.std,
         resize=config.vision.resize,
+        interpolation=config.vision.interpolation,
+        shorter=config.vision.shorter,
+        antialias=config.vision.antialias,
     )
     prompts = _prompts(tokenizer, config)
     look = config.vision

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from flamvid.errors import WeightsError
+from flamvid.models.encoder import VisionEncoder
 from flamvid.models.flamingo import Flamingo
 from flamvid.models.gated_xattn import XattnConfig
 from flamvid.models.lm import layers_path
 from flamvid.models.resampler import ResamplerConfig
-from flamvid.models.vision import ClipEncoder, TimmEncoder
 from flamvid.weights.foreign import (
     ModelParts,
     assemble_empty,
@@ -64,7 +64,7 @@ OPEN_FLAMINGO = Dialect("0.", "1", "ff")
 
 def build_open_flamingo(
     tensors: Mapping[str, Tensor],
-    vision: ClipEncoder | TimmEncoder,
+    vision: VisionEncoder,
     lm: Any,
     parts: ModelParts,
     source: Path,

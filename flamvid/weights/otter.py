@@ -18,7 +18,7 @@ from flamvid.errors import ConfigError, WeightsError
 from flamvid.models.flamingo import Flamingo
 from flamvid.models.frozen import CPU, frozen_of
 from flamvid.models.hosts import causal_class, lm_config_of
-from flamvid.models.vision import ClipEncoder
+from flamvid.models.transformers_encoder import TransformersEncoder
 from flamvid.weights.foreign import assemble_empty, fill, unwrap
 from flamvid.weights.open_flamingo import Dialect, layout, main_names, trained_names
 from flamvid.weights.tensors import open_tensors
@@ -49,7 +49,7 @@ def load_otter(
 
     seen = {n.removeprefix(_VISION): t for n, t in tensors.items() if n.startswith(_VISION)}
     vision = CLIPVisionConfig(**config.get("vision_config", {}))
-    encoder = ClipEncoder(frozen_of(CLIPVisionModel, vision, seen, dtype, folder, device))
+    encoder = TransformersEncoder(frozen_of(CLIPVisionModel, vision, seen, dtype, folder, device))
 
     flamingo = assemble_empty(encoder, lm, parts)
     rest = {n: t for n, t in tensors.items() if n.startswith("perceiver.") or ".gated_cross" in n}

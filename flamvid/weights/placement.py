@@ -10,6 +10,7 @@ from torch import nn
 
 from flamvid.errors import InputError
 from flamvid.models.flamingo import Flamingo
+from flamvid.models.int8 import make_int8
 from flamvid.models.lm import layers_path
 
 __all__ = ["quantise", "spread"]
@@ -17,20 +18,25 @@ __all__ = ["quantise", "spread"]
 _MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
-def quantise(flamingo: Flamingo) -> None:
-    """The language model's and the new layers' weights to int8, with a scale per row (torchao).
+def quantise(flamingo: Flamingo, own: bool) -> None:
+    """The language model's and the new layers' weights to int8, in place.
 
-    Activations keep their dtype; embeddings, head, norms and the vision encoder are left as they
-    are. In place, on CPU or GPU.
+    On a CPU by our own kernel, the head too; else by torchao, with a scale per row and the head as
+    it is. Activations keep their dtype. Embeddings, norms and what comes before the language model,
+    where weights are the least of the work, are left as they are.
     """
+    if own:
+        for part in (flamingo.lm.lm, flamingo.lm.inserted):
+            make_int8(part)
+        return
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             from torchao.quantization import Int8WeightOnlyConfig, quantize_
     except ImportError as error:
         raise InputError(
-            "dtype int8 needs torchao, which is not installed; pip install 'flamvid[int8]', or use "
-            "bf16"
+            "dtype int8 needs torchao for anything but one CPU, and it is not installed; "
+            "pip install 'flamvid[int8]', or use bf16"
         ) from error
     head = flamingo.lm.lm.get_output_embeddings()
 

@@ -24,7 +24,7 @@ COLUMNS = {
 
 def sizes(config: ModelConfig) -> dict[str, int]:
     """Parameters by part and in total; empty where the configuration lacks the architecture."""
-    if not config.lm_config:
+    if not config.tells_sizes:
         return {}
     model = skeleton(config)
     parts = {

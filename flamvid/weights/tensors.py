@@ -17,7 +17,7 @@ from flamvid.errors import WeightsError
 
 __all__ = ["open_tensors"]
 
-_NESTS = ("model_state_dict", "state_dict")
+_NESTS = ("model_state_dict", "model_state", "state_dict")
 # In a folder the first of these that is there is read.
 _NAMES = (
     "model.safetensors",

@@ -24,6 +24,13 @@ struct Problem {
   int64_t rows, width, outputs;
 };
 
+// Weights [outputs, width], and one scale and one offset for each group.
+struct Weights {
+  const int8_t* bytes;
+  const float* scales;
+  const float* offsets;
+};
+
 // What offsets are multiplied with.
 inline void sum_groups(const float* x, int64_t groups, float* sums) {
   for (int64_t g = 0; g < groups; ++g) {
@@ -76,18 +83,24 @@ inline void sum_groups(const float* x, int64_t groups, float* sums) {
 
 namespace flamvid::linear {
 
-using Outputs = void (*)(const Problem&, int64_t, int64_t);
+// The two of one instruction set.
+struct Isa {
+  void (*outputs)(const Problem&, int64_t, int64_t);
+  void (*widen)(const Weights&, float*, int64_t, int64_t);
+};
 
 // The best that this processor has.
-inline Outputs best_outputs() {
+inline Isa best_isa() {
 #if defined(__x86_64__) && defined(__GNUC__)
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-    return &avx512::outputs;
+    return {&avx512::outputs, &avx512::widen};
   }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return &avx2::outputs;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+    return {&avx2::outputs, &avx2::widen};
+  }
 #endif
-  return &plain::outputs;
+  return {&plain::outputs, &plain::widen};
 }
 
 }  // namespace flamvid::linear

@@ -12,7 +12,7 @@ namespace {
 
 int failures = 0;
 
-void check(const char* name, linear::Outputs run, std::mt19937& dice) {
+void check(const char* name, linear::Isa isa, std::mt19937& dice) {
   for (int turn = 0; turn < 60; ++turn) {
     const auto pick = [&](int most) { return static_cast<int64_t>(dice() % most) + 1; };
     const int64_t rows = pick(9), width = pick(6) * linear::GROUP, outputs = pick(20);
@@ -32,8 +32,20 @@ void check(const char* name, linear::Outputs run, std::mt19937& dice) {
                             sums.data(), out.data(),     rows,          width,
                             outputs};
     const int64_t middle = outputs / 2;
-    run(p, 0, middle);
-    run(p, middle, outputs);
+    isa.outputs(p, 0, middle);
+    isa.outputs(p, middle, outputs);
+    std::vector<float> wide(outputs * width, NAN);
+    const linear::Weights packed{weights.data(), scales.data(), offsets.data()};
+    isa.widen(packed, wide.data(), 0, middle * groups);
+    isa.widen(packed, wide.data(), middle * groups, outputs * groups);
+    for (int64_t at = 0; at < outputs * width; ++at) {
+      const int64_t g = at / linear::GROUP;
+      const double part = static_cast<double>(weights[at]) * scales[g], want = part + offsets[g];
+      if (!(std::abs(wide[at] - want) <= 1e-6 * (std::abs(part) + std::abs(offsets[g])))) {
+        std::printf("%s: weight %ld is %g, not %g\n", name, long(at), wide[at], want);
+        ++failures;
+      }
+    }
     for (int64_t r = 0; r < rows; ++r) {
       for (int64_t n = 0; n < outputs; ++n) {
         double sum = 0, size = 0;
@@ -58,10 +70,10 @@ void check(const char* name, linear::Outputs run, std::mt19937& dice) {
 
 int main() {
   std::mt19937 dice(7);
-  check("plain", &linear::plain::outputs, dice);
+  check("plain", {&linear::plain::outputs, &linear::plain::widen}, dice);
 #if defined(__x86_64__) && defined(__GNUC__)
-  if (__builtin_cpu_supports("avx2")) check("avx2", &linear::avx2::outputs, dice);
-  if (__builtin_cpu_supports("avx512vl")) check("avx512", &linear::avx512::outputs, dice);
+  if (__builtin_cpu_supports("avx2")) check("avx2", {&linear::avx2::outputs, &linear::avx2::widen}, dice);
+  if (__builtin_cpu_supports("avx512vl")) check("avx512", {&linear::avx512::outputs, &linear::avx512::widen}, dice);
 #endif
   std::printf("%d failures\n", failures);
   return failures != 0;

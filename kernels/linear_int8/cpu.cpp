@@ -1,4 +1,4 @@
-// flamvid::linear_int8 for CPU: what it is given is checked here, the work is in core.h.
+// flamvid::linear_int8 and widen_int8 for CPU: what it is given is checked here, the work is in core.h.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "../huge_pages.h"
 #include "core.h"
 
 namespace {
@@ -19,7 +20,7 @@ using torch::stable::Tensor;
 void check_groups(const Tensor& x, int64_t outputs, int64_t groups, const char* name) {
   STD_TORCH_CHECK(x.is_cpu() && x.scalar_type() == ScalarType::Float && x.dim() == 2 &&
                       x.size(0) == outputs && x.size(1) == groups,
-                  "linear_int8: ", name, " must be a float32 CPU tensor [", outputs, ",", groups,
+                  name, " must be a float32 CPU tensor [", outputs, ",", groups,
                   "]");
 }
 
@@ -50,13 +51,40 @@ Tensor linear_int8(const Tensor& x, const Tensor& weight, const Tensor& scales,
                           sums.data(),
                           static_cast<float*>(out.data_ptr()),
                           rows, width, outputs};
-  static const linear::Outputs run = linear::best_outputs();
+  static const linear::Isa isa = linear::best_isa();
   const int64_t grain = std::clamp<int64_t>(200'000 / (width * rows + 1), 1, outputs);
   torch::stable::parallel_for(0, outputs, grain,
-                              [&](int64_t first, int64_t last) { run(p, first, last); });
+                              [&](int64_t first, int64_t last) { isa.outputs(p, first, last); });
+  return out;
+}
+
+Tensor widen_int8(const Tensor& weight, const Tensor& scales, const Tensor& offsets) {
+  STD_TORCH_CHECK(weight.is_cpu() && weight.scalar_type() == ScalarType::Char &&
+                      weight.dim() == 2 && weight.size(1) % linear::GROUP == 0,
+                  "widen_int8: weight must be an int8 CPU tensor [outputs,width], width a multiple "
+                  "of ", linear::GROUP);
+  const int64_t outputs = weight.size(0), groups = weight.size(1) / linear::GROUP;
+  check_groups(scales, outputs, groups, "scales");
+  check_groups(offsets, outputs, groups, "offsets");
+  const Tensor w = torch::stable::contiguous(weight), s = torch::stable::contiguous(scales),
+               o = torch::stable::contiguous(offsets);
+  Tensor out = torch::stable::new_empty(scales, {outputs, weight.size(1)});
+  if (outputs * groups == 0) return out;
+  auto* to = static_cast<float*>(out.data_ptr());
+  flamvid::huge_pages(to, out.numel() * sizeof(float));
+  const linear::Weights from{static_cast<const int8_t*>(w.data_ptr()),
+                             static_cast<const float*>(s.data_ptr()),
+                             static_cast<const float*>(o.data_ptr())};
+  static const linear::Isa isa = linear::best_isa();
+  torch::stable::parallel_for(0, outputs * groups, 4096, [&](int64_t first, int64_t last) {
+    isa.widen(from, to, first, last);
+  });
   return out;
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(flamvid, CPU, m) { m.impl("linear_int8", TORCH_BOX(&linear_int8)); }
+STABLE_TORCH_LIBRARY_IMPL(flamvid, CPU, m) {
+  m.impl("linear_int8", TORCH_BOX(&linear_int8));
+  m.impl("widen_int8", TORCH_BOX(&widen_int8));
+}

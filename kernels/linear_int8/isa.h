@@ -69,4 +69,13 @@ FLAMVID_FN void outputs(const Problem& p, int64_t first, int64_t last) {
   }
 }
 
+// The float32 weights of groups `first` to `last` of all.
+FLAMVID_FN void widen(const Weights& w, float* out, int64_t first, int64_t last) {
+  for (int64_t g = first; g < last; ++g) {
+    for (int64_t k = g * GROUP; k < (g + 1) * GROUP; k += LANES) {
+      *reinterpret_cast<Loose*>(out + k) = FLAMVID_WIDEN(w.bytes + k) * w.scales[g] + w.offsets[g];
+    }
+  }
+}
+
 }  // namespace flamvid::linear::FLAMVID_ISA

@@ -11,6 +11,7 @@
 #include <cstring>
 #include <memory>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "block_tiles.h"
@@ -33,6 +34,22 @@ struct Unit {
   int64_t b, h;
   int32_t media;  // -1: none
 };
+
+// Latents that are in work together.
+struct Tile {
+  int64_t b, h, first;
+  int count;
+};
+
+// What comes after the tile of `u` that begins at `latent`: its next one, or the first of `next`.
+inline Tile tile_after(const Problem& p, const Unit& u, int64_t latent, const Unit& next) {
+  const auto tile = [](const Unit& unit, Range r) -> Tile {
+    return {unit.b, unit.h, r.begin, static_cast<int>(clamp(r.end - r.begin, 0, KEYS))};
+  };
+  const int64_t end = latents_of(p, u.media).end;
+  if (latent + KEYS < end) return tile(u, {latent + KEYS, end});
+  return tile(next, next.media < 0 ? Range{0, 0} : latents_of(p, next.media));
+}
 
 // The text rows of each batch row, sorted by their media; those that see none come first.
 struct Plan {
@@ -74,6 +91,26 @@ struct Plan {
   int64_t begin(int64_t b, int64_t m) const { return starts[b * (media + 2) + m + 1]; }
   int64_t end(int64_t b, int64_t m) const { return begin(b, m + 1); }
   const int32_t* rows_of(int64_t b) const { return rows.data() + b * tokens; }
+
+  // Unit `id` and its rows, rows_of(b)[first .. first + count]. Of no rows where there is nothing to
+  // do, as past the last unit.
+  struct Work {
+    Unit unit;
+    int64_t first, count;
+  };
+  Work forward_work(const Problem& p, int64_t id) const {
+    const int64_t head = id / longest, at = id % longest, b = head / p.heads;
+    if (b >= batch() || at >= static_cast<int64_t>(chunks[b].size())) return {{0, 0, -1}, 0, 0};
+    const Chunk& chunk = chunks[b][at];
+    return {{b, head % p.heads, chunk.media}, chunk.first, chunk.count};
+  }
+  Work backward_work(const Problem& p, int64_t id) const {
+    const int64_t head = id / (media + 1), b = head / p.heads;
+    if (b >= batch()) return {{0, 0, -1}, 0, 0};
+    const int32_t m = static_cast<int32_t>(id % (media + 1)) - 1;
+    return {{b, head % p.heads, m}, begin(b, m), end(b, m) - begin(b, m)};
+  }
+  int64_t batch() const { return static_cast<int64_t>(chunks.size()); }
 };
 
 typedef float Four __attribute__((vector_size(16)));
@@ -81,8 +118,7 @@ typedef float LooseFour __attribute__((vector_size(16), aligned(4), may_alias));
 #if defined(__clang__) || __GNUC__ >= 12
 #define FLAMVID_SHUFFLE(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
 #else
-typedef int32_t FourAt __attribute__((vector_size(16)));
-#define FLAMVID_SHUFFLE(x, y, ...) __builtin_shuffle(x, y, FourAt{__VA_ARGS__})
+#define FLAMVID_SHUFFLE(x, y, ...) __builtin_shuffle(x, y, decltype((x) < (y)){__VA_ARGS__})
 #endif
 
 }  // namespace flamvid::attention::cpu
@@ -158,13 +194,11 @@ template <typename T>
 void forward_unit(int64_t id, const Kernels<T>& kernels, const Plan& plan, const Problem& p,
                   const View<const T>& q, const View<const T>& k, const View<const T>& v,
                   const View<T>& out, float* lse, Scratch& s) {
-  const int64_t at = id % plan.longest, h = id / plan.longest % p.heads,
-                b = id / plan.longest / p.heads;
-  const auto& chunks = plan.chunks[b];
-  if (at >= static_cast<int64_t>(chunks.size())) return;
-  const auto& chunk = chunks[at];
-  const int32_t* rows = plan.rows_of(b) + chunk.first;
-  kernels.forward(p, {b, h, chunk.media}, rows, chunk.count, q, k, v, out, lse, s);
+  const auto [u, first, count] = plan.forward_work(p, id);
+  if (count == 0) return;
+  const int32_t* rows = plan.rows_of(u.b) + first;
+  kernels.forward(p, u, plan.forward_work(p, id + 1).unit, rows, static_cast<int>(count), q, k, v,
+                  out, lse, s);
 }
 
 // Backward unit `id` of B * H * (M + 1): dq of the rows that see one media (or none), dk and dv of
@@ -175,9 +209,7 @@ void backward_unit(int64_t id, const Kernels<T>& kernels, const Plan& plan, cons
                    const View<const T>& out, const View<const T>& dout, const float* lse,
                    const View<T>& dq, const View<T>& dk, const View<T>& dv,
                    std::vector<float>& sum_q, Scratch& s) {
-  const int64_t of_head = id % (p.media + 1), head = id / (p.media + 1);
-  const Unit u{head / p.heads, head % p.heads, static_cast<int32_t>(of_head - 1)};
-  const int64_t first = plan.begin(u.b, u.media), count = plan.end(u.b, u.media) - first;
+  const auto [u, first, count] = plan.backward_work(p, id);
   const Range range = u.media < 0 ? Range{0, 0} : latents_of(p, u.media);
   const int64_t latents = range.end - range.begin;
   const int32_t* rows = plan.rows_of(u.b) + first;
@@ -191,7 +223,8 @@ void backward_unit(int64_t id, const Kernels<T>& kernels, const Plan& plan, cons
     return;
   }
   if (latents > KEYS) sum_q.resize(count * ((p.width + 15) / 16 * 16));
-  kernels.backward(p, u, rows, count, q, k, v, out, dout, lse, dq, dk, dv, sum_q.data(), s);
+  kernels.backward(p, u, plan.backward_work(p, id + 1).unit, rows, count, q, k, v, out, dout, lse,
+                   dq, dk, dv, sum_q.data(), s);
 }
 
 }  // namespace flamvid::attention::cpu

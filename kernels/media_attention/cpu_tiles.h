@@ -4,10 +4,12 @@ namespace flamvid::attention::cpu::FLAMVID_ISA {
 
 inline constexpr int LANES = FLAMVID_LANES;
 inline constexpr int VECTORS = FLAMVID_VECTORS;
+inline constexpr int HALF = LANES / 2;
 
 typedef float V __attribute__((vector_size(4 * FLAMVID_LANES)));
 typedef float Loose __attribute__((vector_size(4 * FLAMVID_LANES), aligned(4), may_alias));
 typedef uint32_t Bits __attribute__((vector_size(4 * FLAMVID_LANES)));
+typedef int64_t Pairs __attribute__((vector_size(4 * FLAMVID_LANES)));
 
 FLAMVID_FN V get(const float* from) { return *reinterpret_cast<const Loose*>(from); }
 FLAMVID_FN void put(float* to, V value) { *reinterpret_cast<Loose*>(to) = value; }
@@ -16,6 +18,7 @@ FLAMVID_FN V all(float value) {
   for (int e = 0; e < LANES; ++e) out[e] = value;
   return out;
 }
+FLAMVID_FN V higher(V x, V y) { return x > y ? x : y; }
 FLAMVID_FN constexpr int padded(int n) { return (n + LANES - 1) / LANES * LANES; }
 
 // 2^x for x <= 0 (and a little above): 2^n times a polynomial, whose relative error is 2e-9 at most.
@@ -61,6 +64,22 @@ FLAMVID_FN V log_of(V x) {
   return x < huge ? out : x;  // infinity and NaN stay what they are
 }
 
+// Rows to come, whose cache lines the steps of a product call for one by one. A processor drops
+// hints that come in bursts, and its own guesses end with a page.
+struct Stream {
+  const char* at = nullptr;
+  int64_t skip = 0;  // bytes from the end of a row to the next
+  int lines = 0, line = 0, rows = 0;
+
+  FLAMVID_FN __attribute__((always_inline)) void call() {
+    if (rows == 0) return;
+    __builtin_prefetch(at, 0, 3);
+    at += 64;
+    if (++line < lines) return;
+    at += skip, line = 0, --rows;
+  }
+};
+
 // A left operand, of which either rows (ALONG) or columns are contiguous: element [r][e] is
 // data[r * stride + e] or data[r + e * stride].
 template <bool ALONG>
@@ -79,7 +98,8 @@ using Across = Left<false>;
 // sum[r][n] += a[r][e] * b[n]
 template <int R, int N, bool ALONG>
 FLAMVID_FN __attribute__((always_inline)) void step(V (&sum)[R][N], Left<ALONG> a, int e,
-                                                    const float* b) {
+                                                    const float* b, Stream& stream) {
+  for (int n = 0; n < (R * N + 7) / 8; ++n) stream.call();
   V value[N];
 #pragma GCC unroll 12
   for (int n = 0; n < N; ++n) value[n] = get(b + n * LANES);
@@ -94,21 +114,23 @@ FLAMVID_FN __attribute__((always_inline)) void step(V (&sum)[R][N], Left<ALONG> 
 // c[r][n] (+)= sum over e of a[r][e] * b[e][n]: R rows, N vectors of columns, all in registers.
 template <int R, int N, bool ALONG>
 FLAMVID_FN void tile(Left<ALONG> a, const float* b, int64_t ldb, float* c, int64_t ldc, int depth,
-                     bool add) {
+                     bool add, Stream& ahead) {
   V sum[R][N];
 #pragma GCC unroll 12
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 12
     for (int n = 0; n < N; ++n) sum[r][n] = add ? get(c + r * ldc + n * LANES) : V{};
   }
+  Stream stream = ahead;  // in registers
   int e = 0;
   for (; e + 4 <= depth; e += 4) {
-    step(sum, a, e, b + e * ldb);
-    step(sum, a, e + 1, b + (e + 1) * ldb);
-    step(sum, a, e + 2, b + (e + 2) * ldb);
-    step(sum, a, e + 3, b + (e + 3) * ldb);
+    step(sum, a, e, b + e * ldb, stream);
+    step(sum, a, e + 1, b + (e + 1) * ldb, stream);
+    step(sum, a, e + 2, b + (e + 2) * ldb, stream);
+    step(sum, a, e + 3, b + (e + 3) * ldb, stream);
   }
-  for (; e < depth; ++e) step(sum, a, e, b + e * ldb);
+  for (; e < depth; ++e) step(sum, a, e, b + e * ldb, stream);
+  ahead = stream;
 #pragma GCC unroll 12
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 12
@@ -119,21 +141,21 @@ FLAMVID_FN void tile(Left<ALONG> a, const float* b, int64_t ldb, float* c, int64
 // The tile of R rows or fewer.
 template <int R, int N, bool ALONG>
 FLAMVID_FN void tile_rows(int rows, Left<ALONG> a, const float* b, int64_t ldb, float* c,
-                          int64_t ldc, int depth, bool add) {
+                          int64_t ldc, int depth, bool add, Stream& ahead) {
   if constexpr (R > 1) {
-    if (rows < R) return tile_rows<R - 1, N>(rows, a, b, ldb, c, ldc, depth, add);
+    if (rows < R) return tile_rows<R - 1, N>(rows, a, b, ldb, c, ldc, depth, add, ahead);
   }
-  tile<R, N>(a, b, ldb, c, ldc, depth, add);
+  tile<R, N>(a, b, ldb, c, ldc, depth, add, ahead);
 }
 
 // N vectors of columns, rows in even groups of up to R.
 template <int R, int N, bool ALONG>
 FLAMVID_FN void columns(Left<ALONG> a, const float* b, int64_t ldb, float* c, int64_t ldc, int rows,
-                        int depth, bool add) {
+                        int depth, bool add, Stream& ahead) {
   const int groups = (rows + R - 1) / R;
   for (int i = 0; i < groups; ++i) {
     const int first = rows * i / groups, count = rows * (i + 1) / groups - first;
-    tile_rows<R, N>(count, a.from(first), b, ldb, c + first * ldc, ldc, depth, add);
+    tile_rows<R, N>(count, a.from(first), b, ldb, c + first * ldc, ldc, depth, add, ahead);
   }
 }
 
@@ -141,15 +163,75 @@ FLAMVID_FN void columns(Left<ALONG> a, const float* b, int64_t ldb, float* c, in
 // of b stays in the nearest cache. A tile's sums fill the registers, narrow ones with more rows.
 template <bool ALONG>
 FLAMVID_FN void multiply(Left<ALONG> a, const float* b, int64_t ldb, float* c, int64_t ldc,
-                         int rows, int depth, int width, bool add) {
+                         int rows, int depth, int width, bool add, Stream& ahead) {
   int n = 0;
   for (; n + VECTORS * LANES <= width; n += VECTORS * LANES) {
-    columns<6, VECTORS>(a, b + n, ldb, c + n, ldc, rows, depth, add);
+    columns<6, VECTORS>(a, b + n, ldb, c + n, ldc, rows, depth, add, ahead);
   }
   for (; VECTORS > 2 && n + 2 * LANES <= width; n += 2 * LANES) {
-    columns<VECTORS == 2 ? 6 : 12, 2>(a, b + n, ldb, c + n, ldc, rows, depth, add);
+    columns<VECTORS == 2 ? 6 : 12, 2>(a, b + n, ldb, c + n, ldc, rows, depth, add, ahead);
   }
-  for (; n < width; n += LANES) columns<12, 1>(a, b + n, ldb, c + n, ldc, rows, depth, add);
+  for (; n < width; n += LANES) columns<12, 1>(a, b + n, ldb, c + n, ldc, rows, depth, add, ahead);
+}
+
+// Two neighbouring floats, again and again.
+FLAMVID_FN V pairs_of(const float* from) {
+  int64_t pair;
+  std::memcpy(&pair, from, sizeof pair);
+  return (V)(Pairs{} + pair);
+}
+
+using Lane = std::make_integer_sequence<int, LANES>;
+
+// x0+x1, x2+x3, .. of x, then of y.
+template <int... I>
+FLAMVID_FN V fold(V x, V y, std::integer_sequence<int, I...>) {
+  return FLAMVID_SHUFFLE(x, y, (2 * I)...) + FLAMVID_SHUFFLE(x, y, (2 * I + 1)...);
+}
+
+template <int... I>
+FLAMVID_FN V swap_halves(V x, std::integer_sequence<int, I...>) {
+  return FLAMVID_SHUFFLE(x, x, ((I + HALF) % LANES)...);
+}
+
+// c[r][HALF] = a times b as turn_pairs leaves it: R rows. What follows an odd R is -infinity, which
+// no softmax sees.
+template <int R>
+FLAMVID_FN void folded_tile(const float* a, int64_t lda, const float* b, float* c, int depth,
+                            Stream& ahead) {
+  constexpr int EVEN = (R + 1) / 2 * 2;
+  V sum[EVEN] = {};
+  if constexpr (R < EVEN) sum[R] = all(-INFINITY);
+  Stream stream = ahead;
+  for (int e = 0; e < depth; e += 2) {
+    stream.call();
+    const V value = get(b + e * HALF);
+#pragma GCC unroll 12
+    for (int r = 0; r < R; ++r) sum[r] += value * pairs_of(a + r * lda + e);
+  }
+  ahead = stream;
+#pragma GCC unroll 12
+  for (int r = 0; r < EVEN; r += 2) put(c + r * HALF, fold(sum[r], sum[r + 1], Lane{}));
+}
+
+template <int R>
+FLAMVID_FN void folded_rows(int rows, const float* a, int64_t lda, const float* b, float* c,
+                            int depth, Stream& ahead) {
+  if constexpr (R > 1) {
+    if (rows < R) return folded_rows<R - 1>(rows, a, lda, b, c, depth, ahead);
+  }
+  folded_tile<R>(a, lda, b, c, depth, ahead);
+}
+
+// Any number of rows, in even groups of up to R.
+FLAMVID_FN void folded(const float* a, int64_t lda, const float* b, float* c, int rows, int depth,
+                       Stream& ahead) {
+  constexpr int R = 8;
+  const int pairs = (rows + 1) / 2, groups = (2 * pairs + R - 1) / R;
+  for (int i = 0; i < groups; ++i) {
+    const int first = pairs * i / groups * 2, end = std::min(rows, pairs * (i + 1) / groups * 2);
+    folded_rows<R>(end - first, a + first * lda, lda, b, c + first * HALF, depth, ahead);
+  }
 }
 
 template <typename T>
@@ -179,6 +261,21 @@ FLAMVID_FN void turn(const float* from, int64_t ld, float* to, int rows, int wid
       *reinterpret_cast<LooseFour*>(out + ROWS) = FLAMVID_SHUFFLE(wx0, yz0, 2, 3, 6, 7);
       *reinterpret_cast<LooseFour*>(out + 2 * ROWS) = FLAMVID_SHUFFLE(wx1, yz1, 0, 1, 4, 5);
       *reinterpret_cast<LooseFour*>(out + 3 * ROWS) = FLAMVID_SHUFFLE(wx1, yz1, 2, 3, 6, 7);
+    }
+  }
+}
+
+// The same for at most HALF rows, a row's channels in pairs: to[c / 2][r][c % 2].
+FLAMVID_FN void turn_pairs(const float* from, int64_t ld, float* to, int rows, int width,
+                           float factor) {
+  for (int r = 0; r < rows; r += 2) {
+    for (int c = 0; c < width; c += 4) {
+      const float* at = from + r * ld + c;
+      const Four x = *reinterpret_cast<const LooseFour*>(at) * factor;
+      const Four y = *reinterpret_cast<const LooseFour*>(at + ld) * factor;
+      float* out = to + c * HALF + 2 * r;
+      *reinterpret_cast<LooseFour*>(out) = FLAMVID_SHUFFLE(x, y, 0, 1, 4, 5);
+      *reinterpret_cast<LooseFour*>(out + LANES) = FLAMVID_SHUFFLE(x, y, 2, 3, 6, 7);
     }
   }
 }

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from flamvid.api import Captioner, Example, Shot
 from flamvid.errors import InputError, SourceError
+from flamvid.models.lm import LanguageModel
 
 
 def test_shots_come_before_what_is_captioned(captioner: Captioner, clip: Path) -> None:
@@ -60,3 +62,33 @@ def test_a_conversation_goes_on_about_what_was_seen(captioner: Captioner, clip: 
     talk.forget()
     talk.show(clip)
     assert talk.say("What?") == first
+
+
+def test_a_long_conversation_leaves_out_its_beginning(
+    captioner: Captioner, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts, answered = captioner.model.prompts, 6
+    # Room for two questions and the answer to the first.
+    room = 2 * len(prompts.question("What is it?")) + answered
+    monkeypatch.setattr(LanguageModel, "positions", property(lambda _: room + answered))
+    talk = captioner.chat(beams=1, max_tokens=answered)
+    first, second = talk.show(clip, end=2.0), talk.show(clip, start=2.0)
+    for question in ("What is it?", "And now?", "What is it?"):
+        talk.say(question)
+    # The media of the first turn are still what is talked about.
+    assert talk.left_out >= 1
+    assert talk.seen == [first, second]
+    assert talk.turns[0].media == 2
+    third = talk.show(clip, start=4.0)
+    for _ in range(4):
+        answer = talk.say("What is it?")
+    assert talk.seen == [third]
+    assert talk.turns[0].media == 1
+    # What was answered is what is kept, and nothing else.
+    ids = prompts.dialogue([*talk.turns[:-1], replace(talk.turns[-1], answer=None)])
+    [made] = captioner._continue([third], ids, talk.config)
+    assert prompts.decode(made.ids) == answer
+    before = (list(talk.seen), list(talk.turns))
+    with pytest.raises(InputError, match="ask something shorter, or lower max_tokens"):
+        talk.say("What is it? " * 50)
+    assert (talk.seen, talk.turns) == before

@@ -18,6 +18,7 @@ from flamvid.types import Caption
 class FakeChat:
     def __init__(self, captioner: FakeCaptioner) -> None:
         self.captioner = captioner
+        self.left_out = 0
 
     def show(self, source: str, start: float | None = None, end: float | None = None) -> None:
         self.captioner.calls.append((source, {"start": start, "end": end}))
@@ -26,6 +27,7 @@ class FakeChat:
 
     def say(self, question: str, on_text: Any = None) -> str:
         self.captioner.calls.append((question, {}))
+        self.left_out += "again" in question
         for piece in ("two", " dogs") if on_text else ():
             on_text(piece)
         return "two dogs"

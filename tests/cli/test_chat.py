@@ -49,6 +49,13 @@ def test_a_bad_line_is_one_line_and_the_conversation_goes_on(fake: Any) -> None:
     assert "broken.mp4 is truncated" in lines[5]
 
 
+def test_turns_that_are_left_out_are_told_once(fake: Any) -> None:
+    result = chat("first?", "again?", "and again?")
+    assert result.stdout == "two dogs\n" * 3
+    line = "flamvid: the oldest turns are left out: the language model has no more room\n"
+    assert result.stderr == line
+
+
 def test_help_and_forget(fake: Any) -> None:
     result = chat("/help", "/forget")
     assert "/video PATH" in result.stderr

@@ -243,29 +243,34 @@ def test_options_are_as_likely_as_a_pass_over_each_says() -> None:
 
 @torch.no_grad()
 def test_a_written_media_token_moves_on_to_the_next_media() -> None:
-    moved = 0
+    moved = alone = past = 0
     for seed in range(6):
         model = blind(seed)
         for name, parameter in model.trained():
             if name.endswith("gate"):
                 torch.nn.init.constant_(parameter, 1.0)
         head = model.lm.head_of(torch.tensor([END, MEDIA, *range(6, 12)]))
-        features = torch.randn(2, 3, 2, 2, 8)
+        features = torch.randn(2, 2, 2, 2, 8)
         ids = torch.randint(6, 40, (2, 6))
-        ids[:, 1] = ids[1, 3] = MEDIA  # the rows have seen one media and two
+        ids[:, 1] = ids[1, 3] = MEDIA  # the rows have seen one media, and both
         config = GenerationConfig(beams=2, max_tokens=8)
         latents = model.resample(features).detach()
         index = media_index(ids, MEDIA)
         best = generate(model, latents, ids, index, END, config, head=head, media_id=MEDIA)
         for b, one in enumerate(best):
-            moved += MEDIA in one.ids
+            wrote = one.ids.count(MEDIA)
+            moved += wrote > 0
+            alone += wrote > 0 and MEDIA not in best[1 - b].ids  # which leaves the other as it was
+            past += 1 + b + wrote > 2  # and who has seen the last one goes on to see it
             end = [END] if len(one.ids) < config.max_tokens else []
             text = torch.tensor([[*ids[b].tolist(), *one.ids, *end]])
             # Without a cache, the index of the whole text says what each token sees.
-            seen = media_index(text, MEDIA).clamp_max(2)
+            seen = media_index(text, MEDIA).clamp_max(1)
             hidden = model.lm(text, model.read(latents[b : b + 1], seen))
             logprobs = head(hidden[0, 5:-1]).log_softmax(-1)
             at = head.columns(text[0, 6:])
             total = logprobs.gather(1, at[:, None]).sum()
             assert one.logprob == pytest.approx(float(total), abs=1e-4)
     assert moved
+    assert alone
+    assert past

@@ -14,7 +14,7 @@ from flamvid.ops import GROUP, Int8, dequantise_int8, linear_int8, quantise_int8
 
 @settings(max_examples=60, deadline=None)
 @given(
-    rows=st.integers(1, 9),
+    rows=st.one_of(st.integers(1, 9), st.integers(23, 25)),
     groups=st.integers(1, 20),
     outputs=st.integers(1, 40),
     seed=st.integers(0),
@@ -63,6 +63,7 @@ def test_leading_dimensions_are_kept() -> None:
 def test_it_is_an_operation_of_torch() -> None:
     w = quantise_int8(torch.randn(5, 2 * GROUP))
     torch.library.opcheck(torch.ops.flamvid.linear_int8.default, (torch.randn(3, 2 * GROUP), *w))
+    torch.library.opcheck(torch.ops.flamvid.widen_int8.default, tuple(w))
     run = torch.compile(lambda x: linear_int8(x, w), fullgraph=True, backend="aot_eager")
     x = torch.randn(3, 2 * GROUP)
     assert torch.equal(run(x), linear_int8(x, w))
@@ -85,6 +86,8 @@ def test_what_does_not_fit_is_refused() -> None:
     # Past the door, too, nothing is read that is not there.
     with pytest.raises((RuntimeError, ValueError)):
         torch.ops.flamvid.linear_int8(x, w.weight, w.scales[:2], w.offsets)
+    with pytest.raises((RuntimeError, ValueError)):
+        torch.ops.flamvid.widen_int8(w.weight, w.scales[:2], w.offsets)
 
 
 def test_int8_is_a_named_triple() -> None:

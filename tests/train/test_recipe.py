@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from flamvid.errors import ConfigError
+from flamvid.train.contrastive_run import is_contrastive, read_contrastive
 from flamvid.train.recipe import read_recipe
 from tests.train.conftest import MakeRecipe
 
@@ -24,7 +25,8 @@ def test_a_recipe_says_what_is_written(make_recipe: MakeRecipe, shards: Path) ->
 
 @pytest.mark.parametrize("path", sorted(DATASETS.glob("*/*.toml")), ids=lambda path: path.name)
 def test_every_recipe_that_ships_is_one(path: Path) -> None:
-    assert read_recipe(path).data.clips
+    recipe = read_contrastive(path) if is_contrastive(path) else read_recipe(path)
+    assert recipe.data.clips
 
 
 @pytest.mark.parametrize(

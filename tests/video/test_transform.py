@@ -41,7 +41,7 @@ def test_what_has_the_size_is_not_resampled() -> None:
 
 
 def test_unknown_resize() -> None:
-    with pytest.raises(ConfigError, match="squash, crop or pad"):
+    with pytest.raises(ConfigError, match="squash, crop, crop_floor or pad"):
         FrameTransform((8, 8), HALF, HALF, "stretch")
 
 

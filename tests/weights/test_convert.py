@@ -17,6 +17,7 @@ import flamvid
 from flamvid.config import read_toml, to_toml
 from flamvid.errors import ConfigError, FlamvidError, InputError, OfflineError, WeightsError
 from flamvid.models.flamingo import Flamingo
+from flamvid.models.llama import Llama
 from flamvid.models.pretrained import _tensors
 from flamvid.weights.convert import convert, source_config
 from flamvid.weights.load import LoadedModel, load_model
@@ -169,6 +170,19 @@ def test_save_and_load_as_hugging_face_users_do(released: Path, tmp_path: Path) 
     again = flamvid.Flamingo.from_pretrained(tmp_path)
     assert same(model, again)
     assert not again.training
+    # A plain Llama is ours from then on, and says what transformers' does.
+    assert isinstance(again.lm.lm, Llama)
+    hosted = Flamingo.from_pretrained(tmp_path, own=False)
+    assert isinstance(hosted.lm.lm, LlamaForCausalLM)
+    ids = torch.tensor([[1, 5, 9, 30, 31], [2, 7, 7, 60, 4]])
+    mask = torch.tensor([[1] * 5, [0, 0, 1, 1, 1]])
+    with torch.no_grad():
+        media = model.read(torch.randn(2, 1, 5, 24), torch.zeros(2, 5, dtype=torch.int32))
+        wanted, ours, theirs = (
+            one.lm.head(one.lm(ids, media, mask))[mask == 1] for one in (model, again, hosted)
+        )
+    assert torch.equal(theirs, wanted)
+    torch.testing.assert_close(ours, wanted, atol=1e-5, rtol=1e-5)
     half = Flamingo.from_pretrained(tmp_path, dtype="float16")
     assert half.lm.head.weight.dtype == torch.float16
     table = read_toml(tmp_path / "flamvid.toml")

@@ -8,13 +8,18 @@ import signal
 import subprocess
 import types
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
 from flamvid.errors import OfflineError, WeightsError
+from flamvid.models.flamingo import Flamingo
+from flamvid.models.reach import unreachable
 from flamvid.weights import hub
 from flamvid.weights.artefacts import ARTEFACTS
+from tests.weights.conftest import WHEEL
 
 Index = types.SimpleNamespace
 Pull = Callable[..., subprocess.Popen[str]]
@@ -226,6 +231,40 @@ def test_a_hub_model_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     assert hub.resolve("org/name") == repository / "snapshots" / ("f" * 40)
 
 
+def test_a_hub_that_does_not_answer_is_asked_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def wait(seconds: float) -> None:
+        raise AssertionError(f"waits {seconds} s to ask again")
+
+    monkeypatch.setattr("time.sleep", wait)  # as the hub's client does between its attempts
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.delenv("FLAMVID_OFFLINE", raising=False)
+    monkeypatch.setenv("FLAMVID_HOME", str(tmp_path))
+    silent = r"can't fetch org/name .*http://127\.0\.0\.1:9 does not answer: .*refused"
+    for ask in (lambda: hub.resolve("org/name"), lambda: hub.fetch("hub:org/name/x.pt")):
+        with pytest.raises(OfflineError, match=silent) as raised:
+            ask()
+        assert "\n" not in str(raised.value)
+    with pytest.raises(OfflineError, match=r"can't be fetched .* does not answer"):
+        Flamingo.from_pretrained("org/name", cache_dir=tmp_path)
+    # What was fetched once still serves.
+    repository = tmp_path / "huggingface" / "models--org--name"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("f" * 40)
+    (repository / "snapshots" / ("f" * 40)).mkdir(parents=True)
+    assert hub.resolve("org/name") == repository / "snapshots" / ("f" * 40)
+
+
+def test_any_answer_of_the_hub_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:  # knows no HEAD
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+        assert unreachable() == ""
+        server.shutdown()
+
+
 def test_the_cache_lies_where_it_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     monkeypatch.setenv("FLAMVID_HOME", "~/models")
@@ -272,6 +311,7 @@ def test_torch_files_only_where_there_are_no_safetensors(
         return str(tmp_path / name)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    monkeypatch.setattr(hub, "unreachable", lambda: "")
     assert hub.resolve("org/safe") == tmp_path / "org/safe"
     assert len(asked) == 1
     hub.resolve("org/old")
@@ -293,3 +333,39 @@ def test_one_file_of_a_repository(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     (snapshot.parents[1] / "refs").mkdir()
     (snapshot.parents[1] / "refs" / "main").write_text("f" * 40)
     assert hub.get("hub:org/name/x.pt") == snapshot / "x.pt"
+
+
+def test_a_file_at_an_address_is_fetched_once_and_verified(
+    index: Index, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    address = f"{os.environ['PIP_FIND_LINKS']}x3d.whl"
+    path = hub.get(f"{address}#sha256={index.sha256}")
+    assert path.read_bytes() == (tmp_path / WHEEL).read_bytes()
+    assert capfd.readouterr().err == f"flamvid: fetching {address}\n"
+    assert hub.get(f"{address}#sha256={index.sha256}") == path
+    assert (index.fetched, capfd.readouterr().err) == (1, "")
+
+
+def test_a_file_without_its_checksum_or_with_another_is_refused(
+    index: Index, tmp_path: Path
+) -> None:
+    address = f"{os.environ['PIP_FIND_LINKS']}x3d.whl"
+    for checksum in ("", "#sha256=", f"#sha256={index.sha256[:12]}", f"#md5={index.sha256}"):
+        with pytest.raises(WeightsError, match="comes without its checksum"):
+            hub.get(address + checksum)
+    assert index.fetched == 0
+    with pytest.raises(WeightsError, match="another sha256 than 0000"):
+        hub.get(f"{address}#sha256={'0' * 64}")
+    assert index.fetched == 1
+    assert [f.suffix for f in (tmp_path / "home" / "files").iterdir()] == [".lock"]
+
+
+def test_a_file_that_can_not_be_fetched_is_told(
+    index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinned = f"#sha256={index.sha256}"
+    with pytest.raises(OfflineError, match=r"can't fetch http://127\.0\.0\.1:9/x\.pyth"):
+        hub.get(f"http://127.0.0.1:9/x.pyth{pinned}")
+    monkeypatch.setenv("FLAMVID_OFFLINE", "1")
+    with pytest.raises(OfflineError, match=r"x3d\.whl is not in .* FLAMVID_OFFLINE is set"):
+        hub.get(f"{os.environ['PIP_FIND_LINKS']}x3d.whl{pinned}")

@@ -14,7 +14,7 @@ from torch import Tensor
 from flamvid.errors import WeightsError
 from flamvid.models.flamingo import Flamingo
 from flamvid.models.hosts import load_host
-from flamvid.models.vision import load_clip
+from flamvid.models.transformers_encoder import load_tower
 from flamvid.weights.open_flamingo import build_open_flamingo, layout, open_flamingo_tensors
 from flamvid.weights.tensors import open_tensors
 from tests.weights.reference import VOCAB, write_folder
@@ -31,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def load(checkpoint: Path, parts: Path, lm: Path | None = None) -> Flamingo:
     tensors = open_flamingo_tensors(open_tensors(checkpoint))
-    vision = load_clip(parts / "clip", torch.float32)
+    vision = load_tower("clip", parts / "clip", torch.float32)
     frozen = load_host(lm or parts / "lm", torch.float32)
     return build_open_flamingo(tensors, vision, frozen, layout(tensors, checkpoint), checkpoint)
 
@@ -146,7 +146,7 @@ def test_a_head_that_was(tmp_path: Path) -> None:
 def test_weights_come_in_the_wanted_dtype(folder: Path) -> None:
     file = folder / "checkpoint.safetensors"
     tensors = open_flamingo_tensors(open_tensors(file))
-    vision = load_clip(folder / "clip", torch.bfloat16)
+    vision = load_tower("clip", folder / "clip", torch.bfloat16)
     lm = load_host(folder / "lm", torch.bfloat16)
     model = build_open_flamingo(tensors, vision, lm, layout(tensors, file), file)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}

@@ -7,7 +7,8 @@ gated cross-attention before every one, 256 x 1024 features of a picture, 64 lat
 its wrapper, line by line (tests/weights/reference.py), under transformers' `generate`: keys and
 values of all media and the dense mask anew for each token, and pictures repeated for each beam.
 Its LM has torch's own linear layers. Where it would give logits of every token of a prompt, this
-one gives the last alone, which spares the peer work. Both sides must write the same tokens.
+one gives the last alone, which spares the peer work. Both sides must write the same tokens. Beside
+them ours with int8 weights, as `--dtype int8` has them, and how many of its tokens are the same.
 Medians of one run, interleaved.
 """
 
@@ -36,6 +37,7 @@ from flamvid.models.mosaic import MosaicConfig, MosaicForCausalLM
 from flamvid.models.resampler import ResamplerConfig
 from flamvid.ops import implementation, media_index
 from flamvid.weights.open_flamingo import build_open_flamingo
+from flamvid.weights.placement import quantise
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.weights.reference import FlamingoLayer, GatedCrossAttentionBlock, Perceiver
@@ -162,8 +164,9 @@ def models() -> tuple[Flamingo, Peer]:
 class Case:
     """A prompt of so many media, each with its few tokens of text."""
 
-    def __init__(self, ours: Flamingo, peer: Peer, media: int, tokens: int) -> None:
+    def __init__(self, ours: Flamingo, int8: Flamingo, peer: Peer, media: int, tokens: int) -> None:
         self.ours, self.peer, self.tokens = ours, peer, tokens
+        self.int8 = int8
         self.features = torch.randn(1, media, PATCHES, WIDTH)
         self.ids = torch.randint(8, END, (1, media * 16))
         self.ids[:, ::16] = MEDIA
@@ -171,14 +174,28 @@ class Case:
         self.latents = self.ours_latents()
         # Once, uncounted: the first run of a shape is slower.
         self.ours_from_latents(self.latents, 1, 2)
+        self.int8_from_latents(self.latents, 1, 2)
         self.peer_from_latents(self.latents, 1, 2)
 
     def ours_latents(self) -> Tensor:
         return self.ours.resample(self.features[:, :, None])
 
     def ours_from_latents(self, latents: Tensor, beams: int, tokens: int) -> list[int]:
+        return self._write(self.ours, latents, beams, tokens)
+
+    def int8_from_latents(self, latents: Tensor, beams: int, tokens: int) -> list[int]:
+        return self._write(self.int8, latents, beams, tokens)
+
+    def agreed(self, text: list[int]) -> int:
+        """How many tokens of a text int8 would choose as well, each after those before it."""
+        ids = torch.cat([self.ids, torch.tensor([text])], dim=1)
+        index = media_index(ids, MEDIA).clamp_max(self.latents.shape[1] - 1)
+        hidden = self.int8.lm(ids, self.int8.read(self.latents, index))[:, -len(text) - 1 : -1]
+        return int((self.int8.lm.head(hidden).argmax(-1) == ids[:, -len(text) :]).sum())
+
+    def _write(self, model: Flamingo, latents: Tensor, beams: int, tokens: int) -> list[int]:
         config = GenerationConfig(beams=beams, max_tokens=tokens)
-        found = generate(self.ours, latents, self.ids, self.index, END, config, media_id=MEDIA)
+        found = generate(model, latents, self.ids, self.index, END, config, media_id=MEDIA)
         return list(found[0].ids)
 
     def ours_whole(self, beams: int, tokens: int) -> list[int]:
@@ -219,6 +236,8 @@ def compare(case: Case, rounds: int, clock: str) -> float:
             "peer, one token": lambda: case.peer_from_latents(latents, 1, 1),
             "ours, resampler": case.ours_latents,
             "peer, resampler": lambda: case.peer.resample(case.features),
+            "int8": lambda: case.int8_from_latents(latents, 1, n),
+            "int8, one token": lambda: case.int8_from_latents(latents, 1, 1),
         },
         rounds,
         clock,
@@ -242,6 +261,14 @@ def compare(case: Case, rounds: int, clock: str) -> float:
     ]
     for name, ours, theirs in rates:
         print(f"  {name:26}ours {ours:7.2f} tokens/s, peer {theirs:7.2f}: {ours / theirs:6.2f}x")
+    for name, ours, (_, _, theirs) in (
+        ("from latents, int8", n / took["int8"], rates[0]),
+        ("  tokens after the first", (n - 1) / (took["int8"] - took["int8, one token"]), rates[1]),
+    ):
+        print(f"  {name:26}ours {ours:7.2f} tokens/s, peer {theirs:7.2f}: {ours / theirs:6.2f}x")
+    print(
+        f"  int8, after the same tokens, chooses the same next {case.agreed(wrote['ours'])} of {n}"
+    )
     sys.stdout.flush()
     return rates[0][1] / rates[0][2]
 
@@ -286,16 +313,18 @@ def main() -> int:
     options = parser.parse_args()
     torch.manual_seed(0)
     ours, peer = models()
+    int8 = copy.deepcopy(ours)
+    quantise(int8, own=True)
     served = implementation("media_attention_forward")
     print(f"{served.name}, {torch.get_num_threads()} threads, {options.clock} time")
 
     verdicts: list[tuple[str, bool]] = []
     for media in options.media:
-        case = Case(ours, peer, media, options.tokens)
+        case = Case(ours, int8, peer, media, options.tokens)
         ratio = compare(case, options.rounds, options.clock)
         bar = BARS.get(media, 1.0)
         verdicts.append((f"{media} media: {ratio:.2f}x, bar {bar:g}x", ratio >= bar))
-    case = Case(ours, peer, 5, options.tokens)
+    case = Case(ours, int8, peer, 5, options.tokens)
     cost = beams(case, options.rounds, options.clock)
     said = f"{BEAMS} beams, 5 media: {cost:.2f} of greedy, bar {BEAM_BAR:g}"
     verdicts.append((said, cost < BEAM_BAR))

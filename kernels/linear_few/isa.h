@@ -1,0 +1,63 @@
+// A float32 linear layer of few rows for one instruction set; core.h includes this once for each.
+//
+// No include guard: the includer defines FLAMVID_ISA (a namespace), FLAMVID_FN (the attributes of
+// its functions) and FLAMVID_LANES (floats of a vector).
+
+namespace flamvid::few::FLAMVID_ISA {
+
+inline constexpr int LANES = FLAMVID_LANES;
+inline constexpr int OUTS = 4;  // rows of weights at a time: as many streams from memory
+
+typedef float V __attribute__((vector_size(4 * FLAMVID_LANES)));
+typedef float Loose __attribute__((vector_size(4 * FLAMVID_LANES), aligned(4), may_alias));
+
+FLAMVID_FN V load(const float* at) { return *reinterpret_cast<const Loose*>(at); }
+
+// N weight rows from row n on times ROWS rows of x from row r on.
+template <int ROWS, int N>
+FLAMVID_FN void multiply(const Problem& p, int64_t n, int64_t r) {
+  const float* x = p.x + r * p.width;
+  const float* weights = p.weights + n * p.width;
+  V totals[N][ROWS] = {};
+  int64_t k = 0;
+  for (; k + LANES <= p.width; k += LANES) {
+#pragma GCC unroll 4
+    for (int o = 0; o < N; ++o) {
+      const float* at = weights + o * p.width + k;
+      // The next rows come while these are used: hardware looks no further than a page.
+      __builtin_prefetch(at + N * p.width, 0, 2);
+      const V w = load(at);
+#pragma GCC unroll 4
+      for (int i = 0; i < ROWS; ++i) totals[o][i] += w * load(x + i * p.width + k);
+    }
+  }
+  for (int o = 0; o < N; ++o) {
+    for (int i = 0; i < ROWS; ++i) {
+      float total = 0;
+      for (int e = 0; e < LANES; ++e) total += totals[o][i][e];
+      for (int64_t j = k; j < p.width; ++j) total += weights[o * p.width + j] * x[i * p.width + j];
+      p.out[(r + i) * p.outputs + n + o] = total;
+    }
+  }
+}
+
+template <int N>
+FLAMVID_FN void rows(const Problem& p, int64_t n) {
+  for (int64_t r = 0; r < p.rows; r += 4) {
+    switch (p.rows - r) {
+      case 1: multiply<1, N>(p, n, r); break;
+      case 2: multiply<2, N>(p, n, r); break;
+      case 3: multiply<3, N>(p, n, r); break;
+      default: multiply<4, N>(p, n, r);
+    }
+  }
+}
+
+// Weight rows `first` to `last` times all rows of x.
+FLAMVID_FN void outputs(const Problem& p, int64_t first, int64_t last) {
+  int64_t n = first;
+  for (; n + OUTS <= last; n += OUTS) rows<OUTS>(p, n);
+  for (; n < last; ++n) rows<1>(p, n);
+}
+
+}  // namespace flamvid::few::FLAMVID_ISA

@@ -1,0 +1,183 @@
+"""The contrastive objective and its runs, on one process and on two."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn import functional as F
+
+from flamvid.errors import ConfigError
+from flamvid.live.look import Looker, View
+from flamvid.models.contrastive import mean_vector
+from flamvid.train.contrastive import ContrastiveStage, contrastive_loss
+from flamvid.train.contrastive_run import read_contrastive, run_contrastive
+from flamvid.train.dual import recall, rows_of
+from flamvid.weights.embed import load_embedder, load_head
+from flamvid.weights.load import load_model
+from tests.tiny import WORDS, encode, picture
+
+RECIPE = """
+model = "{model}"
+
+[data]
+clips = ["clips-*.tar"]
+stills = ["stills.tar"]
+validation = ["validation.tar"]
+root = "{root}"
+
+[contrastive]
+steps = {steps}
+batch = 16
+warmup = 5
+smoothing = 0.0
+width = 8
+save_every = 5
+{more}
+"""
+WHOLE = """
+encoder = "timm:test_efficientnet"
+size = 32
+bert_layers = 1
+bert_width = 16
+bert_heads = 2
+tokens = 8
+"""
+
+
+@pytest.fixture
+def recipe(tiny: Path, shards: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "heads.toml"
+    path.write_text(RECIPE.format(model=tiny, root=shards, steps=40, more="hidden = 16"))
+    return path
+
+
+def test_loss_is_that_of_clip() -> None:
+    """As figure 3 of its paper states it, in numpy's terms."""
+    torch.manual_seed(0)
+    videos, texts = (F.normalize(torch.randn(6, 4), dim=-1) for _ in range(2))
+    ours = contrastive_loss(videos, texts, torch.tensor(7.0), 0.0)
+    alike = np.exp(7.0 * (videos @ texts.T).numpy())
+    shares = np.diag(alike) / alike.sum(0), np.diag(alike) / alike.sum(1)
+    assert float(ours) == pytest.approx(-np.mean(np.log(shares)), rel=1e-5)
+
+
+def test_every_sample_once_an_epoch() -> None:
+    """Whatever the batch, and in another order each time."""
+    rows = [row for step in range(10) for row in rows_of(step, 3, 10, seed=1)]
+    assert [sorted(rows[at : at + 10]) for at in (0, 10, 20)] == [list(range(10))] * 3
+    assert rows[:10] != rows[10:20]
+
+
+def test_recall_counts_the_better_ones() -> None:
+    videos = torch.eye(3)
+    texts = F.normalize(torch.tensor([[1.0, 0, 0], [0.9, 1, 0], [1.0, 0.9, 0.8]]), dim=-1)
+    assert recall(videos, texts, torch.tensor([0, 1, 2])).startswith("R@1 66.7 R@5 100.0")
+
+
+def test_heads_find_the_colour(recipe: Path, tiny: Path, tmp_path: Path) -> None:
+    """Trained on frozen parts, they tell which picture a text is about; and load by the TOML."""
+    path = run_contrastive(recipe, None, tmp_path / "run", resume=False, log=lambda _: None)
+    toml = tmp_path / "with_heads.toml"
+    here = tiny.read_text().replace('"tiny.safe', f'"{tiny.parent}/tiny.safe')
+    toml.write_text(f'contrastive = "{path}"\n{here}')
+    model = load_model(str(toml))
+    embedder = load_embedder(model)
+    assert embedder is not None
+    vectors = []
+    for at in range(3):
+        file = tmp_path / f"{at}.webp"
+        file.write_bytes(encode(picture([230 * (at == c) for c in range(3)])))
+        ((_, features),) = Looker(model).look(file, View())
+        vectors.append(mean_vector(embedder.frames(features)))
+    alike = embedder.text([f"A {word} wall." for word in WORDS]) @ torch.stack(vectors).T
+    assert alike.argmax(1).tolist() == [0, 1, 2]
+    assert load_embedder(load_model(str(tiny))) is None
+
+
+def test_a_stopped_run_ends_as_one_that_was_not(recipe: Path, tmp_path: Path) -> None:
+    """Bit for bit: what an update sees depends on its number alone."""
+    whole = run_contrastive(recipe, None, tmp_path / "a", resume=False, log=lambda _: None)
+    part = tmp_path / "part.toml"
+
+    class StopError(Exception):
+        pass
+
+    def stop(line: str) -> None:
+        if line.startswith("pairs 20/"):
+            raise StopError
+
+    part.write_text(recipe.read_text())
+    with pytest.raises(StopError):
+        run_contrastive(part, None, tmp_path / "b", resume=True, log=stop)
+    resumed = run_contrastive(part, None, tmp_path / "b", resume=True, log=lambda _: None)
+    ours, theirs = (load_head(path).state_dict() for path in (whole, resumed))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_an_encoder_from_scratch(tiny: Path, shards: Path, tmp_path: Path) -> None:
+    """It learns beside its BERT, and a model's TOML can name what it wrote."""
+    path = tmp_path / "whole.toml"
+    path.write_text(RECIPE.format(model=tiny, root=shards, steps=25, more=WHOLE))
+    lines: list[str] = []
+    folder = run_contrastive(path, None, tmp_path / "run", resume=False, log=lines.append)
+    losses = [float(line.split("loss ")[1].split()[0]) for line in lines]
+    assert losses[-1] < losses[0]
+    toml = tmp_path / "other.toml"
+    named = tiny.read_text().replace(f'"{tiny.parent}/vision"', f'"{folder}"')
+    toml.write_text(named.replace("labels = 2", "classifier = false"))
+    model = load_model(str(toml), trained=False)
+    stored = load_file(folder / "model.safetensors")
+    held = model.flamingo.vision.model.state_dict()
+    assert torch.equal(held["conv_stem.weight"], stored["conv_stem.weight"])
+
+
+_TWO = """
+import sys, torch
+from torch import distributed
+from torch.nn import functional as F
+from flamvid.train.contrastive import contrastive_loss
+distributed.init_process_group("gloo")
+torch.manual_seed(0)
+inputs = torch.randn(8, 2, 5)
+weight = torch.randn(5, 4, requires_grad=True)
+rank, world = distributed.get_rank(), distributed.get_world_size()
+mine = inputs[rank::world] if world > 1 else inputs
+videos, texts = (F.normalize(mine[:, i] @ weight, dim=-1) for i in range(2))
+loss = contrastive_loss(videos, texts, torch.tensor(5.0), 0.1)
+loss.backward()
+both = torch.cat([loss.detach()[None], weight.grad.flatten()]) / world
+distributed.all_reduce(both)
+if rank == 0:
+    torch.save(both, sys.argv[1])
+distributed.destroy_process_group()
+"""
+
+
+def test_two_processes_share_their_negatives(tmp_path: Path) -> None:
+    """The mean loss and gradient of two are those of one with all pairs."""
+    script = tmp_path / "two.py"
+    script.write_text(_TWO)
+    got = []
+    for count in (1, 2):
+        out = tmp_path / f"{count}.pt"
+        runner = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={count}"]
+        command = [*runner, "--master-port=0", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+        env = os.environ | {"OMP_NUM_THREADS": "1"}
+        subprocess.run([*command, str(script), str(out)], check=True, env=env, capture_output=True)
+        got.append(torch.load(out, weights_only=True))
+    torch.testing.assert_close(got[0], got[1])
+
+
+def test_a_wrong_recipe_is_one_line(recipe: Path) -> None:
+    recipe.write_text(recipe.read_text().replace("smoothing", "smothing"))
+    with pytest.raises(ConfigError, match="did you mean 'smoothing'"):
+        read_contrastive(recipe)
+    with pytest.raises(ConfigError, match=r"contrastive.batch is 0; must be above 0"):
+        ContrastiveStage(batch=0)
