@@ -44,9 +44,9 @@ _KINDS = {"videos": "videos", "images": "images", "other": "images", "documents"
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Shards lie in `data`; features of whole ones perhaps in `features`, of what is taken `work`.
+    """Folders. data: of the shards. work: where features of what is taken of them are kept.
 
-    Features of whole shards are those of `flamvid train`, and need not be there.
+    features: where those of whole shards may lie already, as `flamvid train` leaves them.
     """
 
     data: Path
