@@ -17,9 +17,12 @@ from flamvid.cli.chat import chat
 from flamvid.cli.doctor import doctor
 from flamvid.cli.failure import INTERRUPTED, report
 from flamvid.cli.frames import frames
+from flamvid.cli.index import index
+from flamvid.cli.live import live
 from flamvid.cli.plot import plot
 from flamvid.cli.probe import probe
 from flamvid.cli.process import prepare
+from flamvid.cli.search import search
 from flamvid.cli.train import train
 
 __all__ = ["app", "main"]
@@ -34,6 +37,9 @@ app = typer.Typer(
 app.command()(caption)
 app.command()(ask)
 app.command()(chat)
+app.command()(live)
+app.command()(index)
+app.command()(search)
 app.command()(probe)
 app.command()(frames)
 app.add_typer(models.app, name="models")

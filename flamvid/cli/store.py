@@ -88,7 +88,7 @@ def repair(path: Store) -> int:
     outcome = repair(path)
     _list(outcome.dropped, path)
     beginnings = f" and the beginnings of {outcome.partial}" if outcome.partial else ""
-    verdict = "repaired" if outcome.dropped else "nothing was broken"
+    verdict = "repaired" if outcome.found else "nothing was broken"
     typer.echo(f"{one_line(str(path))}: {verdict}; it holds {outcome.kept} videos{beginnings}")
     return 0
 

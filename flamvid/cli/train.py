@@ -91,6 +91,7 @@ def train(
 
 
 def _of_pairs(recipe: Path, data: Path | None, out: Path, resume: bool, words: list[str]) -> int:
+    run: Any
     if "contrastive" in config.read_toml(recipe):
         from flamvid.train.contrastive_run import run_contrastive as run
     else:

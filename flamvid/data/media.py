@@ -15,7 +15,7 @@ from flamvid.video.address import shown
 from flamvid.video.pictures import PictureFile, read_picture
 from flamvid.video.sample import Fps, thinned
 
-__all__ = ["Clip", "Pictures"]
+__all__ = ["Clip", "Pictures", "part_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Clip:
         with self.file.as_file() as name, video.open_recorded(name) as source:
             length = float(source.pts[-1] + source.durations[-1])
             first, last = self.start or 0.0, length if self.end is None else min(self.end, length)
-            first, last = _part(first, last, look)
+            first, last = part_of(first, last, look)
             try:
                 sampling = Fps(look.fps)
                 places = sampling.indices(source.pts, source.durations, first, last)
@@ -57,7 +57,7 @@ class Clip:
         return Media(frames.pts_seconds, frames.pixels)
 
 
-def _part(first: float, last: float, look: Look) -> tuple[float, float]:
+def part_of(first: float, last: float, look: Look) -> tuple[float, float]:
     """As long a part of [first, last) as the frames take."""
     spare = last - first - look.frames / look.fps
     if spare <= 0:

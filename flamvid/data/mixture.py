@@ -83,7 +83,7 @@ class Mixture:
         return {c.name: s.total for c, s in zip(self.corpora, self._updates.samples, strict=True)}
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the iterator is; the same in all processes, whatever their number."""
+        """Where the iterator is, for any number of processes; what was bad is that of this one."""
         return {"updates": self._done, "data": self._updates.about(), "bad": self._ledger.known}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

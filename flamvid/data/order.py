@@ -9,6 +9,7 @@ than a few of them. Nothing depends on the number of processes or of workers.
 from __future__ import annotations
 
 import random
+from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
@@ -64,7 +65,7 @@ class Order:
     def _shards(self, epoch: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         return _shards(self.counts, self.seed, epoch, self.window)
 
-    def _mixed(self, epoch: int, lane: int, window: int, size: int) -> tuple[int, ...]:
+    def _mixed(self, epoch: int, lane: int, window: int, size: int) -> Sequence[int]:
         if self.window == 1:
             return (0,)
         return _permutation(f"{self.seed} {epoch} {lane} {window}", size)
@@ -82,7 +83,7 @@ def _shards(
 
 
 @lru_cache(maxsize=256)
-def _permutation(seed: str, size: int) -> tuple[int, ...]:
+def _permutation(seed: str, size: int) -> Sequence[int]:
     order = list(range(size))
     random.Random(seed).shuffle(order)
-    return tuple(order)
+    return array("I", order)

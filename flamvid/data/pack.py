@@ -15,16 +15,17 @@ from torch import Tensor
 
 from flamvid.data.collate import Bad
 from flamvid.data.corpus import CorpusConfig
-from flamvid.data.files import Piece
+from flamvid.data.files import Held
 from flamvid.data.media import Clip, Pictures
 from flamvid.data.samples import Document, Look, Part
 from flamvid.data.sources import Samples, open_corpus
 from flamvid.errors import FlamvidError, SourceError
-from flamvid.video.pictures import PictureFile
+from flamvid.video.pictures import PictureFile, opened
 
 __all__ = ["pack"]
 
 _QUALITY = 95
+_SUFFIXES = {"jpeg": "jpg"}
 
 
 def pack(
@@ -86,8 +87,8 @@ def _pair(document: Document, config: CorpusConfig, videos: bool) -> dict[str, b
     members: dict[str, bytes] = {}
     if isinstance(part, Pictures):
         for n, file in enumerate(part.files):
-            name = f"f{n:03d}." if len(part.files) > 1 else ""
-            members[f"{name}{_ending(file)}"] = _read(file)
+            number = f"f{n:03d}." if len(part.files) > 1 else ""
+            members[f"{number}{_kind(file)}"] = _read(file)
     elif videos and isinstance(part, Clip):
         if part.start is not None or part.end is not None:
             raise SourceError(f"{document.id} is a part of a video; pack frames of it instead")
@@ -109,27 +110,32 @@ def _page(document: Document) -> dict[str, bytes]:
     images: list[str | None] = []
     members: dict[str, bytes] = {}
     for part in document.parts:
-        texts.append(part.strip() if isinstance(part, str) else None)
-        images.append(None if isinstance(part, str) else _image(part, members))
+        image = None if isinstance(part, str) else _image(part, members)
+        if isinstance(part, str) or image is not None:
+            texts.append(part.strip() if isinstance(part, str) else None)
+            images.append(image)
     table = {"id": document.id, "texts": texts, "images": images}
     return {**members, "json": _dumped(table)}
 
 
-def _image(part: Part, members: dict[str, bytes]) -> str:
+def _image(part: Part, members: dict[str, bytes]) -> str | None:
+    """The name of an image among a page's members; None where it is gone, as half the web is."""
     assert isinstance(part, Pictures)
     [file] = part.files
-    name = f"{len(members)}.{_ending(file)}"
-    members[name] = _read(file)
+    try:
+        data = _read(file)
+        name = f"{len(members)}.{_kind(Held(data, str(file)))}"
+    except FlamvidError:
+        return None
+    members[name] = data
     return name
 
 
-def _ending(file: PictureFile) -> str:
-    """What a picture's name ends in; of one that has no name, what its bytes say."""
-    suffix = PurePosixPath(file.member or file.address).suffix if isinstance(file, Piece) else ""
-    if suffix:
-        return suffix[1:].lower()
-    with file.open("rb") as stream, Image.open(stream) as image:
-        return {"jpeg": "jpg"}.get(kind := (image.format or "jpeg").lower(), kind)
+def _kind(file: PictureFile) -> str:
+    """What a picture is, by its first bytes: its name may end in anything."""
+    with opened(file) as image:
+        kind = (image.format or "jpeg").lower()
+    return _SUFFIXES.get(kind, kind)
 
 
 def _read(file: PictureFile) -> bytes:

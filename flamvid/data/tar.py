@@ -28,7 +28,7 @@ from flamvid.video.pictures import natural
 __all__ = ["PICTURES", "VIDEOS", "TarShard", "texts_of"]
 
 VIDEOS = frozenset({"mp4", "webm", "mkv", "mov", "avi", "m4v", "ts", "gif"})
-PICTURES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "avif"})
+PICTURES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "avif", "ppm"})
 _TEXT_BYTES = 64 << 20
 
 Group = dict[str, Piece]

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import _len_torch_function_stack
+from torch.overrides import _len_torch_function_stack  # type: ignore[attr-defined]
 
 from flamvid.ops.kernels import implementation
 

@@ -78,6 +78,8 @@ class Contents:
             self.records[key] = _record(key, value)
         elif db == "failures":
             self.failures[key] = load(db, key, value)
+        elif db == "state":
+            load(db, key, value)
         elif db == "hash":
             self.hashes[key] = unpack(db, key, value)[0].tobytes()
         else:
@@ -184,7 +186,7 @@ def _pinned(path: Path) -> tuple[Snapshot, int]:
     while True:
         snapshot = FeatureStore(path).snapshot()
         with Pages(path) as pages:
-            root = pages.roots.get(snapshot.txn_id)
+            root = pages.roots.get(snapshot.held)
         if root is not None:
             return snapshot, root
 

@@ -70,10 +70,11 @@ class StoreClips(Dataset[StoredClip]):
         start = number * self.stride
         end = start + self.seconds
         video = self.store[video_id]
-        # A copy: a tensor can be written to, and the store's bytes can't.
-        features = torch.from_numpy(np.array(video.features(start, end)))
+        # Copies: a tensor can be written to, and the store's bytes can't.
+        features = np.array(video.features(start, end))
+        pts = np.array(video.pts(start, end))
         return StoredClip(
-            video.record, start, end, features, torch.from_numpy(np.array(video.pts(start, end)))
+            video.record, start, end, torch.from_numpy(features), torch.from_numpy(pts)
         )
 
     @staticmethod

@@ -12,6 +12,7 @@ import ctypes
 import fcntl
 import mmap
 import os
+import shutil
 import struct
 import threading
 import weakref
@@ -27,17 +28,18 @@ from numpy.typing import NDArray
 from flamvid.errors import DamagedStore, StoreError
 from flamvid.store.schema import DATABASES
 
-__all__ = ["Holder", "StoreFile", "abandon", "frontier", "open_file", "translated"]
+__all__ = ["Holder", "Pinned", "StoreFile", "abandon", "frontier", "open_file", "translated"]
 
+_NO_RESERVE: int = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Python names it since 3.13
 _READERS = 1024
 _FIRST_MAP = 64 << 20
-_ROOM = 16 << 30  # address space that a reader asks for, so that its map needn't follow the file
+_ROOM, _ROOM_TIMES = 16 << 30, 8  # address space that a reader asks for: at least, times the file
 
 _LMDB_MAGIC = 0xBEEFC0DE
 _PAGE_HEADER = 16
 _SMALLEST_PAGE = 4096
 _OVERFLOW = 4  # the flag of a page that begins a value too large for a leaf
-_META = struct.Struct("<16xII8xQI4x88xQQ")  # magic, version, map size, page size, last page, txn
+_META = struct.Struct("<16xII16xI92xQQ")  # magic, version, page size, last page, transaction
 
 _open: weakref.WeakValueDictionary[tuple[int, int], StoreFile] = weakref.WeakValueDictionary()
 _opening = threading.RLock()
@@ -78,19 +80,25 @@ def _identity(path: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def frontier(data: bytes, path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Page size and bytes in use by LMDB, from the first two pages (8 KiB or more) of a file."""
+def frontier(fd: int, path: Path) -> int:
+    """Bytes that LMDB uses, by the first two pages of a file, which must be there."""
     try:
-        magic, version, _, page, last, txn = _META.unpack_from(data)
+        data, size = os.pread(fd, 1 << 16, 0), os.fstat(fd).st_size
+        magic, version, page, last, txn = _META.unpack_from(data)
         if magic != _LMDB_MAGIC:
-            raise DamagedStore(f"{path} is no feature store; give one that `flamvid index` made")
-        if version == 1 and page in (4096, 8192, 16384, 32768):
-            twin = _META.unpack_from(data, page)
-            if twin[:2] == (_LMDB_MAGIC, 1) and twin[3] == page:
-                return page, page * ((last if txn > twin[5] else twin[4]) + 1)
+            raise StoreError(f"{path} is no feature store; give one that `flamvid index` made")
+        twin = _META.unpack_from(data, page) if page in (4096, 8192, 16384, 32768) else None
     except struct.error:
-        pass
-    raise DamagedStore(f"{path} has a damaged first page; `flamvid store repair` saves what it can")
+        twin = None
+    if twin is None or version != 1 or twin[:3] != (magic, version, page):
+        raise DamagedStore(f"{path} has a damaged first page; save it with `flamvid store repair`")
+    used = int(page * ((last if txn > twin[4] else twin[3]) + 1))
+    if size < used:
+        raise DamagedStore(
+            f"{path} is truncated: {size:,} of {used:,} bytes are there; copy it again, or save "
+            "what is left with `flamvid store repair`"
+        )
+    return used
 
 
 class StoreFile:
@@ -106,6 +114,7 @@ class StoreFile:
         self._fd = -1
         self._map: NDArray[np.uint8] | None = None
         self.databases: dict[str, Any] = {}
+        self.pinned: weakref.WeakSet[Pinned] = weakref.WeakSet()
         self.holders: weakref.WeakSet[Holder] = weakref.WeakSet()
         with self.lock:
             self.environment()
@@ -129,10 +138,10 @@ class StoreFile:
         room = _FIRST_MAP if new else 0
         if not self._writable:
             # Address space costs nothing; a limit on it (ulimit -v) is met with what is needed.
-            room = max(_ROOM, 8 * os.fstat(self._fd).st_size)
+            room = max(_ROOM, _ROOM_TIMES * os.fstat(self._fd).st_size)
         try:
             self._lmdb = self._environment(room)
-        except (lmdb.MemoryError, MemoryError, lmdb.Error) as error:
+        except (MemoryError, lmdb.Error) as error:
             if not room or new or "allocate memory" not in str(error):
                 raise
             self._lmdb = self._environment(0)
@@ -164,7 +173,7 @@ class StoreFile:
             return lmdb.open(str(self.path), metasync=False, mode=0o644, **options)
         try:
             return lmdb.open(str(self.path), readonly=True, create=False, **options)
-        except (lmdb.ReadonlyError, lmdb.LockError, lmdb.Error) as error:
+        except lmdb.Error as error:
             if os.access(self.path.parent, os.W_OK) and "Read-only" not in str(error):
                 raise
             # Nobody can write there: no lock is needed, and none could be made.
@@ -180,13 +189,7 @@ class StoreFile:
                     break
             os.close(fd)
         self._fd = fd
-        _, used = frontier(os.pread(fd, 1 << 16, 0), self.path)
-        size = os.fstat(fd).st_size
-        if size < used:
-            raise DamagedStore(
-                f"{self.path} is truncated: {size:,} of {used:,} bytes are there; copy it again, "
-                "or save what is left with `flamvid store repair`"
-            )
+        frontier(fd, self.path)
 
     def make_writable(self) -> None:
         """Open for writing what was open for reading."""
@@ -194,9 +197,18 @@ class StoreFile:
             if not self._writable:
                 self.close()
                 self._writable = True
-                self.environment()
+                try:
+                    self.environment()
+                except BaseException:  # who reads goes on
+                    self.close()
+                    self._writable = False
+                    raise
 
     # -- using --
+
+    def latest(self) -> int:
+        """The number of the last transaction that was committed; the caller holds `lock`."""
+        return int(self.environment().info()["last_txnid"])
 
     def begin(self) -> lmdb.Transaction:
         """A read transaction; the caller holds `lock`."""
@@ -210,11 +222,12 @@ class StoreFile:
     def grow(self, size: int) -> None:
         """Map `size` bytes, or with 0 what other processes map."""
         with self.lock:
+            self._detach()
             self.environment().set_mapsize(size)
             self.generation += 1
 
-    def view(self, value: memoryview) -> NDArray[np.uint8] | None:
-        """The bytes of an LMDB value in a map that outlives its transaction.
+    def pin(self, value: memoryview, snapshot: Holder) -> Pinned | None:
+        """The bytes of a value of the snapshot, for as long as the result is alive.
 
         None where they lie within a page, with others: those are small, and copied. The caller
         holds `lock`. The map is ours: LMDB's own goes away when it grows.
@@ -227,15 +240,32 @@ class StoreFile:
             size = os.fstat(self._fd).st_size
             if size < end:
                 return None
-            self._map = np.frombuffer(mmap.mmap(self._fd, size, access=mmap.ACCESS_READ), np.uint8)
-        return self._map[place:end]
+            # Private, so that `_detach` can; what nobody writes is shared all the same.
+            flags, may = mmap.MAP_PRIVATE | _NO_RESERVE, mmap.PROT_READ | mmap.PROT_WRITE
+            self._map = np.frombuffer(mmap.mmap(self._fd, size, flags, may), np.uint8)
+        pinned = Pinned(snapshot, self._map[place:end])
+        self.pinned.add(pinned)
+        return pinned
+
+    def _detach(self) -> None:
+        """Give arrays that are alive bytes of their own: their transactions are about to end.
+
+        To write a page of a private map, even what is there already, is to copy it.
+        """
+        for pinned in list(self.pinned):
+            data = pinned.data
+            data[:: mmap.PAGESIZE] = data[:: mmap.PAGESIZE].copy()  # to itself numpy writes nothing
+            data[-1:] = data[-1:].copy()
 
     # -- closing --
 
     def close(self, *, write: bool | None = None) -> None:
         """Let go of the file; the next use opens it again. Arrays that were read stay."""
         with self.lock:
-            self._writable = self._writable if write is None else write
+            if write is None:  # else it is a child's, and the parent still holds its transactions
+                self._detach()
+            else:
+                self._writable = write
             # A transaction that is merely dropped leaves its slot in the lock file alone if the
             # process that made it was another; closing LMDB's environment would not.
             for holder in list(self.holders):
@@ -250,6 +280,18 @@ class StoreFile:
     def __del__(self) -> None:
         with contextlib.suppress(Exception):
             self.close()
+
+
+class Pinned:
+    """Bytes of the file that LMDB won't give to others while an array of them is alive."""
+
+    def __init__(self, snapshot: Holder, data: NDArray[np.uint8]) -> None:
+        self.snapshot, self.data = snapshot, data
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]:
+        interface = self.data.__array_interface__
+        return {**interface, "data": (interface["data"][0], True)}  # read-only
 
 
 class Holder(Protocol):
@@ -287,7 +329,9 @@ def translated(path: Path) -> Iterator[None]:
     except lmdb.ReadersFullError as error:
         raise StoreError(f"{path} has {_READERS} readers, the most there can be") from error
     except (lmdb.Error, MemoryError) as error:
-        if "No space left" in str(error):
+        # LMDB calls a write that was cut short by a full disk an input/output error.
+        short = "Input/output" in str(error) and shutil.disk_usage(path.parent).free < 1 << 20
+        if short or "No space left" in str(error):
             raise StoreError(
                 f"can't write {path}: the disk is full; what was committed is safe, so free some "
                 "space and run it again"

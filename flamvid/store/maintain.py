@@ -26,8 +26,9 @@ _BATCH_BYTES = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class Repaired:
-    """What a repair kept, and what it dropped, by path or id, with the reason."""
+    """What a repair found and kept, and what it had to drop: of that, `found` says more."""
 
+    found: tuple[Finding, ...]
     kept: int
     partial: int
     dropped: tuple[Finding, ...]
@@ -51,7 +52,7 @@ def repair(path: Path) -> Repaired:
     """
     report = verify(path)
     if not report.findings:
-        return Repaired(report.videos, report.partial, ())
+        return Repaired((), report.videos, report.partial, ())
     with exclusive(path), Pages(path) as pages, _beside(path) as new:
         contents = Contents()
         sound = _salvage(pages, contents)
@@ -60,9 +61,11 @@ def repair(path: Path) -> Repaired:
         contents.check()
         with StoreWriter(new, contents.provenance) as writer:
             kept, partial = _copy_sound(pages, sound, contents, writer)
+        if not (kept or partial or contents.failures) and sound:
+            raise StoreError(f"nothing in {path} can be saved; it was left as it is")
         abandon(path)
         replace(path, new)
-    return Repaired(kept, partial, tuple(dict.fromkeys(contents.findings)))
+    return Repaired(report.findings, kept, partial, tuple(dict.fromkeys(contents.findings)))
 
 
 def _salvage(pages: Pages, contents: Contents) -> dict[tuple[str, bytes], Entry]:
@@ -175,6 +178,11 @@ def merge(target: Path, sources: Sequence[Path]) -> Merged:
         for store in stores:
             snapshot = store.snapshot()
             writer.provenance.check(snapshot.provenance, str(target))
+            if writer.provenance.chunk_frames != snapshot.provenance.chunk_frames:
+                raise StoreError(
+                    f"{snapshot.path} has chunks of {snapshot.provenance.chunk_frames} frames, not "
+                    f"{writer.provenance.chunk_frames} as {target}; export and import it instead"
+                )
             for video in snapshot:
                 if video in writer:
                     present += 1

@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 __all__ = ["Entry", "Pages"]
 
-_META = struct.Struct("<16xII16xI132xQ")  # magic, version, page size, transaction
+_META = struct.Struct("<16xII16xI100xQ")  # magic, version, page size, transaction
 _META_MAGIC, _META_VERSION = 0xBEEFC0DE, 1
 _MAIN_ROOT_AT = 16 + 24 + 48 + 40
 _RECORD_ROOT_AT = 40  # of a database's record, 48 bytes

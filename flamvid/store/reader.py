@@ -6,7 +6,6 @@ Legend: T frames, N patches, F feature width, E width of a search vector.
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -59,7 +58,7 @@ class Snapshot:
 
     def __init__(self, file: StoreFile, check: bool) -> None:
         self._file, self._check = file, check
-        self._generation = -1
+        self._generation = self._held = -1
         self._txn: lmdb.Transaction | None = None
 
         file.holders.add(self)
@@ -73,10 +72,9 @@ class Snapshot:
         return self._file.path
 
     @property
-    def txn_id(self) -> int:
-        """The number of the last transaction that it sees."""
-        with self._file.lock:
-            return int(self._begin().id())
+    def held(self) -> int:
+        """The number of the last transaction that it sees; -1 if it no longer holds one."""
+        return self._held if self._generation == self._file.generation else -1
 
     def drop(self) -> None:
         """Forget the transaction: the file is closed, or this is another process than it was."""
@@ -85,7 +83,7 @@ class Snapshot:
     def _begin(self) -> lmdb.Transaction:
         if self._txn is None or self._generation != self._file.generation:
             self._txn = self._file.begin()
-            self._generation = self._file.generation
+            self._generation, self._held = self._file.generation, int(self._txn.id())
         return self._txn
 
     def _provenance(self) -> Provenance:
@@ -110,8 +108,8 @@ class Snapshot:
             value = self._begin().get(key, db=self._file.databases[db])
             if value is None:
                 return None
-            place = self._file.view(memoryview(value))
-            kept = bytes(value) if place is None else memoryview(np.asarray(_Pinned(self, place)))
+            pinned = self._file.pin(memoryview(value), self)
+            kept = bytes(value) if pinned is None else memoryview(np.asarray(pinned))
         return unpack(db, key, memoryview(kept), check=self._check)
 
     def value(self, db: str, key: bytes) -> bytes:
@@ -167,17 +165,6 @@ class Snapshot:
         return sorted((Failure(**row) for row in rows), key=lambda failure: failure.source)
 
 
-class _Pinned:
-    """Bytes of the file that LMDB won't give to others while an array of them is alive."""
-
-    def __init__(self, snapshot: Snapshot, data: NDArray[np.uint8]) -> None:
-        self.snapshot, self.data = snapshot, data
-
-    @property
-    def __array_interface__(self) -> dict[str, Any]:
-        return self.data.__array_interface__
-
-
 class StoredVideo:
     """One video of a snapshot. Ranges are of time: frames with start <= pts < end, in seconds."""
 
@@ -202,12 +189,19 @@ class StoredVideo:
         first, last = self.span(start, end)
         return self._times()[first:last]
 
-    def features(self, start: float | None = None, end: float | None = None) -> NDArray[Any]:
+    def features(
+        self,
+        start: float | None = None,
+        end: float | None = None,
+        *,
+        out: NDArray[Any] | None = None,
+    ) -> NDArray[Any]:
         """Features [T,N,F] in the store's dtype (float32 of int8).
 
-        Read-only, and no copy is made, where the range lies in one chunk; else a new array.
+        Read-only, and no copy is made, where the range lies in one chunk; else a new array. With
+        `out` [at least T,N,F] they are copied to its beginning, which is what is returned.
         """
-        return self.frames(*self.span(start, end))
+        return self.frames(*self.span(start, end), out=out)
 
     def vectors(self, start: float | None = None, end: float | None = None) -> NDArray[Any] | None:
         """Search vectors float16 [T,E], or None if the store has none."""
@@ -215,9 +209,17 @@ class StoredVideo:
             return None
         return self._range("vectors", *self.span(start, end))
 
-    def frames(self, first: int, last: int) -> NDArray[Any]:
+    def frames(self, first: int, last: int, *, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """Features of the frames with these numbers, `last` not included; as `features`."""
-        return self._range("features", first, last)
+        if not 0 <= first <= last <= self.record.stored:
+            raise InputError(
+                f"{self.record.path} has {self.record.stored} frames, not {first} to {last}"
+            )
+        if out is None:
+            return self._range("features", first, last)
+        if len(out) < last - first:
+            raise InputError(f"out has room for {len(out)} frames; {last - first} were asked for")
+        return self._fill("features", first, out[: last - first])
 
     def chunks(self) -> Iterator[tuple[NDArray[np.float64], NDArray[Any]]]:
         """Times [T] and features [T,N,F] of the whole video, piece by piece, without a copy."""
@@ -242,24 +244,25 @@ class StoredVideo:
         return self._pts
 
     def _range(self, db: str, first: int, last: int) -> NDArray[Any]:
-        step = self._step
-        if last <= first:
-            provenance = self._snapshot.provenance
-            if db == "vectors":
-                return np.empty((0, provenance.embedding), np.float16)
-            dtype = np.float32 if provenance.dtype == "int8" else provenance.dtype
-            return np.empty((0, provenance.patches, provenance.width), dtype)
-        begin, final = first // step, (last - 1) // step
-        if begin == final:
-            return self._chunk(db, begin)[first - begin * step : last - begin * step]
-        head = self._chunk(db, begin)[first - begin * step :]
-        out = np.empty((last - first, *head.shape[1:]), head.dtype)
-        out[: len(head)] = head
-        at = len(head)
-        for number in range(begin + 1, final + 1):
-            part = self._chunk(db, number)[: last - number * step]
-            out[at : at + len(part)] = part
-            at += len(part)
+        number, at = divmod(first, self._step)
+        if first < last and at + last - first <= self._step:
+            return self._chunk(db, number)[at : at + last - first]
+        made = self._snapshot.provenance
+        if db == "vectors":
+            out: NDArray[Any] = np.empty((last - first, made.embedding), np.float16)
+        else:
+            dtype = np.float32 if made.dtype == "int8" else made.dtype
+            out = np.empty((last - first, made.patches, made.width), dtype)
+        return self._fill(db, first, out)
+
+    def _fill(self, db: str, first: int, out: NDArray[Any]) -> NDArray[Any]:
+        """Copy frames from `first` on, as many as `out` has."""
+        done = 0
+        while done < len(out):
+            number, at = divmod(first + done, self._step)
+            part = self._chunk(db, number)[at : at + len(out) - done]
+            out[done : done + len(part)] = part
+            done += len(part)
         return out
 
     def _chunk(self, db: str, number: int) -> NDArray[Any]:
@@ -293,7 +296,6 @@ class FeatureStore:
         self._file: StoreFile | None = None
         self._newest: Snapshot | None = None
         self._videos: dict[str, StoredVideo] = {}
-        self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return partial(FeatureStore, check=self.check), (self.path,)
@@ -303,19 +305,24 @@ class FeatureStore:
 
     def snapshot(self) -> Snapshot:
         """The store as it is now."""
-        with self._lock:
-            return self._current()
+        file = self._opened()
+        with file.lock:
+            return self._current(file)
 
-    def _current(self) -> Snapshot:
-        if self._file is None or self._file.replaced:
+    def _opened(self) -> StoreFile:
+        file = self._file
+        if file is None or file.replaced:
+            file = self._file = open_file(self.path)
             self._newest = None
-            self._file = open_file(self.path)
-        with self._file.lock, translated(self.path):
-            newest = self._newest
-            if newest is None or newest.txn_id != self._file.environment().info()["last_txnid"]:
-                self._newest, self._videos = Snapshot(self._file, self.check), {}
-        assert self._newest is not None
-        return self._newest
+        return file
+
+    def _current(self, file: StoreFile) -> Snapshot:
+        """The newest snapshot; the caller holds the file's lock, the only one that forks safely."""
+        newest = self._newest
+        if newest is None or newest.held != file.latest():
+            newest = self._newest = Snapshot(file, self.check)
+            self._videos = {}
+        return newest
 
     @property
     def provenance(self) -> Provenance:
@@ -332,8 +339,9 @@ class FeatureStore:
         return video_id in self.snapshot()
 
     def __getitem__(self, video_id: str) -> StoredVideo:
-        with self._lock:
-            snapshot = self._current()
+        file = self._opened()
+        with file.lock:
+            snapshot = self._current(file)
             video = self._videos.get(video_id)
             if video is None:
                 if len(self._videos) >= _KEPT:
@@ -347,6 +355,5 @@ class FeatureStore:
 
     def close(self) -> None:
         """Let go of the file, unless arrays or others of this process still use it."""
-        with self._lock:
-            self._file = self._newest = None
-            self._videos = {}
+        self._file = self._newest = None
+        self._videos = {}

@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 FORMAT = 1
-DATABASES = ("meta", "videos", "pts", "features", "vectors", "failures", "hash")
+DATABASES = ("meta", "videos", "pts", "features", "vectors", "failures", "hash", "state")
 
 HEADER_BYTES = 48
 _MAGIC = b"FLVC"
@@ -68,7 +68,8 @@ class Provenance:
 
     patches, width: N and F of the features [T,N,F]. dtype: how they are stored, "float16",
     "float32" or "int8" (with a scale per feature and chunk). embedder, embedding: what made the
-    search vectors [T,E], and E; "" and 0 where there are none.
+    search vectors [T,E], and E; "" and 0 where there are none. chunk_frames: frames that are
+    written and read together; 0 becomes what suits their size.
     """
 
     encoder: str
@@ -80,6 +81,7 @@ class Provenance:
     dtype: str = "float16"
     embedder: str = ""
     embedding: int = 0
+    chunk_frames: int = 0
 
     def __post_init__(self) -> None:
         if self.dtype not in ("float16", "float32", "int8"):
@@ -92,18 +94,16 @@ class Provenance:
                 f"embedder is {self.embedder!r} and embedding {self.embedding}; "
                 "give a name and its width, or neither"
             )
-
-    @property
-    def chunk_frames(self) -> int:
-        """Frames per chunk: the same for all stores of one provenance, so that they can merge."""
-        frame = self.patches * self.width * np.dtype(self.dtype).itemsize
-        return max(1, min(_CHUNK_FRAMES, _CHUNK_BYTES // frame))
+        if not self.chunk_frames:
+            frame = self.patches * self.width * np.dtype(self.dtype).itemsize
+            frames = max(1, min(_CHUNK_FRAMES, _CHUNK_BYTES // frame))
+            object.__setattr__(self, "chunk_frames", frames)
 
     def check(self, other: Provenance, path: str) -> None:
         """StoreError if features by `other` can't join those of the store at `path`."""
         for field in fields(self):
             ours, theirs = getattr(self, field.name), getattr(other, field.name)
-            if ours != theirs:
+            if ours != theirs and field.name != "chunk_frames":
                 raise StoreError(
                     f"{path} holds features whose {field.name} is {ours!r}, not {theirs!r}; "
                     "one store holds one kind: use the same settings, or give another --store"
@@ -253,7 +253,7 @@ def newer(what: str, version: int) -> StoreError:
 
 
 def _where(db: str, key: bytes) -> str:
-    name = key.hex() if db != "meta" else key.decode("ascii", "replace")
+    name = key.hex() if db not in ("meta", "state") else key.decode("ascii", "replace")
     if len(key) == 20:
         name = f"{key[:16].hex()} chunk {int.from_bytes(key[16:], 'big')}"
     return f"{db} {name}"

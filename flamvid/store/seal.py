@@ -61,7 +61,7 @@ def remove(path: Path) -> None:
 
 def _tail(fd: int, path: Path) -> tuple[int, bytes]:
     """Bytes that LMDB uses, and the seal behind them: b"" unless it can be told for one."""
-    _, used = frontier(os.pread(fd, 1 << 16, 0), path)
+    used = frontier(fd, path)
     tail = os.pread(fd, _SEAL.size + 1, used)
     # A writer that was killed may leave pages here. One damaged mark doesn't hide the other.
     if tail[:8] == _BEGIN or (len(tail) == _SEAL.size and tail[-8:] == _END):

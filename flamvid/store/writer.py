@@ -72,7 +72,8 @@ class StoreWriter:
                 self._file = open_file(self.path, write=True)
                 self._exit.enter_context(exclusive(self.path))
             if self._has_format():
-                self.reader.provenance.check(provenance, str(self.path))
+                self.provenance = self.reader.provenance
+                self.provenance.check(provenance, str(self.path))
             else:
                 made = asdict(provenance)
                 self._put("meta", b"format", {"version": FORMAT}, b"provenance", made)
@@ -147,7 +148,7 @@ class StoreWriter:
         if not self._dirty:
             with translated(self.path):
                 seal.remove(self.path)
-            puts = [*puts, ("meta", _CLOSED, None)]
+            puts = [*puts, ("state", _CLOSED, None)]
             self._dirty = True
         with self._file.lock, translated(self.path):
             while True:
@@ -171,7 +172,7 @@ class StoreWriter:
             if self._dirty:
                 # LMDB keeps the last two transactions. This one makes both hold all videos, so
                 # that damage to either one's first page loses none.
-                self._put("meta", _CLOSED, True)
+                self._put("state", _CLOSED, True)
                 with self._file.lock, translated(self.path):
                     self._file.environment().sync(True)
                     seal.write(self.path)

@@ -18,6 +18,7 @@ from flamvid.models.build import read_model_config
 from flamvid.models.encoder import VisionEncoder
 from flamvid.models.flamingo import Flamingo
 from flamvid.models.gated_xattn import GatedCrossAttention
+from flamvid.models.lm import decoder_layers
 from flamvid.models.vision import TimmEncoder
 from flamvid.train.feature_cache import FeatureCache
 from flamvid.train.lora import add_lora
@@ -25,6 +26,7 @@ from flamvid.train.objective import Objective, checkpoint_layers
 from flamvid.train.optimizer import make_optimizer
 from flamvid.train.parallel import Parallel
 from flamvid.train.plan import Plan
+from flamvid.train.precision import halve_frozen, halves
 from flamvid.train.update import Updater
 from flamvid.train.world import World
 from flamvid.weights.load import LoadedModel, load_config
@@ -150,7 +152,11 @@ def trained_model(plan: Plan, world: World) -> LoadedModel:
     if plan.model.lora:
         add_lora(flamingo.lm, plan.model.lora)
     for _, parameter in flamingo.trained():
-        parameter.data = parameter.data.float()
+        # Snapshots want them contiguous, which the convolutions of a TimmEncoder are not.
+        parameter.data = parameter.data.float().contiguous()
+    whole = plan.model.lora or plan.model.vision == "trained"  # is saved, so nothing may be lost
+    if world.device.type == "cpu" and halves(plan.run.precision) and not whole:
+        halve_frozen(decoder_layers(flamingo.lm.lm))
     if plan.run.checkpointing:
         checkpoint_layers(flamingo)
     flamingo.train()

@@ -34,6 +34,7 @@ size = 16
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """The command, in a folder with a recipe and its data: 3 and 2 stills, and 2 held out."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FLAMVID_HOME", str(tmp_path / ".cache"))
     monkeypatch.setattr("flamvid.cli.data.quiet_libraries", lambda: None)
     (tmp_path / "r.toml").write_text(RECIPE)
     for name, shades in (("s-0", (1, 2, 3)), ("s-1", (4, 5)), ("v", (6, 7))):
@@ -121,7 +122,8 @@ def test_packed_clips_and_pages(run: Callable[..., Result]) -> None:
     subprocess.run([*command, "testsrc=s=64x48:r=5:d=9", "clip.mp4"], check=True)
     Path("m.csv").write_text("video,start,end,caption\nclip.mp4,2,5,a test\ngone.mp4,,,none\n")
     Path("r.webp").write_bytes(encode(picture((9, 0, 0))))
-    table = {"texts": ["one", None, "two"], "images": [None, "r.webp", None]}
+    Path("b.webp").write_bytes(b"RIFF")  # what half of the web's addresses give
+    table = {"texts": ["one", None, None, "two"], "images": [None, "b.webp", "r.webp", None]}
     Path("p.jsonl").write_text(json.dumps(table))
     tables = "".join(
         f'[[corpus]]\nname = "{name}"\nkind = "{kind}"\nsources = ["{source}"]\n'

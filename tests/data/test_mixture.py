@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from flamvid.data import sources
 from flamvid.data.collate import Batch
 from flamvid.data.corpus import CorpusConfig
 from flamvid.data.mixture import Mixture
+from flamvid.data.sources import open_corpus
 from flamvid.errors import ConfigError, SourceError
 from flamvid.text.prompt import PromptFormat
 from tests.data.conftest import corpus
@@ -153,6 +155,17 @@ def test_a_batch_of_bad_samples_alone_has_nothing_scored(
     assert (batch.targets == -100).all()
 
 
+def test_videos_are_decoded_in_workers(prompts: PromptFormat, tmp_path: Path, clip: Path) -> None:
+    write_tar(tmp_path / "v.tar", [("a.mp4", clip.read_bytes()), ("a.txt", b"grey")])
+    config = corpus("videos", "v.tar", batch=2)
+    [here] = next(mixture([config], prompts, tmp_path))
+    [there] = next(mixture([config], prompts, tmp_path, workers=1))
+    assert here.frames is not None
+    assert here.frames.shape == (2, 1, 8, 3, 16, 16)
+    assert not torch.equal(here.frames[0], here.frames[1])  # two epochs, two places in the clip
+    assert same((here,), (there,))
+
+
 def test_features_of_a_cache(prompts: PromptFormat, tmp_path: Path) -> None:
     from flamvid.data.features import compute_features
 
@@ -211,3 +224,25 @@ def test_rules(corpora: list[CorpusConfig], prompts: PromptFormat, tmp_path: Pat
 def test_rules_of_a_corpus(settings: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ConfigError, match=f"corpus c: .*{complaint}"):
         CorpusConfig(**{"name": "c", "kind": "images", "sources": ("a.tar",)} | settings)
+
+
+def test_a_shard_is_opened_about_once_an_epoch(
+    prompts: PromptFormat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for shard in range(80):
+        texts = [(f"{n}.txt", f"text {shard} {n}".encode()) for n in range(5)]
+        write_tar(tmp_path / f"t-{shard:02}.tar", texts)
+    opened: Counter[str] = Counter()
+    real = sources.TarShard
+
+    def counting(address: str, config: CorpusConfig) -> sources.TarShard:
+        opened[address] += 1
+        return real(address, config)
+
+    config = corpus("text", "t-*.tar", batch=8, shuffle=20, lanes=8)
+    open_corpus(config, tmp_path)  # from here on the counts are known
+    monkeypatch.setattr(sources, "TarShard", counting)
+    updates = mixture([config], prompts, tmp_path)
+    assert sum(len(next(updates)[0].keys) for _ in range(50)) == 400
+    assert len(opened) == 80
+    assert max(opened.values()) <= 2

@@ -3,59 +3,28 @@
 from __future__ import annotations
 
 import base64
-import csv
 import gzip
 import io
 import json
-import subprocess
+import re
+import sys
 import zipfile
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from threading import Thread
 
-import imageio_ffmpeg
 import numpy as np
 import pytest
 from PIL import Image
 
-from flamvid.data.samples import Document, Look, Media
-from flamvid.data.sources import Samples, open_corpus
+from flamvid.data.mixture import Mixture
+from flamvid.data.samples import Document, Look
+from flamvid.data.sources import open_corpus
 from flamvid.errors import ConfigError, SourceError
-from tests.data.conftest import corpus
+from flamvid.text.prompt import PromptFormat
+from tests.data.conftest import BLUE, GREEN, LOOK, RED, corpus, documents, seconds, shown
 from tests.tiny import encode, picture, write_tar
-
-RED, GREEN, BLUE = (encode(picture(rgb)) for rgb in ((255, 0, 0), (0, 255, 0), (0, 0, 255)))
-LOOK = Look(frames=8, fps=1.0)
-
-
-def documents(samples: Samples) -> list[Document]:
-    return [samples.document(s, at) for s, n in enumerate(samples.counts) for at in range(n)]
-
-
-def shown(document: Document) -> list[Any]:
-    """Texts as they are, media as the colour of their first frame."""
-    out: list[Any] = []
-    for part in document.parts:
-        if not isinstance(part, str):
-            media = part if isinstance(part, Media) else part(LOOK)
-            assert media.frames is not None
-            part = "RGB"[int(media.frames[0, :, 0, 0].argmax())]
-        out.append(part)
-    return out
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """12 seconds at 5 fps, whose brightness is 20 times the second."""
-    path = tmp_path_factory.mktemp("clip") / "clip.mp4"
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", "lavfi", "-i"]
-    command += ["color=black:s=64x48:r=5:d=12,format=gray,geq=lum='floor(T)*20'"]
-    subprocess.run([*command, "-pix_fmt", "yuv420p", str(path)], check=True)
-    return path
-
-
-def seconds(media: Media) -> list[int]:
-    assert media.frames is not None
-    return [round(float(v) / 20) for v in media.frames.float().mean((1, 2, 3))]
 
 
 def test_videos_in_a_shard(tmp_path: Path, clip: Path) -> None:
@@ -161,144 +130,6 @@ def test_obelics_as_parquet(tmp_path: Path) -> None:
     assert [shown(document) for document in found] == [["R", " One.\n\nTwo.", "B", " Three."]] * 3
 
 
-@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
-def test_manifests(tmp_path: Path, clip: Path, suffix: str) -> None:
-    rows: list[dict[str, Any]] = [
-        {"video": str(clip), "start": 3.0, "end": 5.0, "caption": 'a "grey", wall'},
-        {"video": "red.webp", "start": None, "end": None, "caption": "rot über\nalles"},
-    ]
-    (tmp_path / "red.webp").write_bytes(RED)
-    path = tmp_path / f"m.{suffix}"
-    if suffix == "parquet":
-        pyarrow = pytest.importorskip("pyarrow")
-        pytest.importorskip("pyarrow.parquet").write_table(pyarrow.Table.from_pylist(rows), path)
-    elif suffix == "jsonl":
-        path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
-    else:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]), delimiter="\t" if suffix == "tsv" else ",")
-            writer.writeheader()
-            writer.writerows(rows)
-    one, two = documents(open_corpus(corpus("manifest", path.name), tmp_path))
-    assert (one.texts, two.texts) == (('a "grey", wall',), ("rot über alles",))
-    assert shown(two) == ["R"]
-    [part] = one.parts
-    assert callable(part)
-    assert seconds(part(LOOK)) == [3, 4]
-
-
-RELEASED: dict[str, tuple[Any, list[tuple[str, tuple[str, ...], Any, Any]]]] = {
-    "msrvtt": (
-        {
-            "info": {},
-            "videos": [
-                {"video_id": "video0", "split": "train", "start time": 137.7, "end time": 149.4},
-                {"video_id": "video1", "split": "validate", "start time": 1.0, "end time": 2.0},
-            ],
-            "sentences": [
-                {"caption": "a car", "video_id": "video0", "sen_id": 0},
-                {"caption": "a cat", "video_id": "video1", "sen_id": 1},
-                {"caption": "a fast car", "video_id": "video0", "sen_id": 2},
-            ],
-        },
-        [("video0", ("a car", "a fast car"), None, None)],
-    ),
-    "vatex": (
-        [{"videoID": "Ptf_2VRj-V0_000122_000132", "enCap": ["a man", "one"], "chCap": ["人"]}],
-        [("Ptf_2VRj-V0_000122_000132", ("a man", "one"), None, None)],
-    ),
-    "activitynet": (
-        {
-            "v_QOlSCBRmfWY": {
-                "duration": 82.73,
-                "timestamps": [[0.83, 19.86], [60.81, 17.37]],
-                "sentences": ["A woman. ", " She jumps."],
-            }
-        },
-        [
-            ("v_QOlSCBRmfWY", ("A woman.",), 0.83, 19.86),
-            ("v_QOlSCBRmfWY", ("She jumps.",), 17.37, 60.81),
-        ],
-    ),
-    "youcook2": (
-        {
-            "database": {
-                "xHr8X2Wpmno": {
-                    "duration": 311.77,
-                    "subset": "training",
-                    "recipe_type": "113",
-                    "annotations": [{"segment": [41, 54], "id": 0, "sentence": "place oil"}],
-                    "video_url": "https://x",
-                }
-            }
-        },
-        [("xHr8X2Wpmno", ("place oil",), 41.0, 54.0)],
-    ),
-    "coco": (
-        {
-            "images": [{"id": 9, "file_name": "000000000009.jpg"}],
-            "annotations": [
-                {"image_id": 9, "id": 1, "caption": "food "},
-                {"image_id": 9, "id": 2, "caption": "lunch"},
-            ],
-        },
-        [("000000000009.jpg", ("food", "lunch"), None, None)],
-    ),
-    "karpathy": (
-        {
-            "images": [
-                {"filename": "1.jpg", "split": "train", "sentences": [{"raw": "a dog ."}]},
-                {"filename": "2.jpg", "split": "val", "sentences": [{"raw": "a cat"}]},
-            ],
-            "dataset": "flickr8k",
-        },
-        [("1.jpg", ("a dog .",), None, None)],
-    ),
-}
-
-
-@pytest.mark.parametrize("name", RELEASED)
-def test_annotation_files_as_released(tmp_path: Path, name: str) -> None:
-    table, wanted = RELEASED[name]
-    (tmp_path / "a.json").write_text(json.dumps(table))
-    split = {"youcook2": "training", "msrvtt": "train", "karpathy": "train"}.get(name, "")
-    samples = open_corpus(corpus("manifest", "a.json", split=split), tmp_path)
-    entries = samples._shard(0).entries  # type: ignore[attr-defined]
-    assert [(e.video, e.texts, e.start, e.end) for e in entries] == wanted
-
-
-@pytest.mark.parametrize(
-    ("lines", "name", "texts"),
-    [
-        ("# AllVideoDescriptions\nmv89psg6zh4_33_46 A bird\nmv89psg6zh4_33_46 A parrot\n",
-         "mv89psg6zh4_33_46", ("A bird", "A parrot")),
-        ("1.jpg#0\tA child .\n1.jpg#1\tA girl .\n", "1.jpg", ("A child .", "A girl .")),
-    ],
-)  # fmt: skip
-def test_annotations_as_lines(
-    tmp_path: Path, lines: str, name: str, texts: tuple[str, ...]
-) -> None:
-    (tmp_path / "a.txt").write_text(lines)
-    [document] = documents(open_corpus(corpus("manifest", "a.txt"), tmp_path))
-    assert (document.id, document.texts) == (name, texts)
-
-
-def test_webvid_and_a_pattern_for_where_videos_lie(tmp_path: Path, clip: Path) -> None:
-    columns = "videoid,contentUrl,duration,page_dir,name"
-    row = "21179416,https://x,PT00H00M11S,006001_006050,A grey wall"
-    (tmp_path / "results_2M_train.csv").write_text(f"{columns}\n{row}\n")
-    for folder, name in (("006001_006050", "21179416.mp4"), ("PT00H00M11S", "b-21179416.mp4")):
-        (tmp_path / "v" / folder).mkdir(parents=True)
-        (tmp_path / "v" / folder / name).write_bytes(clip.read_bytes())
-    for pattern in ("", "{duration}/b-{videoid}.mp4"):
-        config = corpus("manifest", "results*.csv", media_root="v", pattern=pattern)
-        [document] = documents(open_corpus(config, tmp_path))
-        assert document.texts == ("A grey wall",)
-        [part] = document.parts
-        assert callable(part)
-        assert len(part(LOOK)) == 8
-
-
 def test_plain_texts(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\n\n{"text": "two"}\n')
     (tmp_path / "b.txt").write_text("three\n\nfour")
@@ -393,3 +224,113 @@ def test_missing_and_empty_sources_are_known_before_the_first_step(tmp_path: Pat
         open_corpus(corpus("images", "s.tar"), tmp_path)
     with pytest.raises(ConfigError, match="is named twice"):
         open_corpus(corpus("images", "s.tar", "*.tar"), tmp_path)
+
+
+def test_a_shard_is_counted_again_when_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLAMVID_HOME", str(tmp_path / "home"))
+    members = [("a.webp", RED), ("a.txt", b"red")]
+    for name in ("s-0.tar", "s-1.tar"):
+        write_tar(tmp_path / name, members)
+    config = corpus("images", "s-*.tar")
+    assert open_corpus(config, tmp_path).counts == (1, 1)
+    opened: list[str] = []
+    monkeypatch.setattr(
+        "flamvid.data.sources.TarShard", lambda address, _: opened.append(address) or [None] * 9
+    )
+    assert open_corpus(config, tmp_path).counts == (1, 1)
+    assert opened == []
+    write_tar(tmp_path / "s-1.tar", [*members, ("b.webp", RED), ("b.txt", b"red")])
+    assert open_corpus(config, tmp_path).counts == (1, 9)
+    assert opened == [str(tmp_path / "s-1.tar")]
+
+
+class _Ranges(SimpleHTTPRequestHandler):
+    """Files, and the parts of them that are asked for."""
+
+    def do_GET(self) -> None:
+        path = Path(self.translate_path(self.path))
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        if wanted is None or not path.is_file():
+            super().do_GET()
+            return
+        data = path.read_bytes()
+        first, last = int(wanted[1]), min(int(wanted[2]), path.stat().st_size - 1)
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes {first}-{last}/{len(data)}")
+        self.send_header("Content-Length", str(last + 1 - first))
+        self.end_headers()
+        self.wfile.write(data[first : last + 1])
+
+    def end_headers(self) -> None:
+        self.send_header("Accept-Ranges", "bytes")
+        super().end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_web_server(tmp_path: Path, prompts: PromptFormat) -> None:
+    pytest.importorskip("aiohttp")
+    write_tar(tmp_path / "s.tar", [("a.webp", RED), ("a.txt", b"red")])
+    (tmp_path / "g.webp").write_bytes(GREEN)
+    table = {"texts": ["a", None, None], "images": [None, "g.webp", "gone.webp"]}
+    (tmp_path / "p.jsonl").write_text(json.dumps(table))
+    handler = partial(_Ranges, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        base = f"http://127.0.0.1:{server.server_port}"
+        [still] = documents(open_corpus(corpus("images", f"{base}/s.tar"), tmp_path))
+        assert shown(still) == ["R"]
+        # Workers are forked from a process that has read from there already.
+        config = corpus("images", f"{base}/s.tar", batch=1)
+        for _, [batch] in zip(range(2), Mixture([config], prompts, workers=1), strict=False):
+            assert (batch.keys, batch.bad) == (("a",), ())
+        [page] = documents(open_corpus(corpus("interleaved", f"{base}/p.jsonl"), tmp_path))
+        assert shown(Document("", page.parts[:2])) == ["a", "G"]
+        with pytest.raises(SourceError, match=r"gone\.webp can't be read"):
+            shown(page)
+        with pytest.raises(ConfigError, match="no file matches"):
+            open_corpus(corpus("images", f"{base}/t.tar"), tmp_path)
+        server.shutdown()
+
+
+def test_a_feature_store(tmp_path: Path) -> None:
+    from flamvid.store import Provenance, StoreWriter, VideoRecord
+    from flamvid.types import Caption
+
+    about = Provenance(
+        encoder="e", weights_sha256="0", preprocessing="p", sampling="s", patches=2, width=3
+    )
+    record = VideoRecord(path="v.mp4", content_hash="ab" * 32, duration=12.0)
+    spans = ((0.0, 4.0, "one"), (0.0, 4.0, "uno"), (4.0, 12.0, "two"))
+    captions = [
+        Caption(source="v.mp4", start=a, end=b, text=text, logprob=0.0, model="m")
+        for a, b, text in spans
+    ]
+    pts = np.arange(24) / 2  # two frames a second, whose features are their times
+    with StoreWriter(tmp_path / "lib.lmdb", about) as writer, writer.video(record) as video:
+        video.add(pts, np.broadcast_to(pts[:, None, None], (24, 2, 3)))
+        video.captions(captions)
+    one, two = documents(open_corpus(corpus("store", "lib.lmdb"), tmp_path))
+    assert (one.texts, two.texts) == (("one", "uno"), ("two",))
+    for document, frames, wanted in ((one, 8, [0.5, 1.5, 2.5, 3.5]), (two, 3, [7.0, 8.0, 9.0])):
+        [part] = document.parts
+        assert callable(part)
+        media = part(Look(frames=frames))
+        assert media.features is not None
+        assert media.features[:, 1, 2].tolist() == media.pts.tolist() == wanted
+
+
+@pytest.mark.parametrize(("module", "name"), [("pyarrow", "p.parquet"), ("aiohttp", "p.jsonl")])
+def test_what_is_not_installed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, name: str
+) -> None:
+    (tmp_path / name).write_bytes(b"PAR1")
+    source = name if module == "pyarrow" else f"https://127.0.0.1/{name}"
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.delitem(sys.modules, "fsspec.implementations.http", raising=False)
+    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "https", raising=False)
+    with pytest.raises(ConfigError, match=rf"{module}.*install flamvid\[data\]"):
+        open_corpus(corpus("interleaved", source), tmp_path)

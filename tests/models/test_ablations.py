@@ -218,6 +218,8 @@ def test_a_model_on_disk_is_thawed_or_begun_afresh(lm_state: str, tmp_path: Path
     assert same == (lm_state == "unfrozen")
     stage = CaptionStage()
     slow = 0.1 * stage.learning_rate
-    groups = [g for g in make_optimizer(model, stage).param_groups if g["peak"] == slow]
+    groups = [
+        g for g in make_optimizer(model.trained(), stage.optim).param_groups if g["peak"] == slow
+    ]
     counted = sum(len(group["params"]) for group in groups)
     assert counted == len(list(model.lm.lm.parameters()))

@@ -84,7 +84,7 @@ class Colours:
             frames[:, which] = 100 + at
             media.append(Media(pts=np.arange(2.0), frames=frames))
         texts = tuple(caption(WORDS[at % 3], n) for n in range(4))
-        if "pages" not in self.file:
+        if "pages" not in Path(self.file).name:
             return Document(self.name(at), (media[0],), texts)
         return Document(self.name(at), (media[0], f" {texts[0]}", media[1], f" {texts[1]}"))
 
@@ -92,7 +92,10 @@ class Colours:
 @pytest.fixture
 def recipe(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def open_corpus(config: CorpusConfig, root: Path) -> Samples:
-        return Samples(Colours, [f"{config.name}-{n}" for n in range(2)])
+        files = [tmp_path / f"{config.name}-{n}" for n in range(2)]
+        for file in files:
+            file.touch()
+        return Samples(Colours, [str(file) for file in files], "colours", near=14)
 
     monkeypatch.setattr("flamvid.data.mixture.open_corpus", open_corpus)
     path = tmp_path / "mine.toml"
@@ -188,3 +191,31 @@ def test_a_trial_keeps_nothing(recipe: Path, tmp_path: Path) -> None:
     trained = {part.name: part.trained for part in parts}
     assert trained["vision encoder"] == trained["language model"] == 0
     assert trained["resampler"] > 0
+
+
+def test_low_rank_changes_end_in_a_whole_model(recipe: Path, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    plan = read_plan(recipe, ["model.lora=2", "run.steps=4"])
+    outcome = run(plan, tmp_path / "run")
+    assert outcome.result == tmp_path / "run" / "model"
+    found = load_model(str(outcome.result)).flamingo.lm.lm.state_dict()
+    before = load_model(plan.model.name, trained=False).flamingo.lm.lm
+    changed = [
+        n for n, t in before.state_dict().items() if n in found and not torch.equal(t, found[n])
+    ]
+    assert all(found[n].shape == t.shape for n, t in before.state_dict().items() if n in found)
+    assert changed or set(found).isdisjoint(before.state_dict())
+    assert not any("lora" in name for name in found)
+
+
+def test_fine_tuning_trains_vision_too(recipe: Path, tmp_path: Path) -> None:
+    plan = read_plan(recipe, ["model.size=64", "run.steps=2"]).fine_tuned()
+    outcome = run(plan, tmp_path / "run")
+    assert outcome.result == tmp_path / "run" / "model"
+    tuned, before = (
+        load_model(name).flamingo.vision.state_dict()
+        for name in (str(outcome.result), plan.model.name)
+    )
+    same = {name: torch.equal(tuned[name], before[name]) for name in before}
+    assert not same["model.conv_stem.weight"]
+    assert all(value for name, value in same.items() if "running_" in name)

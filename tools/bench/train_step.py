@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -35,12 +36,13 @@ from torch.nn import functional as F
 from flamvid.data.collate import Batch
 from flamvid.models.gated_xattn import XattnConfig
 from flamvid.models.linear import Linear
+from flamvid.models.lm import decoder_layers
 from flamvid.models.mosaic import MosaicConfig, MosaicForCausalLM
 from flamvid.models.resampler import ResamplerConfig
 from flamvid.train.objective import Objective
 from flamvid.train.optimizer import OptimConfig, make_optimizer
 from flamvid.train.parallel import Parallel
-from flamvid.train.precision import precision
+from flamvid.train.precision import halve_frozen, halves, precision
 from flamvid.train.update import Updater
 from flamvid.train.world import World
 from flamvid.weights.open_flamingo import build_open_flamingo
@@ -149,7 +151,7 @@ def peer_step(every: int) -> Step:
     return step
 
 
-def our_step(every: int) -> Step:
+def our_step(every: int, half: bool = True) -> Step:
     """The updater of `flamvid train`, of the same weights."""
     peer = Peer(every)
     config = MosaicConfig(d_model=DIM, n_heads=8, n_layers=LAYERS, vocab_size=VOCAB)
@@ -179,6 +181,8 @@ def our_step(every: int) -> Step:
     vision: Any = Features()
     flamingo = build_open_flamingo(held, vision, lm, (resampler, xattn), Path("random")).train()
     flamingo.lm.add_tokens([END, MEDIA])
+    if half:
+        halve_frozen(decoder_layers(lm))
     parallel = Parallel(Objective(flamingo, MEDIA), World())
     optimizer = make_optimizer(parallel.trained(), OptimConfig())
     updater = Updater(parallel, optimizer, WEIGHTS, clip=1.0, together=512)  # as on any CPU
@@ -199,7 +203,7 @@ def serve(side: str, every: int, how: str, threads: int, pipe: Connection) -> No
     batches(0)
     bare = _memory("VmRSS")
     torch.manual_seed(0)
-    step = our_step(every) if side == "ours" else peer_step(every)
+    step = our_step(every, halves(how)) if side == "ours" else peer_step(every)
     with precision(how if side == "ours" else "float32"):
         while (number := pipe.recv()) is not None:
             update = batches(number)
@@ -229,6 +233,8 @@ def main() -> int:
     parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
     args = parser.parse_args()
 
+    # What is freed goes back at once, or what is resident would tell of the past.
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = str(1 << 20)
     context = multiprocessing.get_context("spawn")
     pipes = {}
     for side in ("ours", "peer"):
