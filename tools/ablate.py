@@ -52,7 +52,8 @@ def _main(options: argparse.Namespace) -> int:
     base = read_model_config(str(options.model))
     options.out.mkdir(parents=True, exist_ok=True)
     places = Places(options.data, options.features, options.out)
-    about = {"model": asdict(base), "scale": asdict(scale), "cider": score is not None}
+    model = config.read_toml(options.model)  # not `base`, which new options of models would change
+    about = {"model": model, "scale": asdict(scale), "cider": score is not None}
     results = Results(options.out / "results.jsonl", about)
     torch.set_num_threads(1)
     began = time.monotonic()

@@ -234,8 +234,10 @@ def test_the_table_has_means_over_seeds_and_empty_rows(tmp_path: Path) -> None:
     results.add("original", 1, outcome(5.0, 20.0))
     again = Results(tmp_path / "results.jsonl", {"scale": 1})
     lines = table(ROWS, again).splitlines()[2:]
-    assert lines[0] == ("| original | 2 | 2.0 (1.0) | 0.50 | 4.500 | 15.0 | 3.2 | 1.74 | 70.7 |")
-    assert lines[1].split(" | ")[1:6] == ["0", "", "", "", ""]
+    assert lines[0] == (
+        "| original | 2 | 2.0 (1.0) | 0.50 | 4.500 | 15.0 | 3 | 3.2 | 1.74 | 70.7 |"
+    )
+    assert lines[1].split(" | ")[1:7] == ["0", "", "", "", "", ""]
     assert len(lines) == len(ROWS)
     assert not Results(tmp_path / "results.jsonl", {"scale": 2}).has("original", 0)
 

@@ -18,8 +18,8 @@ __all__ = ["Results", "table", "write_between"]
 
 _BEGIN, _END = "<!-- table: begin -->", "<!-- table: end -->"
 _HEAD = (
-    "| row | seeds | parameters, M (trained) | step, s | loss | CIDEr "
-    "| paper: parameters, B | step, s | overall |\n|---|---|---|---|---|---|---|---|---|"
+    "| row | seeds | parameters, M (trained) | step, s | loss | CIDEr | distinct "
+    "| paper: parameters, B | step, s | overall |\n|---|---|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -67,7 +67,7 @@ def table(rows: Sequence[Row], results: Results) -> str:
     for row in rows:
         found, paper = results.of(row.name), row.paper
         theirs = [f"{paper.billions}", _number(paper.seconds, 2), _number(paper.overall, 1)]
-        ours = ["0", "", "", "", ""]
+        ours = ["0", "", "", "", "", ""]
         if found:
             sizes = f"{found[0].parameters / 1e6:.1f} ({found[0].trained / 1e6:.1f})"
             scores = [x.cider for x in found if x.cider is not None]
@@ -77,6 +77,7 @@ def table(rows: Sequence[Row], results: Results) -> str:
                 _number(mean(x.step_seconds for x in found), 2),
                 _number(mean(x.loss for x in found), 3),
                 _number(mean(scores) if scores else None, 1),
+                _number(mean(x.distinct for x in found), 0),
             ]
         lines.append(f"| {' | '.join([row.name, *ours, *theirs])} |")
     return "\n".join(lines)
