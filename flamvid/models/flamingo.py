@@ -41,7 +41,7 @@ class Flamingo(nn.Module, Pretrained):
         width: int = lm.config.hidden_size
         latent_width = resampler.config.latent_width
         self.xattn_config = xattn
-        self.vision = vision
+        self.vision = vision.requires_grad_(False)
         self.resampler = resampler
         kind = IdeficsCrossAttention if xattn.style == "idefics" else GatedCrossAttention
         self.lm = LanguageModel(

@@ -243,7 +243,7 @@ def test_a_decoder_without_memory_is_one_line(
     make_clip: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clip = make_clip("large.mp4", size="1920x1080", frames=5)
-    monkeypatch.setenv("FLAMVID_DECODE_MEMORY", str(700 << 20))
+    monkeypatch.setenv("FLAMVID_DECODE_MEMORY", str(500 << 20))
     monkeypatch.setattr(isolate, "_idle", [])
     with pytest.raises(DecodeError, match=r"large\.mp4"), open_video(clip, (9000, 9000)) as source:
         source.read(range(5))
