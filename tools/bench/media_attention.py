@@ -3,8 +3,9 @@
 python tools/bench/media_attention.py [--rounds N] [--media 1 2 4 ...] [--clock wall|cpu]
 
 Medians of one run, the three interleaved; the peak is of one forward and backward pass, beyond what
-stood in memory before and beyond the gradients that come out. On a machine that is shared, the CPU
-time of this process (--clock cpu) says more than the wall's.
+stood in memory before and beyond the gradients that come out. Freed memory is kept, for all three,
+as flamvid's processes keep it: else pages that are mapped anew are most of a short call. On a
+machine that is shared, the CPU time of this process (--clock cpu) says more than the wall's.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from flamvid.cli.process import prepare
 from flamvid.ops import implementation, media_attention
 
 B, H, S, D, L = 8, 8, 256, 64, 64
@@ -101,6 +103,7 @@ def main() -> None:
     parser.add_argument("--media", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
     parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall")
     options = parser.parse_args()
+    prepare()
     clock: str = options.clock
     served = implementation("media_attention_forward")
     print(f"{served.name}, {torch.get_num_threads()} threads; B={B} H={H} d={D} L={L} float32")
