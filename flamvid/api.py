@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Unpack
@@ -17,6 +17,8 @@ from flamvid.generate.favour import Favour, favours_of
 from flamvid.generate.score import score_options
 from flamvid.generate.tell import OnText, Teller
 from flamvid.live.look import Looker, View
+from flamvid.live.seen import Example, Seen, Source
+from flamvid.live.segments import look_at_segments
 from flamvid.ops import media_index
 from flamvid.text.dialogue import recent
 from flamvid.text.prompt import MEDIA, Media, Turn
@@ -47,32 +49,6 @@ def load(
     return Captioner(load_model(str(model), device, dtype, device_map=device_map))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Seen:
-    """A source that was looked at once, to be captioned and questioned as often as one likes.
-
-    latents: [1,L,D], all that the language model reads of it. labels: what its prompt says
-    that is shown, and how surely.
-    """
-
-    source: str
-    segment: Segment
-    latents: Tensor
-    labels: Mapping[str, float]
-
-
-Source = str | PathLike[str] | Seen
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Example:
-    """A shot that was looked at: `text` is its caption, or the answer to `question`."""
-
-    seen: Seen
-    text: str
-    question: str = ""
-
-
 @dataclass(frozen=True, slots=True)
 class Captioner:
     """Describes videos and pictures. Keeps nothing between calls; threads may share one.
@@ -97,6 +73,7 @@ class Captioner:
         end: float | None = None,
         every: float | None = None,
         window: float | None = None,
+        segments: bool = False,
         prompt: str | None = None,
         shots: Sequence[Example] = (),
         decode_timeout: float | None = None,
@@ -106,9 +83,10 @@ class Captioner:
 
         frames: how many to look at (by default what suits the model), or fps: how
         many per second. start, end: the part to look at, in seconds. every, window: a caption
-        every so many seconds, each of `window` seconds (by default `every`). prompt: words that
-        the caption begins with. shots: examples that come before it. decode_timeout: seconds that
-        opening the source or reading from it may take at once; by default it grows with the source.
+        every so many seconds, each of `window` seconds (by default `every`). segments: a caption
+        for each scene. prompt: words that the caption begins with. shots: examples that come before
+        it. decode_timeout: seconds that opening the source or reading from it may take at once; by
+        default it grows with the source.
         With `returns` above 1, so many captions of each part, the likeliest first.
         """
         return list(
@@ -120,6 +98,7 @@ class Captioner:
                 end=end,
                 every=every,
                 window=window,
+                segments=segments,
                 prompt=prompt,
                 shots=shots,
                 decode_timeout=decode_timeout,
@@ -137,6 +116,7 @@ class Captioner:
         end: float | None = None,
         every: float | None = None,
         window: float | None = None,
+        segments: bool = False,
         prompt: str | None = None,
         shots: Sequence[Example] = (),
         decode_timeout: float | None = None,
@@ -151,6 +131,7 @@ class Captioner:
             end=end,
             every=every,
             window=window,
+            segments=segments,
             timeout=decode_timeout,
         )
         opening = prompt.strip() if prompt else ""
@@ -284,12 +265,21 @@ class Captioner:
                 )
             yield source
             return
-        for segment, features_TNF in Looker(self.model).look(source, view):
-            with torch.inference_mode():
-                at = torch.tensor([place])
-                latents_1LD = self.model.flamingo.resampler(features_TNF[None], places=at)
-            labels = self.model.name(features_TNF)
-            yield Seen(shown(source), segment, latents_1LD, labels)
+        looker = Looker(self.model)
+        parts = look_at_segments(looker, source, view) if view.segments else None
+        for segment, features_TNF in parts or looker.look(source, view):
+            yield self.recall(shown(source), segment, features_TNF, place)
+
+    @torch.inference_mode()
+    def recall(self, source: str, segment: Segment, features_TNF: Tensor, place: int = 0) -> Seen:
+        """What was looked at before and is kept as features, such as a store's.
+
+        place: its number among the media of a text.
+        """
+        features = features_TNF.to(self.model.device, self.model.dtype)
+        at = torch.tensor([place])
+        latents_1LD = self.model.flamingo.resampler(features[None], places=at)
+        return Seen(source, segment, latents_1LD, self.model.name(features))
 
     def _inputs(self, seen: Sequence[Seen], ids: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Latents [1,M,L,D], ids [1,S] and which of the media each token sees, [1,S]."""

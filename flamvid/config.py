@@ -37,12 +37,20 @@ def to_toml(table: Mapping[str, Any]) -> str:
 
 def _lines(table: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[str]:
     for key, value in table.items():
-        if value is not None and not isinstance(value, Mapping):
+        if value is not None and not isinstance(value, Mapping) and not _tables(value):
             yield f"{_key(key)} = {_value(value)}"
     for key, value in table.items():
         if isinstance(value, Mapping):
             yield f"\n[{'.'.join(map(_key, (*path, key)))}]"
             yield from _lines(value, (*path, key))
+        for item in value if _tables(value) else ():
+            yield f"\n[[{'.'.join(map(_key, (*path, key)))}]]"
+            yield from _lines(item, (*path, key))
+
+
+def _tables(value: Any) -> bool:
+    """Whether this is a list of tables."""
+    return isinstance(value, list) and bool(value) and all(isinstance(x, Mapping) for x in value)
 
 
 def _key(name: str) -> str:

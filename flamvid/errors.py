@@ -7,6 +7,8 @@ FlamvidError
 │       └── DecoderLost the process that decodes hung, crashed or ran out of memory
 ├── WeightsError    weights are missing, damaged, or not what was pinned
 │   └── OfflineError weights are missing and can't be fetched
+├── StoreError      a feature store can't be opened, written, or mixed as asked
+│   └── DamagedStore bytes of a store are not what was written
 └── ConfigError     a preset or recipe breaks a rule
 
 A message is one line: what was wrong, the value, the rule, the way out.
@@ -16,12 +18,14 @@ from __future__ import annotations
 
 __all__ = [
     "ConfigError",
+    "DamagedStore",
     "DecodeError",
     "DecoderLost",
     "FlamvidError",
     "InputError",
     "OfflineError",
     "SourceError",
+    "StoreError",
     "WeightsError",
 ]
 
@@ -52,6 +56,14 @@ class WeightsError(FlamvidError):
 
 class OfflineError(WeightsError):
     """Weights are missing and can't be fetched."""
+
+
+class StoreError(FlamvidError):
+    """A feature store can't be opened, written, or mixed as asked."""
+
+
+class DamagedStore(StoreError):  # noqa: N818
+    """Bytes of a store are not what was written."""
 
 
 class ConfigError(FlamvidError):

@@ -51,6 +51,9 @@ def caption(
     window: Annotated[
         float | None, typer.Option(help="Seconds that each of these looks at (as --every).")
     ] = None,
+    segments: Annotated[
+        bool, typer.Option(help="A caption for each scene, with its time, found by what is seen.")
+    ] = False,
     beams: opt.Beams = 3,
     max_tokens: opt.MaxTokens = 20,
     min_tokens: opt.MinTokens = 0,
@@ -116,26 +119,62 @@ def caption(
             f"--format {kind} has one caption for each time, but --returns is {returns}; "
             "choose --format jsonl"
         )
+    if segments and every is not None:
+        raise InputError(
+            f"--every {every:g} and --segments, which end where scenes do, exclude each other"
+        )
     check_target(output, wanted)
     examples = read_shots(shots, questions=False) if shots else []
     if verbose:
         tail = [f"--format={kind}", *([f"--output={output}"] if output else [])]
         tail += [f"--shots={shots}"] if shots else []
+        tail += ["--segments"] if segments else []
         say(opt.command_line("caption", wanted, where, text, extra=tail))
 
+    if len(wanted) == 1 and _never_ends(wanted[0]) and end is None:
+        return _watch(wanted[0], where, text, kind, output, verbose)
     found = existing(wanted)
     failed = len(wanted) - len(found)
     if not found:
         return FAILED
-    encoding = encoder(kind, many=len(wanted) > 1, timed=every is not None)
+    encoding = encoder(kind, many=len(wanted) > 1, timed=segments or every is not None)
     with open_output(encoding, output) as out, progress(len(found)) as bar:
         captioner = load(where, bar, verbose)
         before = captioner.examples(examples, decode_timeout=decode_timeout) if examples else []
         for source in found:
             bar.show(named(source))
-            failed += not _deliver(captioner, source, text, before, out, bar, verbose)
+            failed += not _deliver(captioner, source, text, before, segments, out, bar, verbose)
             bar.advance()
     return FAILED if failed else 0
+
+
+def _never_ends(source: str) -> bool:
+    """Whether a source is a camera or its stream, of which there would never be one caption."""
+    return source.startswith(("rtsp://", "rtsps://", "rtmp://", "rtmps://", "cam:"))
+
+
+def _watch(
+    source: str,
+    where: opt.ModelOptions,
+    text: opt.TextOptions,
+    kind: Format,
+    output: Path | None,
+    verbose: bool,
+) -> int:
+    """What `flamvid live` does, with the settings of captions."""
+    from flamvid.cli.live_run import LiveOptions, run
+
+    if text.start is not None or text.prompt or text.temperature or text.returns > 1:
+        raise InputError(
+            f"{named(source)} never ends, so it is watched as by flamvid live, which has no "
+            "--start, --prompt, --temperature and --returns; leave them out, or give --end"
+        )
+    every = text.every or 2.0
+    fps = text.fps or (2.0 if text.frames is None else text.frames / (text.window or every))
+    window = text.window if text.window is not None else (every if text.every else None)
+    sinks = ("-" if output is None else str(output),)
+    wanted = LiveOptions(fps=fps, every=every, window=window, sinks=sinks, format=kind)
+    return run(source, where, wanted, text, verbose)
 
 
 def load(where: opt.ModelOptions, bar: Progress, verbose: bool) -> Captioner:
@@ -157,13 +196,14 @@ def _deliver(
     source: str,
     text: opt.TextOptions,
     shots: list[Example],
+    segments: bool,
     out: Output,
     bar: Progress,
     verbose: bool,
 ) -> bool:
     """Write the captions of one source; False, and a line on stderr, if that failed."""
     try:
-        with_shots = {"shots": shots} if shots else {}
+        with_shots = ({"shots": shots} if shots else {}) | ({"segments": True} if segments else {})
         for made in captioner.iter_captions(source, **text.keywords(), **with_shots):  # type: ignore[arg-type]
             with bar.paused():
                 out.write(made)

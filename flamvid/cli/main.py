@@ -10,15 +10,19 @@ from typing import Annotated
 import typer
 
 from flamvid import __version__
-from flamvid.cli import models
+from flamvid.cli import data, models, store
 from flamvid.cli.ask import ask
 from flamvid.cli.caption import caption
 from flamvid.cli.chat import chat
 from flamvid.cli.doctor import doctor
 from flamvid.cli.failure import INTERRUPTED, report
 from flamvid.cli.frames import frames
+from flamvid.cli.index import index
+from flamvid.cli.live import live
+from flamvid.cli.plot import plot
 from flamvid.cli.probe import probe
 from flamvid.cli.process import prepare
+from flamvid.cli.search import search
 from flamvid.cli.train import train
 
 __all__ = ["app", "main"]
@@ -33,10 +37,16 @@ app = typer.Typer(
 app.command()(caption)
 app.command()(ask)
 app.command()(chat)
+app.command()(live)
+app.command()(index)
+app.command()(search)
 app.command()(probe)
 app.command()(frames)
 app.add_typer(models.app, name="models")
+app.add_typer(data.app, name="data")
+app.add_typer(store.app, name="store")
 app.command()(train)
+app.command()(plot)
 app.command()(doctor)
 
 

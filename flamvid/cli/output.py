@@ -13,13 +13,22 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Any, Protocol
 
 from flamvid.cli.failure import ClosedPipe, OutputError, one_line
 from flamvid.errors import FlamvidError, InputError
 from flamvid.types import Caption
 
-__all__ = ["Encoder", "Format", "Output", "check_target", "encoder", "format_for", "open_output"]
+__all__ = [
+    "Encoder",
+    "Format",
+    "Output",
+    "check_target",
+    "encoder",
+    "format_for",
+    "open_output",
+    "write_whole",
+]
 
 _SHORTEST_MS = 100  # of a cue: players drop those that end where they start
 
@@ -205,6 +214,33 @@ def open_output(encoding: Encoder, target: Path | None) -> Iterator[Output]:
         yield from _to_file(encoding, target.resolve())
 
 
+def write_whole(data: bytes, target: Path | None) -> None:
+    """Write what is made already, to stdout or in place of a file."""
+    name = "stdout" if target is None or str(target) == "-" else str(target)
+    try:
+        if name == "stdout":
+            sys.stdout.buffer.write(data)
+            sys.stdout.flush()
+            return
+        assert target is not None
+        if target.exists() and not target.is_file():  # a device or a named pipe can't be replaced
+            target.write_bytes(data)
+            return
+        real = target.resolve()
+        handle, temporary = tempfile.mkstemp(".part", f".{real.name[:100]}.", real.parent)
+        try:
+            with open(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                _replace(file, Path(temporary), real)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+    except BrokenPipeError as error:
+        raise ClosedPipe(f"{name} was closed by its reader") from error
+    except OSError as error:
+        raise OutputError(f"can't write to {name} ({error.strerror})") from error
+
+
 def _to_stdout(encoding: Encoder) -> Iterator[Output]:
     if sys.stdout is None:
         raise OutputError("stdout is closed; give --output, or do not close it")
@@ -253,7 +289,7 @@ def _to_file(encoding: Encoder, target: Path) -> Iterator[Output]:
         part.unlink(missing_ok=True)
 
 
-def _replace(stream: IO[str], part: Path, target: Path) -> None:
+def _replace(stream: IO[Any], part: Path, target: Path) -> None:
     try:
         os.fsync(stream.fileno())
         part.chmod(target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~_umask())

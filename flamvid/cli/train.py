@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flamvid import config
 from flamvid.cli.failure import INTERRUPTED, guarded, report, say
 from flamvid.cli.progress import quiet_libraries
 from flamvid.errors import InputError
+
+if TYPE_CHECKING:
+    from flamvid.train.plan import Plan
 
 __all__ = ["train"]
 
@@ -24,13 +29,30 @@ def train(
     out: Annotated[
         Path | None, typer.Option(help="Folder of the run (runs/<name of the recipe>).")
     ] = None,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Start anew, rather than at the last checkpoint.")
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume/--fresh", help="Go on from the last checkpoint, or remove all and start anew."
+        ),
+    ] = True,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe: optim.warmup=100."),
+    ] = None,
+    fine_tune: Annotated[
+        bool, typer.Option(help="Train vision too, from the model's weights on, at 480 pixels.")
+    ] = False,
+    lora: Annotated[
+        int, typer.Option(min=0, metavar="RANK", help="Train low-rank changes to the LM as well.")
+    ] = 0,
+    dry_run: Annotated[
+        bool, typer.Option(help="Print the whole recipe, the parts and the time; train nothing.")
     ] = False,
 ) -> int:
-    """Train a model as a recipe says; the path of the adapter is printed at the end.
+    """Train a model as a recipe says; the path of what came of it is printed at the end.
 
-    A run that was stopped goes on from its last checkpoint when the command is given again.
+    A run that was stopped goes on from its last checkpoint when the command is given again. On
+    several GPUs or machines: torchrun --nproc-per-node N -m flamvid train RECIPE.toml
     """
     if not recipe.is_file():
         raise InputError(f"{recipe}: no such file; give the path of a recipe's .toml")
@@ -41,18 +63,84 @@ def train(
     out = out or Path("runs") / recipe.stem
     words = ["flamvid", "train", str(recipe.resolve()), f"--out={out.resolve()}"]
     words += [f"--data={data.resolve()}"] if data else []
-    command = shlex.join([*words, *(["--fresh"] if fresh else [])])
-    say(f"flamvid: {command}")
+    words += [f"--set={change}" for change in changes or []]
+    words += ["--fine-tune"] if fine_tune else []
+    words += [f"--lora={lora}"] if lora else []
+    command = shlex.join([*words, *([] if resume else ["--fresh"])])
+    first = os.environ.get("RANK", "0") == "0"  # of those that torchrun started
+    if first:
+        say(f"flamvid: {command}")
 
     quiet_libraries()
-    from flamvid.train import contrastive_run, loop
+    if "corpus" not in config.read_toml(recipe):
+        if changes or fine_tune or lora or dry_run:
+            raise InputError(
+                f"{recipe} has no [[corpus]] tables; --set, --fine-tune, "
+                "--lora and --dry-run are for recipes that do: edit the file"
+            )
+        return _of_pairs(recipe, data, out, resume, words)
 
-    contrastive = contrastive_run.is_contrastive(recipe)
-    run = contrastive_run.run_contrastive if contrastive else loop.run
+    from flamvid.train.plan import read_plan
+
+    asked = [*(changes or []), *([f"model.lora={lora}"] if lora else [])]
+    plan = read_plan(recipe, asked, data)
+    plan = plan.fine_tuned() if fine_tune else plan
+    if dry_run:
+        return _dry_run(plan, out)
+    return _run(plan, out, resume, words)
+
+
+def _of_pairs(recipe: Path, data: Path | None, out: Path, resume: bool, words: list[str]) -> int:
+    run: Any
+    if "contrastive" in config.read_toml(recipe):
+        from flamvid.train.contrastive_run import run_contrastive as run
+    else:
+        from flamvid.train.loop import run
     try:
-        adapter = run(recipe, data, out, resume=not fresh, log=say)
+        adapter = run(recipe, data, out, resume=resume, log=say)
     except KeyboardInterrupt:
         report(f"interrupted; {shlex.join(words)} goes on from the last checkpoint")
         return INTERRUPTED
     typer.echo(str(adapter))
     return 0
+
+
+def _dry_run(plan: Plan, out: Path) -> int:
+    from flamvid.train import session
+
+    parts, seconds = session.try_out(plan, out)
+    typer.echo(config.to_toml(plan.table()))
+    for part in parts:
+        typer.echo(f"# {part.name}: {part.parameters:,} parameters, {part.trained:,} trained")
+    typer.echo(f"# {plan.run.steps:,} updates take about {duration(seconds)} on this machine")
+    return 0
+
+
+def _run(plan: Plan, out: Path, resume: bool, words: list[str]) -> int:
+    from flamvid.cli.training import watching
+    from flamvid.train import session
+
+    first = os.environ.get("RANK", "0") == "0"
+    try:
+        with watching(plan.run.steps) as watch:
+            outcome: Any = session.run(plan, out, resume, log=watch.say, watch=watch)
+    except KeyboardInterrupt:
+        report(f"interrupted; {shlex.join(words)} goes on from the last checkpoint")
+        return INTERRUPTED
+    if outcome.result is None:
+        if first:
+            report(f"stopped after {outcome.step} updates; {shlex.join(words)} goes on from there")
+        return INTERRUPTED
+    if first:
+        typer.echo(str(outcome.result))
+    return 0
+
+
+def duration(seconds: float) -> str:
+    """As a person says it: the two largest units."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    units = [(days, "d"), (hours, "h"), (minutes, "min"), (rest, "s")]
+    said = [f"{n} {unit}" for n, unit in units if n][:2]
+    return " ".join(said) or "0 s"

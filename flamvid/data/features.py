@@ -14,15 +14,17 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 
+import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from flamvid.data.samples import Document, Media
 from flamvid.data.shards import read_shard
 from flamvid.errors import SourceError
 
-__all__ = ["FeatureSet", "Thin", "compute_features", "load_features"]
+__all__ = ["FeatureSet", "FeatureShard", "Thin", "compute_features", "load_features"]
 
 Encode = Callable[[list[Tensor]], Tensor]
 """Pictures uint8 [3,H,W] to features [T,N,F], one T for each unless it looks over time."""
@@ -143,3 +145,26 @@ def load_features(path: Path) -> FeatureSet:
     places = tuple((0, a, n) for a, n in zip(starts, counts, strict=False))
     captions = tuple(tuple(c) for c in json.loads(metadata["captions"]))
     return FeatureSet((features,), places, tuple(json.loads(metadata["ids"])), captions)
+
+
+class FeatureShard:
+    """A shard's features as samples of a corpus."""
+
+    def __init__(self, address: str) -> None:
+        try:
+            self.features = load_features(Path(address))
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise SourceError(f"{address} holds no features ({error}); make them anew") from error
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def name(self, at: int) -> str:
+        """A sample's name."""
+        return self.features.ids[at]
+
+    def document(self, at: int) -> Document:
+        """A sample, with all its frames."""
+        features = self.features.batch([at])[0][0]
+        media = Media(np.arange(len(features), dtype=np.float64), features=features)
+        return Document(self.features.ids[at], (media,), self.features.captions[at])

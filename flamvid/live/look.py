@@ -43,9 +43,14 @@ class View:
     every: float | None = None
     window: float | None = None
     timeout: float | None = None
+    segments: bool = False
 
     def __post_init__(self) -> None:
-        if self.frames is not None and self.fps is not None:
+        if self.segments and self.every is not None:
+            raise InputError(
+                f"every is {self.every:g}, but segments end where scenes do; choose one"
+            )
+        if not self.segments and self.frames is not None and self.fps is not None:
             raise InputError("both frames and fps are given; choose one")
         if self.window is not None and self.every is None:
             raise InputError(f"window is {self.window} without every; give every as well")
@@ -62,7 +67,12 @@ class Looker:
         return self._features(self.model.transform(frames.pixels))
 
     def _features(self, pictures_X3HW: Tensor) -> Tensor:
-        return self.model.flamingo.encode(pictures_X3HW.to(self.model.device, self.model.dtype))
+        pictures = pictures_X3HW.to(self.model.device, self.model.dtype)
+        if pictures.device.type == "cpu" and self.model.flamingo.vision.clip is None:
+            # oneDNN rounds by how many pictures there are. A frame of a stream comes alone, and
+            # must get the very features that it gets among others; so here each comes alone.
+            return torch.cat([self.model.flamingo.encode(one) for one in pictures.split(1)])
+        return self.model.flamingo.encode(pictures)
 
     def look(self, source: str | PathLike[str], view: View) -> Iterator[tuple[Segment, Tensor]]:
         """The parts of a source that the view asks for, and features [T,N,F] of their frames."""

@@ -63,11 +63,12 @@ class Flamingo(nn.Module, Pretrained):
         return self
 
     def encode(self, pictures_X3HW: Tensor) -> Tensor:
-        """Frozen features [X,N,F] of any number X of pictures, without gradients.
+        """Features [X,N,F] of any number X of pictures; without gradients if vision is frozen.
 
         By a video encoder, pictures are those of one media in order, and features [T,N,F].
         """
-        with torch.no_grad():
+        learns = any(p.requires_grad for p in self.vision.parameters())
+        with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
             features: Tensor = self.vision(pictures_X3HW)
         return features
 
@@ -100,11 +101,19 @@ class Flamingo(nn.Module, Pretrained):
         return logits
 
     def trained(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Names and parameters of what we train: resampler, cross-attention, an unfrozen LM."""
+        """Names and parameters of what we train.
+
+        Resampler, cross-attention and the rows of new tokens; of LM and vision what is not frozen.
+        """
         for name, parameter in self.resampler.named_parameters():
             yield f"resampler.{name}", parameter
         for name, parameter in self.lm.inserted.named_parameters():
             yield f"xattn.{name}", parameter
-        if not self.lm.frozen:
-            for name, parameter in self.lm.lm.named_parameters():
-                yield f"lm.{name}", parameter
+        for prefix, part in (
+            ("tokens", self.lm.tokens),
+            ("lm", self.lm.lm),
+            ("vision", self.vision),
+        ):
+            for name, parameter in part.named_parameters() if part else ():
+                if parameter.requires_grad:
+                    yield f"{prefix}.{name}", parameter

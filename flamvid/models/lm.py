@@ -26,6 +26,7 @@ from flamvid.models.graft import GraftedCache, GraftedLayer, run_grafted
 from flamvid.models.int8 import Int8Linear
 from flamvid.models.llama import KeyValueCache, Llama, read_llama_config
 from flamvid.models.llama_file import can_be_int8, load_llama, load_llama_int8
+from flamvid.models.new_tokens import NewHead, NewTokens
 from flamvid.ops import linear
 
 __all__ = ["LanguageModel", "MediaContext", "TokenHead", "load_causal_lm", "load_plain_lm"]
@@ -80,6 +81,8 @@ class LanguageModel(nn.Module):
         self.lm = lm.requires_grad_(not frozen).eval()
         self.body = _body(lm)
         self.inserted = nn.ModuleList([*inserted.values(), *grafted])
+        self.tokens: NewTokens | None = None
+        self.new_head: NewHead | None = None
         layers = decoder_layers(lm)
         self.at = (*inserted, *[len(layers) - 1] * len(grafted))  # the layer that each is beside
         self.grafted = tuple(grafted)
@@ -96,9 +99,21 @@ class LanguageModel(nn.Module):
     @property
     def head(self) -> nn.Module:
         """Hidden states [...,D] to logits [...,V]."""
-        head = self.lm.get_output_embeddings()
+        head = self.new_head or self.lm.get_output_embeddings()
         assert isinstance(head, nn.Module)
         return head
+
+    def add_tokens(self, ids: Sequence[int]) -> None:
+        """Give tokens rows of their own, to be trained; they start as what the table has for them.
+
+        Raises ConfigError for a language model in eight bits, which has no such rows.
+        """
+        head = self.head
+        if isinstance(head, Int8Linear):
+            raise ConfigError("a language model in int8 can't be given tokens; use another dtype")
+        deep = min(self.at, default=0) == 0 and not self.grafted
+        self.tokens = NewTokens(self.lm.get_input_embeddings(), head, ids, deep)
+        self.new_head = NewHead(head, self.tokens)
 
     @property
     def positions(self) -> int | None:

@@ -39,6 +39,7 @@ __all__ = ["TOML", "Pretrained"]
 TOML = "flamvid.toml"
 WEIGHTS = "model.safetensors"
 VOCABULARY = "vocabulary"  # the tokens that a model was trained to choose from, if not all
+TOKEN_IDS = "new_tokens"  # those that have rows of their own
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -136,6 +137,10 @@ def _tensors(model: Flamingo) -> Iterator[tuple[str, Tensor]]:
     """Every tensor once, by the part that it belongs to."""
     if any(isinstance(module, Int8Linear) for module in model.modules()):
         raise ConfigError("the model is int8, which is not saved; load it as float32")
+    if model.lm.tokens is not None:
+        yield TOKEN_IDS, torch.tensor(model.lm.tokens.ids)
+        for name, tensor in model.lm.tokens.state_dict().items():
+            yield f"tokens.{name}", tensor.detach().cpu().contiguous()
     for prefix, part in (
         ("vision", model.vision.model),
         ("resampler", model.resampler),
@@ -217,7 +222,12 @@ def _load(
     xattn = config.build(XattnConfig, table.get("xattn", {}), "xattn")
     with torch.device("meta"):
         model = Flamingo(vision, PerceiverResampler(resampler), lm, xattn)
-    for prefix, part in (("resampler.", model.resampler), ("xattn.", model.lm.inserted)):
+    parts: dict[str, nn.Module] = {"resampler.": model.resampler, "xattn.": model.lm.inserted}
+    if TOKEN_IDS in tensors:
+        model.lm.add_tokens(tensors[TOKEN_IDS].tolist())
+        assert model.lm.tokens is not None
+        parts["tokens."] = model.lm.tokens
+    for prefix, part in parts.items():
         values = {n: t.to(device, kind, copy=True) for n, t in _under(tensors, prefix).items()}
         _assign(part, values, folder)
     return model

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import _len_torch_function_stack  # type: ignore[attr-defined]
 
 from flamvid.ops.kernels import implementation
 
@@ -49,6 +50,8 @@ def _plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     if torch.compiler.is_compiling() or type(weight) not in _DENSE or not x.is_cpu:
         return False
     if not x.dtype == weight.dtype == torch.float32:
+        return False
+    if _len_torch_function_stack():  # a mode, as of training in bfloat16, has its own product
         return False
     learns = x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     return not (learns and torch.is_grad_enabled())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -25,15 +24,10 @@ from flamvid.models.lm import TokenHead
 from flamvid.models.vision import TimmEncoder
 from flamvid.train.checkpoint import clear, latest, restore, restore_resampler, save
 from flamvid.train.labels import LabelNoise, label_media
-from flamvid.train.precision import HalfLinear, has_fast_bfloat16
+from flamvid.train.optimizer import make_optimizer, rate, set_rates
+from flamvid.train.precision import precision
 from flamvid.train.recipe import Recipe, read_recipe
-from flamvid.train.step import (
-    caption_loss,
-    caption_rows,
-    make_optimizer,
-    rate,
-    vocabulary,
-)
+from flamvid.train.step import caption_loss, caption_rows, vocabulary
 from flamvid.train.words import WordModel, frequent_words, word_targets
 from flamvid.weights.adapter import save_adapter
 from flamvid.weights.load import LoadedModel, load_model
@@ -66,7 +60,7 @@ def run(recipe_path: Path, data: Path | None, out: Path, resume: bool, log: Log)
 
     if not resume:
         clear(out)
-    with _precision(recipe.precision):
+    with precision(recipe.precision):
         words = out / "words.pt"
         if resume and words.exists():
             restore_resampler(words, model.flamingo)
@@ -74,11 +68,6 @@ def run(recipe_path: Path, data: Path | None, out: Path, resume: bool, log: Log)
             _train_words(recipe, model, clips, stills, validation, log)
             save(words, model.flamingo.resampler.state_dict())
         return _train_captions(recipe, model, clips, stills, validation, out, resume, log)
-
-
-def _precision(name: str) -> AbstractContextManager[object]:
-    half = name == "bfloat16" or (name == "auto" and has_fast_bfloat16())
-    return HalfLinear() if half else nullcontext()
 
 
 def features_of(shards: list[Path], cache: Path, model: LoadedModel, log: Log) -> FeatureSet:
@@ -184,7 +173,7 @@ def _train_captions(
     head = flamingo.lm.head_of(vocab)
     weights = [[max(w, 1e-3) ** stage.consensus for w in g] for g in consensus(media.captions)]
 
-    optimizer = make_optimizer(flamingo, stage)
+    optimizer = make_optimizer(flamingo.trained(), stage.optim)
     parameters = [p for _, p in flamingo.trained()]
     first = 0
     if resume and (found := latest(out)):
@@ -208,8 +197,7 @@ def _train_captions(
             continue
         torch.manual_seed(recipe.seed + step)  # the same dropout, too
         share = rate(step, stage.steps, stage.warmup, stage.schedule)
-        for group in optimizer.param_groups:
-            group["lr"] = group["peak"] * share
+        set_rates(optimizer, share)
         # Of a generator of its own, so that a resumed run leaves out the same.
         rng = random.Random(f"{recipe.seed} {step}")
         named = [labels[row] for row in rows for _ in range(stage.captions)]

@@ -8,6 +8,7 @@ from typing import Any
 
 from flamvid import config
 from flamvid.errors import ConfigError
+from flamvid.train.optimizer import OptimConfig
 
 __all__ = ["CaptionStage", "DataConfig", "Recipe", "WordStage", "read_recipe"]
 
@@ -79,6 +80,20 @@ class CaptionStage:
     label_swap: float = 0.3
     validate_every: int = 100
     save_every: int = 50
+
+    @property
+    def optim(self) -> OptimConfig:
+        """The same as the optimizer wants it."""
+        return OptimConfig(
+            learning_rate=self.learning_rate,
+            resampler_learning_rate=self.resampler_learning_rate,
+            gate_learning_rate=self.gate_learning_rate,
+            warmup=self.warmup,
+            schedule=self.schedule,
+            weight_decay=self.weight_decay,
+            clip=self.clip,
+            beta2=0.98,
+        )
 
     def __post_init__(self) -> None:
         if self.schedule not in ("cosine", "constant"):

@@ -5,7 +5,6 @@ Legend: B media, C captions of each, R = B*C rows, S tokens, V trained vocabular
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,9 +16,8 @@ from flamvid.models.flamingo import Flamingo
 from flamvid.models.lm import TokenHead
 from flamvid.ops import media_index
 from flamvid.text.prompt import PromptFormat
-from flamvid.train.recipe import CaptionStage
 
-__all__ = ["TextBatch", "caption_loss", "caption_rows", "make_optimizer", "rate", "vocabulary"]
+__all__ = ["TextBatch", "caption_loss", "caption_rows", "vocabulary"]
 
 _ROWS = 16  # captions that go through the LM together
 
@@ -96,43 +94,3 @@ def caption_loss(
         logits_XV = head(hidden_RSD[scored])
         total = total + F.cross_entropy(logits_XV, targets[scored], reduction="sum")
     return total / (text.targets >= 0).sum()
-
-
-def make_optimizer(model: Flamingo, stage: CaptionStage) -> torch.optim.AdamW:
-    """AdamW in the paper's groups: no decay for the resampler; gates at a rate of their own."""
-    groups: dict[str, list[Tensor]] = {"resampler": [], "gates": [], "matrices": [], "vectors": []}
-    for name, parameter in model.trained():
-        if name.startswith("lm."):  # only in the ablations that train the language model too
-            kind = "lm matrices" if parameter.ndim > 1 else "lm vectors"
-            groups.setdefault(kind, []).append(parameter)
-        elif name.startswith("resampler."):
-            groups["resampler"].append(parameter)
-        elif name.endswith("gate"):
-            groups["gates"].append(parameter)
-        else:
-            groups["matrices" if parameter.ndim > 1 else "vectors"].append(parameter)
-    rates = {"resampler": stage.resampler_learning_rate, "gates": stage.gate_learning_rate}
-    # A tenth of the rate for an unfrozen LM, as the paper has it (appendix B.1).
-    rates |= dict.fromkeys(("lm matrices", "lm vectors"), 0.1 * stage.learning_rate)
-    return torch.optim.AdamW(
-        [
-            {
-                "params": parameters,
-                "peak": rates.get(name, stage.learning_rate),
-                "weight_decay": stage.weight_decay if name.endswith("matrices") else 0.0,
-            }
-            for name, parameters in groups.items()
-        ],
-        lr=stage.learning_rate,
-        betas=(0.9, 0.98),
-    )
-
-
-def rate(step: int, steps: int, warmup: int, schedule: str) -> float:
-    """Share of the peak learning rate at a step: linear warm-up, then cosine to 0 or constant."""
-    if step < warmup:
-        return (step + 1) / warmup
-    if schedule == "constant":
-        return 1.0
-    done = (step - warmup) / max(steps - warmup, 1)
-    return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))

@@ -20,6 +20,7 @@ from flamvid.errors import SourceError
 from flamvid.video.policy import FORMATS, MOST_PIXELS
 
 __all__ = [
+    "ANALYSED",
     "PLAYLIST_PROTOCOLS",
     "Kind",
     "classify",
@@ -95,8 +96,9 @@ _FORMATS = {
     Kind.STDIN: _MEDIA,
 }
 
+_DEVICE = re.compile(r"/dev/video(\d{1,3})")  # a camera's own name on Linux
 _LAST_CAMERA = 255  # Linux has no more
-_ANALYSED = 1_000_000  # microseconds of a stream that are looked at before its first frame
+ANALYSED = 1_000_000  # microseconds of a stream that are looked at before its first frame
 
 
 def classify(source: str | PathLike[str]) -> Kind:
@@ -111,7 +113,7 @@ def classify(source: str | PathLike[str]) -> Kind:
         return Kind.STDIN
     scheme, kind = _scheme(source)
     if kind is None:
-        return Kind.FILE
+        return Kind.CAMERA if _DEVICE.fullmatch(source) else Kind.FILE
     if kind is Kind.CAMERA:
         _camera(source)
         return kind
@@ -162,7 +164,7 @@ def input_options(source: str, timeout: float) -> tuple[str, dict[str, str | int
     options |= {
         "protocol_whitelist": _PROTOCOLS[kind],
         "format_whitelist": _FORMATS[kind],
-        "analyzeduration": _ANALYSED,
+        "analyzeduration": ANALYSED,
     }
     if kind is Kind.STDIN:
         # `fd:` can seek where standard input is a file, which `pipe:` never does.
@@ -170,8 +172,10 @@ def input_options(source: str, timeout: float) -> tuple[str, dict[str, str | int
 
     microseconds = max(1, int(timeout * 1e6))
     if kind is Kind.RTSP:
-        # Over UDP, a lost packet is a torn frame, and firewalls lose them all.
-        options |= {"rtsp_transport": "tcp", "timeout": microseconds}
+        # Over UDP, a lost packet is a torn frame, and firewalls lose them all; but some cameras
+        # have nothing else.
+        options |= {"rtsp_transport": "tcp+udp", "rtsp_flags": "prefer_tcp"}
+        options |= {"timeout": microseconds}
     elif kind is Kind.UDP and source.lower().startswith("rtp:"):
         options |= {"listen_timeout": max(1, math.ceil(timeout))}  # seconds
     elif kind is Kind.UDP:
@@ -246,6 +250,8 @@ def _split(source: str) -> SplitResult:
 
 
 def _camera(source: str) -> int:
+    if named := _DEVICE.fullmatch(source):
+        return int(named[1])
     number = source.partition(":")[2]
     if not (number.isascii() and number.isdigit() and len(number) < 4):
         raise SourceError(f"{source!r} names no camera; write cam:0 for the first, cam:1, ...")

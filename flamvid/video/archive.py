@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Literal
 from flamvid.errors import DecodeError, FlamvidError, InputError, SourceError
 from flamvid.video.pictures import FOLDER_FPS, PICTURES, PictureFrames, natural, open_files
 
-__all__ = ["Member", "is_archive", "open_archive", "samples"]
+__all__ = ["Member", "is_archive", "members", "open_archive", "parted", "samples"]
 
 _MOST_MEMBERS = 1_000_000
 _MOST_BYTES = 256 << 20  # of one picture's file
@@ -52,14 +52,14 @@ class Member:
 
 def is_archive(where: str | os.PathLike[str]) -> bool:
     """Whether this names a tar, or a sample of one: `shard.tar#sample`."""
-    return _parted(where)[0].name.lower().endswith(_SUFFIXES)
+    return parted(where)[0].name.lower().endswith(_SUFFIXES)
 
 
 def open_archive(
     where: str | os.PathLike[str], size: tuple[int, int] | None, fps: float = FOLDER_FPS
 ) -> PictureFrames:
     """The pictures of a tar in natural order by name, `fps` of them a second."""
-    path, wanted = _parted(where)
+    path, wanted = parted(where)
     found = samples(path)
     if not found:
         raise SourceError(
@@ -87,7 +87,7 @@ def samples(path: Path) -> dict[str, list[Member]]:
     """
     pictures: list[Member] = []
     others: set[str] = set()
-    for member in _members(path):
+    for member in members(path):
         if posixpath.basename(member.name).startswith("."):  # `._1.png` of a Mac is no picture
             continue
         if posixpath.splitext(member.name)[1].lower() in PICTURES:
@@ -103,7 +103,7 @@ def samples(path: Path) -> dict[str, list[Member]]:
     return found
 
 
-def _members(path: Path) -> list[Member]:
+def members(path: Path) -> list[Member]:
     """The regular files of a tar, later ones in place of earlier ones of the same name."""
     try:
         with path.open("rb") as file:
@@ -170,7 +170,7 @@ class _Guarded:
         return self._file.read(count)
 
 
-def _parted(where: str | os.PathLike[str]) -> tuple[Path, str | None]:
+def parted(where: str | os.PathLike[str]) -> tuple[Path, str | None]:
     """Path and sample of `shard.tar#sample`."""
     text = os.fspath(where)
     for at in (i for i, c in enumerate(text) if c == "#" and not Path(text).exists()):

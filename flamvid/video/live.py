@@ -12,25 +12,25 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Self
+from typing import BinaryIO, Self
 
-import ffmpeg
 import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
 
 from flamvid.errors import DecodeError, DecoderLost, InputError, SourceError
 from flamvid.types import Frames, VideoInfo
-from flamvid.video.address import Kind, classify, input_options, shown
+from flamvid.video.address import ANALYSED, Kind, classify, shown
 from flamvid.video.live_child import LiveChild
+from flamvid.video.live_graph import Wishes, live_graph
+from flamvid.video.record import Record
 from flamvid.video.sample import Fps
 
 __all__ = ["LiveSource", "at_ticks", "is_endless", "open_live", "recorded"]
 
 _LONGEST_GAP = 3600.0  # seconds between two frames; a jump of more is an error of the clock
-_PROMPT = frozenset({Kind.RTSP, Kind.RTMP, Kind.CAMERA})  # cameras: we hold no frame back
 
 
 class LiveSource:
@@ -46,6 +46,9 @@ class LiveSource:
     duration, and later frames keep their distance to it. ffmpeg has mended wraps of 33-bit pts and
     jumps of over 10 s in MPEG-TS and HLS in the same way before.
 
+    What `fps`, `size`, `hwaccel`, `realtime` and `record` mean, `stream.open_stream` says; that one
+    also opens a stream again when it is lost.
+
     A frame lasts until the next one comes, which is not known yet: `duration_seconds` is how long
     the frame before it lasted, at most a second or what the container says.
     """
@@ -55,21 +58,51 @@ class LiveSource:
         source: str,
         *,
         size: tuple[int, int] | None = None,
+        fps: float | None = None,
         timeout: float = 15.0,
         stdin: BinaryIO | None = None,
+        hwaccel: str | None = None,
+        realtime: bool = False,
+        record: Record | None = None,
     ) -> None:
         if not (math.isfinite(timeout) and timeout > 0):
             raise InputError(f"timeout is {timeout} s; must be above 0")
         _check_target(size)
+        if fps is not None:
+            Fps(fps)  # checks it
         self.kind = classify(source)
         self.name = "standard input" if self.kind is Kind.STDIN else shown(source)
         self.info: VideoInfo | None = None
         self.timeout = timeout
         self._size = size
         self._clock = _Clock()
+        self._ticks, self._number, self._placed = 0, b"", (0.0, 0.0)
         self._ahead: Frames | None = None  # the first frame, where it was read to connect
-        graph = _graph(source, self.kind, size, timeout)
-        self._child: LiveChild | None = LiveChild(graph, _input_of(self.kind, stdin))
+        self._fps, self._hwaccel = fps, hwaccel
+        # An even multiple of the rate has a tick at the start, where the clock begins, and in the
+        # middle of each part. It is over one per second, so that the watchdog hears of the child.
+        self._thin = 0 if fps is None else 2 * math.ceil(0.5 / fps)
+        rate = None if fps is None else fps * self._thin
+        graph = live_graph(source, Wishes(size, rate, timeout, hwaccel, realtime, record))
+        self._child: LiveChild | None = LiveChild(
+            graph, _input_of(self.kind, stdin), limited=hwaccel is None
+        )
+        self._log = self._child.log
+
+    @property
+    def jumps(self) -> int:
+        """How often the sender's clock has been set: where what follows does not continue."""
+        return self._clock.jumps + self._log.jumps
+
+    @property
+    def unrecorded(self) -> str:
+        """Why nothing is recorded any more, where it was to be; else an empty text."""
+        return self._log.unrecorded
+
+    @property
+    def complaints(self) -> int:
+        """How often the demuxer or decoder has found something wrong with the data."""
+        return self._log.complaints
 
     def connect(self) -> VideoInfo:
         """Wait for the first frame, which stays to be read; `DecodeError` where none comes."""
@@ -84,14 +117,19 @@ class LiveSource:
     ) -> Iterator[Frames]:
         """One frame after the other, each as `Frames` of T = 1, until the stream ends.
 
-        fps: the frame shown at each tick, as `at_ticks` says. size: height and width; cheaper if
-        it was given at opening, so that nothing larger has to come through the pipe. A later call
-        goes on where the last one stopped.
+        fps: the frame shown at each tick, as `at_ticks` says. size: height and width. Both are
+        cheaper if they were given at opening, so that nothing else has to come through the pipe;
+        then fps is left out here. A later call goes on where the last one stopped.
         """
         _check_target(size)
         if fps is not None:
             Fps(fps)  # checks it
-        frames = self._forward() if fps is None else at_ticks(self._forward(), fps)
+            if self._fps is not None:
+                raise InputError(f"fps is {fps}; {self.name} was opened with {self._fps} fps")
+        if self._thin:
+            frames = self._thinned()
+        else:
+            frames = self._forward() if fps is None else at_ticks(self._forward(), fps)
         return frames if size is None else (_resized(frame, size) for frame in frames)
 
     def close(self) -> None:
@@ -103,6 +141,14 @@ class LiveSource:
             self._child.kill()
             self._child = None
         self._ahead = None
+
+    def interrupt(self, *, gently: bool = False) -> None:
+        """Kill the child from any thread; who reads meets the end of the stream, or an error.
+
+        gently: let it finish what it records, while somebody still reads.
+        """
+        if (child := self._child) is not None:
+            (child.process.terminate if gently else child.process.kill)()
 
     def __enter__(self) -> Self:
         return self
@@ -117,12 +163,19 @@ class LiveSource:
                 return
             yield frame
 
+    def _thinned(self) -> Iterator[Frames]:
+        for frame in self._forward():
+            self._ticks += 1
+            if self._ticks % self._thin == (self._thin // 2 + 1) % self._thin:
+                yield frame
+
     def _read(self) -> Frames | None:
         """The next frame; None at the end, with the child gone."""
         if self._child is None:
             return None
+        patience = self.timeout + (ANALYSED / 1e6 if self.info is None else 0.0)
         try:
-            frame = self._next(self._child, time.monotonic() + self.timeout)
+            frame = self._next(self._child, time.monotonic() + patience)
         except BaseException:
             self.close()
             raise
@@ -136,7 +189,7 @@ class LiveSource:
             if line is None:
                 self._check_end(child)
                 return None
-            pts, base, size = line.split()
+            pts, base, size, number = line.split()
             pixels = child.picture(int(size), self.name, deadline)
         except TimeoutError:
             known = child.log.container
@@ -152,13 +205,22 @@ class LiveSource:
             self.info = child.log.info(self.name, pixels, self._size)
             self._clock.nominal = 1 / self.info.fps if self.info.fps > 0 else 0.0
         above, below = (int(n) for n in base.split(b"/"))
-        # Without a pts ffmpeg writes the least integer there is.
-        at, lasts = self._clock.place(int(pts) * above / below if int(pts) > -(1 << 62) else None)
+        if not self._thin or number != self._number:
+            # Without a pts ffmpeg writes the least integer there is.
+            raw = int(pts) * above / below if int(pts) > -(1 << 62) else None
+            self._placed, self._number = self._clock.place(raw), number
+        at, lasts = self._placed  # of a frame that is shown for several ticks, as before
         return Frames(pixels[None], np.array([at]), np.array([lasts]))
 
     def _check_end(self, child: LiveChild) -> None:
         """`DecodeError` when the stream has not ended by itself, or never began."""
         status, log, at = child.wait(), child.log, f"{self._clock.last:.3f} s"
+        if status < 0 and self.info is None and self._hwaccel is not None:
+            # The bundled ffmpeg aborts where the libraries of a decoder are missing.
+            raise DecoderLost(
+                f"{self.name} can't be decoded by {self._hwaccel} hardware: ffmpeg crashed (signal "
+                f"{-status}), as it does where a driver is missing; leave it out, or give auto"
+            )
         if status < 0:
             raise DecoderLost(f"{self.name}: its decoder crashed (signal {-status}); try again")
         if self.info is None:
@@ -240,6 +302,7 @@ class _Clock:
     last: float = -1.0  # before the first frame
     lasts: float = 0.0
     nominal: float = 0.0
+    jumps: int = 0
 
     def place(self, raw: float | None) -> tuple[float, float]:
         """Time and probable duration of the next frame; raw is None where it has no pts."""
@@ -250,7 +313,9 @@ class _Clock:
         at = follows if raw is None else raw - self.origin
         if not self.last < at <= self.last + _LONGEST_GAP:
             at = follows
-            self.origin = at if raw is None else raw - at
+            if raw is not None:
+                self.jumps += raw - self.origin != self.last  # the same pts twice is no jump
+                self.origin = raw - at
         self.lasts = min(at - self.last, max(1.0, self.nominal))
         self.last = at
         return at, self.lasts
@@ -269,42 +334,6 @@ def _input_of(kind: Kind, stdin: BinaryIO | None) -> int | BinaryIO:
         return int(stream.fileno())
     except (OSError, io.UnsupportedOperation):
         return stream
-
-
-def _graph(
-    source: str, kind: Kind, size: tuple[int, int] | None, timeout: float
-) -> Callable[[int], Any]:
-    """ffmpeg's command, by the number of the pipe for times: all frames, upright, square pixels."""
-    name, options = input_options(source, timeout)
-    # By frames, threads hold one frame back each: two are a compromise, cameras get none.
-    options |= {"thread_type": "slice"} if kind in _PROMPT else {"threads": 2}
-    height, width = size or (
-        "ih",
-        "if(gt(sar\\,0)*gt(abs(sar-1)\\,0.01)\\,max(1\\,round(iw*sar))\\,iw)",
-    )
-    # Broadcasts are interlaced at times. To undo it takes the next frame: not for cameras.
-    filters = [] if kind in _PROMPT else ["bwdif=send_frame:deint=interlaced"]
-    filters += [f"scale={width}:{height}:flags=bicubic", "format=rgb24|rgba"]
-
-    def graph(times: int) -> Any:
-        output = ffmpeg.input(name, **options).output(
-            "pipe:1",
-            vf=",".join(filters),
-            vcodec="pam",
-            format="image2pipe",
-            fps_mode="passthrough",
-            flush_packets=1,
-            stats_enc_post=f"pipe:{times}",
-            # pts and time base are the decoder's: no rate of an encoder rounds them.
-            stats_enc_post_fmt="{ptsi} {tbi} {size}",
-            an=None,
-            sn=None,
-            dn=None,
-        )
-        quiet = ("-hide_banner", "-nostats", "-nostdin", "-loglevel", "level+info")
-        return output.global_args(*quiet, "-max_error_rate", "1")
-
-    return graph
 
 
 def _check_target(size: tuple[int, int] | None) -> None:

@@ -30,9 +30,14 @@ _LONGEST_LINE = 4096  # bytes of the log; a stream writes into it what it likes
 
 
 class LiveChild:
-    """A running ffmpeg. Its three pipes are read by who asks for a frame, and by nobody else."""
+    """A running ffmpeg. Its three pipes are read by who asks for a frame, and by nobody else.
 
-    def __init__(self, graph: Callable[[int], Any], stdin: int | BinaryIO) -> None:
+    limited: bound its address space; a graphics card's driver reserves more than any bound.
+    """
+
+    def __init__(
+        self, graph: Callable[[int], Any], stdin: int | BinaryIO, *, limited: bool = True
+    ) -> None:
         self.log = LiveLog()
         times, to_times = os.pipe()
         feeds = not isinstance(stdin, int)
@@ -54,7 +59,8 @@ class LiveChild:
             os.close(to_times)
         # Also when this is forgotten, and when the interpreter ends.
         self.kill = weakref.finalize(self, _kill, self.process, times, os.getpid())
-        limit_memory(self.process.pid)
+        if limited:
+            limit_memory(self.process.pid)
         if not isinstance(stdin, int):
             pump = threading.Thread(target=_pump, args=(stdin, self.process.stdin), daemon=True)
             pump.start()
@@ -67,7 +73,7 @@ class LiveChild:
         self._open = True  # the log, until it ends
 
     def line(self, deadline: float) -> bytes | None:
-        """The next frame's line: pts, time base and bytes; None at the end."""
+        """The next frame's line: pts, time base, bytes and number; None at the end."""
         while b"\n" not in self._lines:
             self._wait(self._times, deadline)
             got = os.read(self._times, 4096)

@@ -28,10 +28,20 @@ class LiveLog:
     broken: str = ""
     cut: bool = False
     endless: bool = False
+    complaints: int = 0  # of the demuxer and the decoder, about what they are given
+    unrecorded: str = ""  # why what was to be recorded is not
+    jumps: int = 0  # of the sender's clock, which ffmpeg has mended
     errors: deque[str] = field(default_factory=lambda: deque(maxlen=20))
 
     def add(self, line: str) -> None:
         """One line of it. Streams of the output come after the mapping, and are ours."""
+        if match := re.match(r"\[tee @ .*Slave muxer #0 failed: (.*), continuing", line):
+            self.unrecorded = match[1]
+        if self.stream is not None and re.match(r"\[(?!swscaler|tee).*\[(warning|error)\]", line):
+            self.complaints += 1
+            if match := re.search(r"timestamp discontinuity .*: (-?\d+), new offset", line):
+                # In MPEG-TS a pts has 33 bits, and begins anew every 26 hours.
+                self.jumps += abs(int(match[1]) + _WRAP) > 10_000_000
         if re.search(r"\[(error|fatal)\]|HTTP error", line):
             said = "".join(c for c in line.rpartition("] ")[2] if c.isprintable())
             self.errors.append(re.sub(r"://[^/@\s]*@", "://***@", said))  # no password gets out
@@ -95,6 +105,8 @@ class LiveLog:
             if match := re.search(pattern, said, re.M):
                 words = {"timeout": f"{timeout:g}"} | match.groupdict("")
                 return f"{name} {meaning.format(**words)}"
+        if kind is Kind.UDP and "Input/output error" in said:  # ffmpeg's word for it there
+            return f"{name} gave no answer within {timeout:g} s; check that it is on the air"
         if kind is Kind.STDIN and "Invalid data" in said:
             return f"{name} holds no video: it is empty, or of no format that ffmpeg reads"
         if not said or "Invalid data" in said or "Invalid argument" in said:
@@ -111,6 +123,7 @@ class LiveLog:
         return "the connection was cut; open it again to go on"
 
 
+_WRAP = (1 << 33) * 100 // 9  # microseconds
 _CONSEQUENCES = ("Error opening", "Task finished", "Terminating thread", "Nothing was written")
 
 # What ffmpeg says, and what it means. The first that fits counts: causes stand before what follows
@@ -152,6 +165,14 @@ _MEANINGS: list[tuple[str, str]] = [
     ),
     (r"Cannot open video device .*: Permission", "may not be opened; join the group `video`"),
     (r"Cannot allocate memory", "needs more memory than decoding may take; scale it down first"),
+    (
+        r"Unrecognized hwaccel: (?P<by>\w+)",
+        "can't be decoded by {by}, which this ffmpeg does not have; leave it out, or give auto",
+    ),
+    (
+        r"No device available for decoder: device type (?P<by>\w+)",
+        "can't be decoded by {by}, which this machine does not have; leave it out, or give auto",
+    ),
     (r"resource busy", "is in use by another program; close that one first"),
     (r"Picture size|max_pixels|max pixel", "has frames larger than 8K; scale them down first"),
     (

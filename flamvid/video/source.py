@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -28,7 +29,7 @@ from flamvid.video.pictures import (
     open_sequence,
 )
 
-__all__ = ["Source", "open_recorded", "open_source"]
+__all__ = ["Source", "check_file", "open_recorded", "open_source"]
 
 _log = logging.getLogger("flamvid.video")
 
@@ -114,20 +115,31 @@ def _open_local(
         return open_archive(where, size, fps)
     if is_sequence(where):
         return open_sequence(where, size, fps)
-    try:
-        status = where.stat()
-    except FileNotFoundError:
-        raise SourceError(f"{where} does not exist; check the path") from None
-    except OSError as error:
-        raise SourceError(f"{where} can't be opened: {error.strerror}") from error
-    if where.is_dir():
+    if stat.S_ISDIR(_status(where).st_mode):
         return open_folder(where, size, fps)
-    if not where.is_file():
+    check_file(where)
+    if where.suffix.lower() in PICTURES | ANIMATIONS:
+        return open_image(where, size)
+    return open_video(where, size, timeout)
+
+
+def check_file(where: Path) -> None:
+    """`SourceError` for what is no file with something in it that we may read."""
+    status = _status(where)
+    if stat.S_ISDIR(status.st_mode):
+        raise SourceError(f"{where} is a folder, which has no time of its own; give a video")
+    if not stat.S_ISREG(status.st_mode):
         raise SourceError(f"{where} is neither a file nor a folder; give a video, image or folder")
     if not os.access(where, os.R_OK):
         raise SourceError(f"{where} can't be read: permission denied")
     if status.st_size == 0:
         raise SourceError(f"{where} is empty (0 bytes); the copy or download has failed")
-    if where.suffix.lower() in PICTURES | ANIMATIONS:
-        return open_image(where, size)
-    return open_video(where, size, timeout)
+
+
+def _status(where: Path) -> os.stat_result:
+    try:
+        return where.stat()
+    except FileNotFoundError:
+        raise SourceError(f"{where} does not exist; check the path") from None
+    except OSError as error:
+        raise SourceError(f"{where} can't be opened: {error.strerror}") from error

@@ -42,17 +42,21 @@ class FrameTransform:
             )
 
     def __call__(self, pixels_T3HW: Tensor) -> Tensor:
-        resized = self._resize(pixels_T3HW)
+        return self.normalised(self.resized(pixels_T3HW))
+
+    def normalised(self, pixels_T3hw: Tensor) -> Tensor:
+        """Float32 [T,3,h,w] of frames that have the encoder's size."""
         mean, std = (
-            torch.tensor(x, device=resized.device)[:, None, None] for x in (self.mean, self.std)
+            torch.tensor(x, device=pixels_T3hw.device)[:, None, None] for x in (self.mean, self.std)
         )
-        return (resized.float() / 255 - mean) / std
+        return (pixels_T3hw.float() / 255 - mean) / std
 
     @property
     def _crops(self) -> bool:
         return self.resize.startswith("crop")
 
-    def _resize(self, pixels: Tensor) -> Tensor:
+    def resized(self, pixels: Tensor) -> Tensor:
+        """The frames at the encoder's size, uint8 [T,3,h,w]."""
         (height, width), (H, W) = self.size, pixels.shape[-2:]
         if (height, width) == (H, W) and self.shorter in (0, min(H, W)):
             return pixels

@@ -13,7 +13,7 @@ from flamvid.models.build import ModelConfig, read_model_config
 from flamvid.models.pretrained import TOML
 from flamvid.weights.load import load_config
 
-__all__ = ["convert", "source_config"]
+__all__ = ["about", "convert", "source_config"]
 
 # Presets whose prompts and pictures are those of a checkpoint that says what it is.
 _LIKE = {"idefics": "idefics-9b", "otter": "otter-image", "flamingo": "otter-image"}
@@ -40,7 +40,7 @@ def convert(
         raise InputError("dtype is 'int8'; weights are stored as fp32, bf16 or fp16: load as int8")
     model = load_config(config, "cpu", dtype or config.dtype)
     vocabulary = None if model.head is None else model.head.ids
-    model.flamingo.save_pretrained(destination, about=_about(model.config), vocabulary=vocabulary)
+    model.flamingo.save_pretrained(destination, about=about(model.config), vocabulary=vocabulary)
     model.prompts.tokenizer.save_pretrained(destination)
     return destination
 
@@ -80,7 +80,8 @@ def _guess(path: Path) -> str:
         ) from error
 
 
-def _about(config: ModelConfig) -> Mapping[str, Any]:
+def about(config: ModelConfig) -> Mapping[str, Any]:
+    """What a saved model says of itself beside its sizes."""
     return {
         "name": config.name,
         "lm": config.lm,

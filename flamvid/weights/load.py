@@ -100,6 +100,11 @@ def load_config(
     kind = _computed(where) if int8 else torch_dtype(dtype)
     flamingo, folder = build(config, kind, CPU if device_map else where, int8, not device_map)
     tokenizer = tokenizer_of(folder, config)
+    if config.tokens.added and config.format == "flamvid":
+        tokenizer.add_tokens(list(config.tokens.added), special_tokens=True)
+        ids = [tokenizer.convert_tokens_to_ids(token) for token in config.tokens.added]
+        flamingo.lm.add_tokens(ids)
+        flamingo.to(where)
 
     config = replace(config, vision=as_its_authors(config.vision))
     vocabulary = None

@@ -17,8 +17,8 @@ from flamvid.models.gated_xattn import XattnConfig
 from flamvid.models.relative import RelativeBlock, sinusoids
 from flamvid.models.resampler import PerceiverResampler, ResamplerConfig
 from flamvid.models.vision import TimmEncoder, VisionConfig
+from flamvid.train.optimizer import make_optimizer
 from flamvid.train.recipe import CaptionStage
-from flamvid.train.step import make_optimizer
 from flamvid.weights.load import load_config, load_model
 from tests.models.test_flamingo import HOSTS, MEDIA, VOCAB, FakeVision, example
 from tests.tiny import make_model
@@ -218,6 +218,8 @@ def test_a_model_on_disk_is_thawed_or_begun_afresh(lm_state: str, tmp_path: Path
     assert same == (lm_state == "unfrozen")
     stage = CaptionStage()
     slow = 0.1 * stage.learning_rate
-    groups = [g for g in make_optimizer(model, stage).param_groups if g["peak"] == slow]
+    groups = [
+        g for g in make_optimizer(model.trained(), stage.optim).param_groups if g["peak"] == slow
+    ]
     counted = sum(len(group["params"]) for group in groups)
     assert counted == len(list(model.lm.lm.parameters()))

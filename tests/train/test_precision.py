@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
-from flamvid.train.precision import HalfLinear
+from flamvid.train.precision import HalfLinear, halve_frozen
 
 
 def test_products_are_bfloat16_and_results_float32() -> None:
@@ -44,3 +45,15 @@ def test_other_types_and_outside_nothing_changes() -> None:
     with HalfLinear():
         assert torch.equal(F.linear(x, weight), x @ weight.T)
     assert torch.equal(F.linear(x.float(), weight.float()), x.float() @ weight.float().T)
+
+
+def test_frozen_weights_in_bfloat16_alone_change_nothing() -> None:
+    layers = nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 4))
+    layers[0].requires_grad_(False)
+    x = torch.randn(3, 8)
+    with HalfLinear():
+        before = layers(x)
+    halve_frozen(layers)
+    assert [layer.weight.dtype for layer in layers] == [torch.bfloat16, torch.float32]
+    with HalfLinear():
+        assert torch.equal(layers(x), before)

@@ -11,13 +11,12 @@ from torch.nn import functional as F
 
 from flamvid.models.lm import TokenHead
 from flamvid.ops import media_index
+from flamvid.train.optimizer import make_optimizer, rate
 from flamvid.train.recipe import CaptionStage
 from flamvid.train.step import (
     TextBatch,
     caption_loss,
     caption_rows,
-    make_optimizer,
-    rate,
     vocabulary,
 )
 from flamvid.weights.load import LoadedModel
@@ -172,7 +171,7 @@ def test_a_step_changes_the_trained_parts_alone(model: LoadedModel) -> None:
     frozen |= dict(flamingo.named_buffers())
     before = {k: p.detach().clone() for k, p in (frozen | trained).items()}
     assert len(frozen) > 50
-    optimizer = make_optimizer(flamingo, CaptionStage())
+    optimizer = make_optimizer(flamingo.trained(), CaptionStage().optim)
     for _ in range(2):
         head = head_for(model, CAPTIONS)
         fast_loss(model, *example(6), head).backward()
@@ -187,7 +186,7 @@ def test_every_trained_parameter_is_in_one_group(model: LoadedModel) -> None:
     stage = CaptionStage(
         learning_rate=1.0, gate_learning_rate=2.0, resampler_learning_rate=3.0, weight_decay=0.5
     )
-    groups = make_optimizer(model.flamingo, stage).param_groups
+    groups = make_optimizer(model.flamingo.trained(), stage.optim).param_groups
     names = {id(p): name for name, p in model.flamingo.trained()}
     grouped = [id(p) for group in groups for p in group["params"]]
     assert sorted(grouped) == sorted(names)

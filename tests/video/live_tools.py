@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ import torch
 
 from flamvid.types import Frames
 from flamvid.video.live import LiveSource, open_live
+from tests.video import rtsp_server
 
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
 VFR = [*range(30), *range(30, 60, 3)]  # of 60 frames the first 30, then every third
@@ -32,6 +34,19 @@ def ffmpeg(*args: str, **pipes: int) -> Iterator[subprocess.Popen[bytes]]:
         process.wait()
         if process.stdout is not None:
             process.stdout.close()
+
+
+@contextmanager
+def camera(clip: Path, port: int = 0) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """An RTSP server of its own process, which plays for ever; and its address."""
+    command = [sys.executable, rtsp_server.__file__, str(clip), "--port", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        yield process, process.stdout.readline().strip()
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def piped(data: bytes, **options) -> LiveSource:

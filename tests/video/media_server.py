@@ -1,10 +1,11 @@
-"""Servers on loopback: HTTP that can misbehave, and as much RTSP as cameras speak."""
+"""HTTP on loopback that can misbehave, and a proxy that cuts the lines through it."""
 
 from __future__ import annotations
 
 import re
 import socket
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -26,6 +27,7 @@ class MediaServer(ThreadingHTTPServer):
 
     def __init__(self, ranges: bool = True) -> None:
         self.routes: dict[str, Route] = {}
+        self.anything: Route = 404  # what is not among them
         self.asked: list[str] = []
         self.ranges = ranges
         self.over = threading.Event()
@@ -52,7 +54,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.asked.append(self.path)
-        route = self.server.routes.get(self.path, 404)
+        route = self.server.routes.get(self.path, self.server.anything)
         if isinstance(route, int):
             self.send_error(route)
         elif callable(route):
@@ -77,82 +79,62 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
-class RtspServer:
-    """One H.264 stream (Annex B, one slice per picture, no B-frames) over RTP inside RTSP's TCP.
+def paced(request: BaseHTTPRequestHandler, data: bytes, rate: float) -> None:
+    """Bytes over HTTP at so many per second, without a length."""
+    request.send_response(200)
+    request.end_headers()
+    began = time.monotonic()
+    for at in range(0, len(data), 188):
+        time.sleep(max(0.0, began + at / rate - time.monotonic()))
+        request.wfile.write(data[at : at + 188])
 
-    answers: a status line instead of the normal answer, by method. After the last picture it hangs
-    up, or says nothing more if `silent`.
-    """
 
-    def __init__(
-        self, h264: bytes, *, answers: dict[str, str] | None = None, silent: bool = False
-    ) -> None:
-        self.units = _access_units(h264)
-        self.answers = answers or {}
-        self.silent = silent
-        self.methods: list[str] = []
-        self.over = threading.Event()
+class Proxy:
+    """TCP to a port of this machine, by way of here. `mode`: forward; cut hangs up on everybody and
+    refuses new ones; hold takes callers but passes nothing on, as a half-open connection does."""
+
+    def __init__(self, port: int) -> None:
+        self.target, self.mode = port, "forward"
+        self.lines: list[socket.socket] = []
         self.socket = socket.create_server(("127.0.0.1", 0))
-        self.url = f"rtsp://127.0.0.1:{self.socket.getsockname()[1]}/cam"
+        self.port = int(self.socket.getsockname()[1])
         threading.Thread(target=self._serve, daemon=True).start()
 
-    def __enter__(self) -> RtspServer:
+    def set(self, mode: str) -> None:
+        self.mode = mode
+        if mode == "cut":
+            for line in self.lines:
+                with suppress(OSError):
+                    line.shutdown(socket.SHUT_RDWR)
+            self.lines.clear()
+
+    def __enter__(self) -> Proxy:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.over.set()
+        self.set("cut")
         self.socket.close()
 
     def _serve(self) -> None:
         with suppress(OSError):
             while True:
-                client, _ = self.socket.accept()
-                threading.Thread(target=self._talk, args=(client,), daemon=True).start()
+                caller, _ = self.socket.accept()
+                try:
+                    if self.mode == "cut":
+                        raise ConnectionRefusedError
+                    called = socket.create_connection(("127.0.0.1", self.target))
+                except OSError:
+                    caller.close()
+                    continue
+                self.lines += [caller, called]
+                for ends in ((caller, called), (called, caller)):
+                    threading.Thread(target=self._pass, args=ends, daemon=True).start()
 
-    def _talk(self, client: socket.socket) -> None:
-        with client, client.makefile("rb") as lines, suppress(OSError, ValueError):
-            while request := lines.readline().decode():
-                method = request.split()[0]
-                self.methods.append(method)
-                headers = {}
-                while line := lines.readline().decode().strip():
-                    key, _, value = line.partition(":")
-                    headers[key.lower()] = value.strip()
-                extra, body = self._answer(method)
-                status = self.answers.get(method, "200 OK")
-                head = f"RTSP/1.0 {status}\r\nCSeq: {headers['cseq']}\r\n{extra}"
-                client.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
-                if method == "PLAY":
-                    self._play(client)
-                    return
-
-    def _answer(self, method: str) -> tuple[str, str]:
-        if method == "DESCRIBE" and method not in self.answers:
-            body = "v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=cam\r\nt=0 0\r\n"
-            body += "m=video 0 RTP/AVP 96\r\na=rtpmap:96 H264/90000\r\na=control:track\r\n"
-            return "Content-Type: application/sdp\r\n", body
-        if method == "SETUP":
-            return "Transport: RTP/AVP/TCP;unicast;interleaved=0-1\r\nSession: 1\r\n", ""
-        return "Public: OPTIONS, DESCRIBE, SETUP, PLAY, TEARDOWN\r\nSession: 1\r\n", ""
-
-    def _play(self, client: socket.socket) -> None:
-        sequence = 0
-        for n, unit in enumerate(self.units):
-            for i, nal in enumerate(unit):
-                last = 0x80 if i == len(unit) - 1 else 0
-                header = bytes([0x80, last | 96]) + (sequence & 0xFFFF).to_bytes(2, "big")
-                packet = header + (900_000 + n * 3600).to_bytes(4, "big") + b"\0\0\0\7" + nal
-                client.sendall(b"$\0" + len(packet).to_bytes(2, "big") + packet)
-                sequence += 1
-        if self.silent:
-            self.over.wait(60)
-
-
-def _access_units(h264: bytes) -> list[list[bytes]]:
-    """Pictures as their NAL units: parameter sets and SEI before the slice that they belong to."""
-    units: list[list[bytes]] = [[]]
-    for nal in re.split(rb"\0\0\0?\x01", h264)[1:]:
-        units[-1].append(nal.rstrip(b"\0"))
-        if nal[0] & 31 in (1, 5):
-            units.append([])
-    return [unit for unit in units if unit]
+    def _pass(self, source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError), source:
+            while data := source.recv(1 << 16):
+                if self.mode == "forward":
+                    sink.sendall(data)
+        with suppress(OSError):
+            if self.mode != "hold":
+                sink.shutdown(socket.SHUT_RDWR)

@@ -121,7 +121,8 @@ def test_streams_may_open_no_file(source: str) -> None:
 def test_options_by_kind() -> None:
     name, options = input_options("RTSP://u:p@Host/A", 2.5)
     assert name == "rtsp://u:p@Host/A"
-    assert options["rtsp_transport"] == "tcp"
+    assert options["rtsp_transport"] == "tcp+udp"
+    assert options["rtsp_flags"] == "prefer_tcp"
     assert options["timeout"] == 2_500_000
     _, options = input_options("http://host/a.m3u8", 2.5)
     assert options["rw_timeout"] == 2_500_000

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from flamvid.errors import DecodeError
 from flamvid.types import Frames
@@ -22,7 +23,8 @@ from tests.video.live_tools import (
     ffmpeg,
     one_line,
 )
-from tests.video.media_server import RtspServer, free_port
+from tests.video.media_server import free_port
+from tests.video.rtsp_server import RtspServer
 
 
 @pytest.mark.parametrize("scheme", ["http", "https", "rtsp", "rtmp", "tcp"])
@@ -47,6 +49,22 @@ def test_rtsp(clip, numbers) -> None:
     assert shown == list(range(60))
     np.testing.assert_allclose(pts, np.arange(60) / 25, atol=1e-3)
     assert server.methods[:4] == ["OPTIONS", "DESCRIBE", "SETUP", "PLAY"]
+
+
+def test_rtsp_by_udp_where_there_is_nothing_else(clip, numbers) -> None:
+    with RtspServer(clip("cam.h264"), transports=("udp",), paced=True) as server:
+        with open_live(server.url, timeout=5) as live:
+            shown = numbers(torch.cat([f.pixels for f in itertools.islice(live.frames(), 40)]))
+        assert server.methods[2:5] == ["SETUP", "SETUP", "PLAY"]
+    assert shown == list(range(40))
+
+
+def test_large_pictures_come_in_fragments(make_clip, numbers) -> None:
+    recipe = ("-bf", "0", "-qp", "10", "-x264-params", "slices=1:sliced-threads=0")
+    large = make_clip("l.h264", *recipe, frames=9, size="640x480", filters=",noise=alls=9:allf=t")
+    assert large.stat().st_size > 9 * 70_000  # more than one packet can hold
+    with RtspServer(large.read_bytes()) as server, open_live(server.url) as live:
+        assert contents(list(live.frames()), numbers)[0] == list(range(9))
 
 
 def test_rtsp_that_falls_silent(clip) -> None:
@@ -124,9 +142,10 @@ def test_mpegts_over_udp(flv: str, form: str) -> None:
 
 
 def test_no_such_camera() -> None:
-    with pytest.raises(DecodeError, match="cam:250 is not there") as raised:
-        open_live("cam:250")
-    one_line(raised)
+    for name in ("cam:250", "/dev/video250"):
+        with pytest.raises(DecodeError, match=f"{name} is not there") as raised:
+            open_live(name)
+        one_line(raised)
 
 
 @pytest.mark.parametrize(

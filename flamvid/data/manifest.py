@@ -1,0 +1,220 @@
+"""Manifests: a row is a media, perhaps a part of it, and what is said of it.
+
+CSV, TSV, JSONL and Parquet with the columns `video,start,end,caption`, WebVid's CSV, and the
+annotation files of `annotations`; pages of MMC4 and OBELICS as JSONL or Parquet; plain texts.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import os
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+from flamvid.data.annotations import Entry, captions_of_json, captions_of_text
+from flamvid.data.corpus import CorpusConfig
+from flamvid.data.files import Piece, failing, is_remote, joined, open_file
+from flamvid.data.interleaved import is_page, page
+from flamvid.data.media import Clip, Pictures
+from flamvid.data.samples import Document, Unread
+from flamvid.data.tar import PICTURES, texts_of
+from flamvid.errors import SourceError
+from flamvid.video.address import shown
+
+__all__ = ["ManifestShard", "PageShard", "TextShard"]
+
+_MEDIA = ("video", "video_path", "path", "file", "filepath", "file_name", "image", "image_path")
+_NAMES = ("videoid", "video_id", "videoID", "youtube_id", "id")
+_MOST_FIELD = 1 << 24
+
+
+class ManifestShard:
+    """The rows of one manifest or annotation file."""
+
+    def __init__(self, address: str, config: CorpusConfig, base: str) -> None:
+        self.config, self.base = config, base
+        wanted = config.split
+        self.entries = [e for e in _entries(address) if not wanted or e.split == wanted]
+        if not self.entries and wanted:
+            raise SourceError(f"{shown(address)} has no rows of the split {wanted!r}")
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def name(self, at: int) -> str:
+        """A row's name."""
+        return self.entries[at].id
+
+    def document(self, at: int) -> Document:
+        """A row; SourceError where it names nothing, or a file outside."""
+        entry = self.entries[at]
+        if not entry.texts:
+            raise SourceError(f"{entry.id} has no caption")
+        return Document(entry.id, (self._media(entry),), entry.texts)
+
+    def _media(self, entry: Entry) -> Unread:
+        name = entry.video
+        if self.config.pattern:
+            try:
+                name = self.config.pattern.format_map({**entry.columns, "video": name})
+            except (LookupError, ValueError, AttributeError) as error:
+                raise SourceError(f"{entry.id}: no column for {self.config.pattern!r}") from error
+        elif not PurePosixPath(name).suffix:
+            name += ".mp4"
+        # The paths of a user's own list of files are the user's; those of a list from afar are not.
+        local = not is_remote(self.base) and not is_remote(name)
+        piece = Piece(os.path.join(self.base, name) if local else joined(self.base, name))
+        if PurePosixPath(name).suffix[1:].lower() in PICTURES:
+            return Pictures((piece,))
+        return Clip(piece, entry.start, entry.end)
+
+
+class PageShard:
+    """The pages of one JSONL or Parquet file, with the images in a folder."""
+
+    def __init__(self, address: str, base: str) -> None:
+        self.base, self.pages = base, list(_rows(address))
+
+    def __len__(self) -> int:
+        return len(self.pages)
+
+    def name(self, at: int) -> str:
+        """A page's line."""
+        return str(at)
+
+    def document(self, at: int) -> Document:
+        """A page; SourceError where it has neither layout."""
+        if not is_page(self.pages[at]):
+            raise SourceError(f"row {at} has no text_list, nor texts and images")
+        return page(str(at), self.pages[at], self._find)
+
+    def _find(self, n: int, called: str) -> Unread | None:
+        address = joined(self.base, called)
+        if not is_remote(address) and not os.path.isfile(address):
+            return None
+        return Pictures((Piece(address),))
+
+
+class TextShard:
+    """Texts alone: the rows of JSONL or Parquet with `text`, or one file of plain text."""
+
+    def __init__(self, address: str) -> None:
+        self.texts: list[str] = []
+        if _suffix(address) in (".txt", ".md"):
+            self.texts.append(Piece(address).read().decode("utf-8", "replace"))
+        else:
+            self.texts += [str(row.get("text") or "") for row in _rows(address)]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def name(self, at: int) -> str:
+        """A text's line."""
+        return str(at)
+
+    def document(self, at: int) -> Document:
+        """A text."""
+        return Document(str(at), (self.texts[at],))
+
+
+def _entries(address: str) -> Iterator[Entry]:
+    suffix = _suffix(address)
+    if suffix not in (".json", ".txt"):
+        for number, row in enumerate(_rows(address), 1):
+            yield _entry(row, f"{shown(address)}, row {number}")
+        return
+    data = Piece(address).read().decode("utf-8", "replace")
+    try:
+        if suffix == ".json":
+            yield from captions_of_json(json.loads(data))
+        else:
+            yield from captions_of_text(data.splitlines())
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise SourceError(
+            f"{shown(address)} is no annotation file that is known: {error}"
+        ) from error
+
+
+def _entry(row: Mapping[str, Any], where: str) -> Entry:
+    """A row by the names that its columns have in most corpora."""
+    columns = {str(key): str(value) for key, value in row.items() if value is not None}
+    texts = texts_of(row) or texts_of({"text": row.get("sentence") or row.get("name")})
+    video = next((columns[key] for key in _MEDIA if columns.get(key)), "")
+    if not video and columns.get("videoid") and "page_dir" in columns:  # WebVid
+        video = f"{columns['page_dir']}/{columns['videoid']}"
+    video = video or next((columns[key] for key in _NAMES if columns.get(key)), "")
+    if not video:
+        raise SourceError(f"{where} names no video; a manifest has a column video, or image")
+    return Entry(
+        video,
+        texts,
+        _seconds(columns, ("start", "start_time"), where),
+        _seconds(columns, ("end", "end_time"), where),
+        columns.get("split", ""),
+        columns,
+    )
+
+
+def _seconds(columns: Mapping[str, str], names: tuple[str, ...], where: str) -> float | None:
+    text = next((columns[name] for name in names if columns.get(name)), "")
+    try:
+        return float(text) if text and text.lower() != "nan" else None
+    except ValueError:
+        raise SourceError(f"{where}: {names[0]} is {text!r}; must be seconds") from None
+
+
+def _rows(address: str) -> Iterator[dict[str, Any]]:
+    """The rows of a table, whatever its format; SourceError for one that can't be read."""
+    suffix = _suffix(address)
+    if suffix == ".parquet":
+        with failing(address), open_file(address) as file:
+            from pyarrow import parquet
+
+            for batch in parquet.ParquetFile(file).iter_batches():
+                yield from batch.to_pylist()
+        return
+    with failing(address), open_file(address) as file:
+        lines = io.TextIOWrapper(_unpacked(file, address), "utf-8-sig", "replace", newline="")
+        if suffix == ".jsonl":
+            yield from _json_lines(lines, address)
+        elif suffix in (".csv", ".tsv"):
+            csv.field_size_limit(_MOST_FIELD)
+            yield from csv.DictReader(lines, delimiter="\t" if suffix == ".tsv" else ",")
+        else:
+            raise SourceError(
+                f"{shown(address)} ends in {suffix or 'nothing'}; "
+                "a manifest is .csv, .tsv, .jsonl, .json, .parquet or .txt"
+            )
+
+
+def _json_lines(lines: io.TextIOWrapper, address: str) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise SourceError(f"{shown(address)}, line {number} is no JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise SourceError(f"{shown(address)}, line {number} is no JSON object")
+        yield row
+
+
+def _unpacked(file: Any, address: str) -> Any:
+    """MMC4 is released as .jsonl.zip, others as .jsonl.gz."""
+    if address.endswith(".gz"):
+        return gzip.open(file)
+    if address.endswith(".zip"):
+        packed = zipfile.ZipFile(file)
+        return packed.open(packed.infolist()[0])
+    return file
+
+
+def _suffix(address: str) -> str:
+    name = address.partition("?")[0] if is_remote(address) else address
+    return PurePosixPath(name.removesuffix(".gz").removesuffix(".zip")).suffix.lower()

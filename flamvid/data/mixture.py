@@ -1,0 +1,211 @@
+"""Updates of several corpora, without an end, that go on after any of them as if never stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Iterator, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from flamvid.data.collate import Bad, Batch, Row, collate, make_row
+from flamvid.data.corpus import CorpusConfig
+from flamvid.data.order import Order
+from flamvid.data.sources import Samples, open_corpus
+from flamvid.errors import ConfigError, FlamvidError, SourceError
+from flamvid.text.prompt import PromptFormat
+
+__all__ = ["Mixture"]
+
+MIXING = ("accumulate", "round-robin")
+
+
+class Mixture:
+    """An endless iterator of updates, each a tuple of batches (Flamingo, section 2.4).
+
+    mixing: "accumulate" gives a batch of every corpus in each update; "round-robin" one batch, of
+    the corpora in turn. rank, world: this process gets its rows of each batch. workers: processes
+    that read ahead; batches are the same for any number of them, and of processes together.
+    ledger: a JSONL file of samples that can't be read. Each is left out once it is named there, and
+    more than `max_bad` of a corpus end the run with a SourceError.
+    augment: without it nothing is drawn: for validation.
+    Raises ConfigError, at once, for a source that does not exist.
+    """
+
+    def __init__(
+        self,
+        corpora: Sequence[CorpusConfig],
+        prompts: PromptFormat,
+        *,
+        root: Path = Path(),
+        seed: int = 0,
+        mixing: str = "accumulate",
+        rank: int = 0,
+        world: int = 1,
+        workers: int = 0,
+        ledger: Path | None = None,
+        augment: bool = True,
+    ) -> None:
+        if mixing not in MIXING:
+            raise ConfigError(f"mixing is {mixing!r}; must be one of {', '.join(MIXING)}")
+        for corpus in corpora:
+            if corpus.batch < world:
+                raise ConfigError(
+                    f"corpus {corpus.name}: batch is {corpus.batch} for {world} processes; "
+                    "each needs a sample of every update"
+                )
+        self.corpora, self.mixing, self.seed, self.workers = tuple(corpora), mixing, seed, workers
+        self._updates = _Updates(self.corpora, prompts, root, seed, mixing, rank, world, augment)
+        self._ledger = _Ledger(ledger, self.corpora)
+        self._done = 0
+        self._ahead: Iterator[tuple[Batch, ...]] | None = None
+
+    def __iter__(self) -> Mixture:
+        return self
+
+    def __next__(self) -> tuple[Batch, ...]:
+        if self._ahead is None:
+            self._ahead = self._start()
+        update = next(self._ahead)
+        self._done += 1
+        for batch in update:
+            self._ledger.add(batch.corpus, batch.bad)
+        return update
+
+    @property
+    def samples(self) -> dict[str, int]:
+        """How many samples each corpus has: an epoch of it."""
+        return {c.name: s.total for c, s in zip(self.corpora, self._updates.samples, strict=True)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the iterator is, for any number of processes; what was bad is that of this one."""
+        return {"updates": self._done, "data": self._updates.about(), "bad": self._ledger.known}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there; a ConfigError where the data, or their order, are others."""
+        if state["data"] != self._updates.about():
+            mine, theirs = self._updates.about(), state["data"]
+            changed = sorted(k for k in {*mine, *theirs} if mine.get(k) != theirs.get(k))
+            raise ConfigError(
+                f"the data changed since the run was stopped ({', '.join(changed)}); give the "
+                "recipe and the files as they were, or start anew"
+            )
+        self._ledger.known = {name: list(ids) for name, ids in state["bad"].items()}
+        self._done, self._ahead = int(state["updates"]), None
+
+    def _start(self) -> Iterator[tuple[Batch, ...]]:
+        """Updates from where it is, made here or by workers that read ahead."""
+        if self.workers == 0:
+            return map(self._updates.__getitem__, count(self._done))
+        loader = DataLoader(
+            self._updates,
+            batch_size=None,
+            sampler=_Endless(self._done),
+            num_workers=self.workers,
+            worker_init_fn=_single_thread,
+        )
+        return iter(loader)
+
+
+class _Updates(Dataset[tuple[Batch, ...]]):
+    """Update number `at`, from nothing but its number."""
+
+    def __init__(
+        self,
+        corpora: tuple[CorpusConfig, ...],
+        prompts: PromptFormat,
+        root: Path,
+        seed: int,
+        mixing: str,
+        rank: int,
+        world: int,
+        augment: bool,
+    ) -> None:
+        self.corpora, self.prompts, self.mixing, self.augment = corpora, prompts, mixing, augment
+        self.rank, self.world, self.seed = rank, world, seed
+        self.samples: list[Samples] = [open_corpus(c, root) for c in corpora]
+        self.orders = [
+            Order(s.counts, c.batch, f"{seed} {c.name}", c.shuffle if augment else 1, c.lanes)
+            for c, s in zip(corpora, self.samples, strict=True)
+        ]
+
+    def about(self) -> dict[str, Any]:
+        """What decides which sample is where."""
+        known: dict[str, Any] = {"seed": self.seed, "mixing": self.mixing}
+        for corpus, samples in zip(self.corpora, self.samples, strict=True):
+            known[corpus.name] = [samples.total, corpus.batch, corpus.shuffle, corpus.lanes]
+        return known
+
+    def __getitem__(self, at: int) -> tuple[Batch, ...]:
+        if self.mixing == "round-robin":
+            turn, which = divmod(at, len(self.corpora))
+            return (self._batch(which, turn),)
+        return tuple(self._batch(which, at) for which in range(len(self.corpora)))
+
+    def _batch(self, which: int, at: int) -> Batch:
+        """This process's rows of the corpus's batch number `at`."""
+        config, order, samples = self.corpora[which], self.orders[which], self.samples[which]
+        first, last = (config.batch * r // self.world for r in (self.rank, self.rank + 1))
+        rows: list[Row] = []
+        bad: list[Bad] = []
+        for row in range(first, last):
+            epoch, shard, sample = order[at * config.batch + row]
+            try:
+                document = samples.document(shard, sample)
+                drawn = f"{self.seed} {config.name} {epoch} {shard} {sample}"
+                rng = random.Random(drawn) if self.augment else None
+                rows.append(make_row(document, config, self.prompts, rng))
+            except FlamvidError as error:
+                bad.append(Bad(samples.name(shard, sample), str(error)))
+        return collate(config.name, rows, self.prompts, bad)
+
+
+class _Ledger:
+    """Names what could not be read, once each, and ends the run where that is too much."""
+
+    def __init__(self, path: Path | None, corpora: Sequence[CorpusConfig]) -> None:
+        self.path, self.limits = path, {c.name: c.max_bad for c in corpora}
+        self.known: dict[str, list[str]] = {c.name: [] for c in corpora}
+
+    def add(self, corpus: str, bad: Sequence[Bad]) -> None:
+        known = self.known[corpus]
+        for sample in bad:
+            if sample.id in known:
+                continue
+            known.append(sample.id)
+            self._write(corpus, sample)
+            if len(known) > self.limits[corpus]:
+                raise SourceError(
+                    f"corpus {corpus}: {len(known)} samples can't be read, max_bad is "
+                    f"{self.limits[corpus]}; the last is {sample.id}: {sample.reason}"
+                )
+
+    def _write(self, corpus: str, sample: Bad) -> None:
+        if self.path is None:
+            return
+        line = json.dumps({"corpus": corpus, "sample": sample.id, "reason": sample.reason})
+        # One write at the file's end: processes may share a ledger.
+        file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            os.write(file, f"{line}\n".encode())
+        finally:
+            os.close(file)
+
+
+class _Endless(Sampler[int]):
+    """The numbers of updates from the first one on."""
+
+    def __init__(self, first: int) -> None:
+        self.first = first
+
+    def __iter__(self) -> Iterator[int]:
+        return count(self.first)
+
+
+def _single_thread(worker: int) -> None:
+    torch.set_num_threads(1)

@@ -1,0 +1,153 @@
+"""Any corpus as tar shards, which are read without a file for each sample."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from itertools import chain, islice
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import webdataset
+from PIL import Image
+from torch import Tensor
+
+from flamvid.data.collate import Bad
+from flamvid.data.corpus import CorpusConfig
+from flamvid.data.files import Held
+from flamvid.data.media import Clip, Pictures
+from flamvid.data.samples import Document, Look, Part
+from flamvid.data.sources import Samples, open_corpus
+from flamvid.errors import FlamvidError, SourceError
+from flamvid.video.pictures import PictureFile, opened
+
+__all__ = ["pack"]
+
+_QUALITY = 95
+_SUFFIXES = {"jpeg": "jpg"}
+
+
+def pack(
+    config: CorpusConfig, root: Path, out: Path, per_shard: int = 1000, videos: bool = False
+) -> Iterator[Path | Bad]:
+    """Write a corpus to `out/<name>-00000.tar` and so on, each whole or not at all.
+
+    Gives the path of each shard when it is written, and the samples that can't be read, which are
+    left out. Pictures are copied as they are. Of a clip its frames are written, as many as the
+    corpus says, from its middle; with `videos` the file itself, where the clip is all of it.
+    """
+    samples = open_corpus(config, root)
+    out.mkdir(parents=True, exist_ok=True)
+    bad: list[Bad] = []
+    packed = _packed(samples, config, videos, bad)
+    for number, first in enumerate(packed):
+        path = out / f"{config.name}-{number:05d}.tar"
+        _write(path, first, islice(packed, per_shard - 1))
+        yield path
+        yield from bad
+        bad.clear()
+    yield from bad
+
+
+def _write(path: Path, first: dict[str, Any], rest: Iterator[dict[str, Any]]) -> None:
+    part = path.with_suffix(".part")
+    try:
+        # An open file, never a name: webdataset runs `pipe:` names as commands.
+        with (
+            part.open("wb") as file,
+            webdataset.TarWriter(file, encoder=False, mtime=0) as writer,
+        ):
+            for members in chain([first], rest):
+                writer.write(members)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _packed(
+    samples: Samples, config: CorpusConfig, videos: bool, bad: list[Bad]
+) -> Iterator[dict[str, Any]]:
+    number = 0
+    for shard, count in enumerate(samples.counts):
+        for at in range(count):
+            try:
+                document = samples.document(shard, at)
+                found = _pair(document, config, videos) if document.is_pair else _page(document)
+            except FlamvidError as error:
+                bad.append(Bad(samples.name(shard, at), str(error)))
+                continue
+            yield {"__key__": f"{number:09d}", **found}
+            number += 1
+
+
+def _pair(document: Document, config: CorpusConfig, videos: bool) -> dict[str, bytes]:
+    [part] = document.parts
+    about: dict[str, Any] = {"id": document.id, "captions": document.texts}
+    members: dict[str, bytes] = {}
+    if isinstance(part, Pictures):
+        for n, file in enumerate(part.files):
+            number = f"f{n:03d}." if len(part.files) > 1 else ""
+            members[f"{number}{_kind(file)}"] = _read(file)
+    elif videos and isinstance(part, Clip):
+        if part.start is not None or part.end is not None:
+            raise SourceError(f"{document.id} is a part of a video; pack frames of it instead")
+        members[PurePosixPath(str(part.file)).suffix[1:].lower() or "mp4"] = part.file.read()
+    elif isinstance(part, Clip):
+        media = part(Look(config.frames, config.fps))
+        assert media.frames is not None
+        about["pts"] = [round(float(t), 6) for t in media.pts]
+        for n, frame in enumerate(media.frames):
+            members[f"f{n:03d}.jpg"] = _jpeg(frame)
+    else:
+        raise SourceError(f"{document.id} has features, no frames; pack what they were made of")
+    return {**members, "json": _dumped(about)}
+
+
+def _page(document: Document) -> dict[str, bytes]:
+    """A page in OBELICS's layout, its n-th image as `<n>.jpg`."""
+    texts: list[str | None] = []
+    images: list[str | None] = []
+    members: dict[str, bytes] = {}
+    for part in document.parts:
+        image = None if isinstance(part, str) else _image(part, members)
+        if isinstance(part, str) or image is not None:
+            texts.append(part.strip() if isinstance(part, str) else None)
+            images.append(image)
+    table = {"id": document.id, "texts": texts, "images": images}
+    return {**members, "json": _dumped(table)}
+
+
+def _image(part: Part, members: dict[str, bytes]) -> str | None:
+    """The name of an image among a page's members; None where it is gone, as half the web is."""
+    assert isinstance(part, Pictures)
+    [file] = part.files
+    try:
+        data = _read(file)
+        name = f"{len(members)}.{_kind(Held(data, str(file)))}"
+    except FlamvidError:
+        return None
+    members[name] = data
+    return name
+
+
+def _kind(file: PictureFile) -> str:
+    """What a picture is, by its first bytes: its name may end in anything."""
+    with opened(file) as image:
+        kind = (image.format or "jpeg").lower()
+    return _SUFFIXES.get(kind, kind)
+
+
+def _read(file: PictureFile) -> bytes:
+    with file.open("rb") as stream:
+        return stream.read()
+
+
+def _jpeg(frame: Tensor) -> bytes:
+    data = io.BytesIO()
+    Image.fromarray(frame.permute(1, 2, 0).numpy()).save(data, "jpeg", quality=_QUALITY)
+    return data.getvalue()
+
+
+def _dumped(table: dict[str, Any]) -> bytes:
+    return json.dumps(table, ensure_ascii=False).encode()

@@ -1,0 +1,227 @@
+"""The decoding side of the indexer: sources to pieces of decoded frames, several at a time.
+
+Legend: T frames, h, w height and width that the encoder reads.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flamvid import video
+from flamvid.errors import DecodeError, DecoderLost, FlamvidError, SourceError
+from flamvid.index.channel import Channel, Stopped, Switch
+from flamvid.index.content import Content, identify, on_disk, status
+from flamvid.index.encoder import FrameEncoder
+from flamvid.index.stats import Stats
+from flamvid.store import FeatureStore, StoreWriter, VideoRecord, VideoWriter
+from flamvid.video.sample import Sampling, thinned
+
+__all__ = ["Decoders", "Ending", "Item", "Job", "Piece", "Sieve", "is_last", "reason_of"]
+
+_AT_ONCE = 16  # frames that are read together
+_LARGE = 64 << 20  # bytes of frames that are read together, where they come in full size
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """A source on its way. told: places of the sampled frames that its caption is made of."""
+
+    source: str
+    content: Content
+    video: VideoWriter | None = None
+    end: float = 0.0
+    told: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    seen: list[Tensor] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Piece:
+    """Sampled frames of a job: which of them, their pts, and uint8 [T,3,h,w]."""
+
+    job: Job
+    numbers: NDArray[np.int64]
+    pts: NDArray[np.float64]
+    pixels: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ending:
+    """Nothing more comes of a job: it was read to its end, or failed."""
+
+    job: Job
+    error: Exception | None = None
+
+
+Item = Piece | Ending
+
+
+class Sieve:
+    """Which sources are new: not in the store by name or content, and not failed before.
+
+    again: by its reason, whether a failure is tried once more.
+    """
+
+    def __init__(self, store: FeatureStore, stats: Stats, again: Callable[[str], bool]) -> None:
+        self._store, self._stats = store, stats
+        snapshot = store.snapshot()
+        self._known = {(v := snapshot[i].record).path: (v.size, v.mtime) for i in snapshot}
+        self._failed = {
+            failure.source: failure.time
+            for failure in snapshot.failures()
+            if not again(failure.reason)
+        }
+        self._taken: set[str] = set()
+
+    def unseen(self, source: str) -> bool:
+        """Whether a source is new as far as its name and state tell; counted if not."""
+        found = status(source)
+        if self._known.get(source, ()) == (found or (0, 0.0)):
+            self._stats.present += 1
+            return False
+        # What failed is not tried again and again, but a file that was mended is.
+        if source in self._failed and (found is None or found[1] <= self._failed[source]):
+            self._stats.failed_before += 1
+            return False
+        return True
+
+    def pick(self, source: str) -> Job | None:
+        """A job for a source that is new; SourceError where it can't be read."""
+        if not self.unseen(source):
+            return None
+        content = identify(source)
+        if content.sha256 in self._taken or content.sha256[:32] in self._store:
+            self._stats.duplicates += 1
+            return None
+        self._taken.add(content.sha256)
+        return Job(source, content)
+
+
+class Decoders:
+    """One thread that looks which sources are new, in order, and `workers` that decode them.
+
+    All that they make goes to `items`: of one job in order, of several in any.
+    """
+
+    def __init__(
+        self,
+        writer: StoreWriter,
+        encoder: FrameEncoder,
+        sampling: Sampling,
+        *,
+        workers: int,
+        timeout: float | None,
+        tell: int,
+        stats: Stats,
+        switch: Switch,
+    ) -> None:
+        self.items: Channel[Item] = Channel(2 * workers, switch)
+        self._writer, self._encoder, self._sampling = writer, encoder, sampling
+        self._workers, self._timeout, self._tell = workers, timeout, tell
+        self._stats, self._switch = stats, switch
+        self._jobs: Channel[Job | None] = Channel(workers, switch)
+
+    def start(self, sources: Iterable[str], sieve: Sieve) -> list[threading.Thread]:
+        """Set to work. Of each worker, whose threads these are, an item that `is_last` comes."""
+        feeding = threading.Thread(target=self._guarded, args=(self._feed, sources, sieve))
+        feeding.daemon = True  # it may wait for new files, or for stdin, when all is called off
+        feeding.start()
+        threads = [
+            threading.Thread(target=self._guarded, args=(self._work,)) for _ in range(self._workers)
+        ]
+        for thread in threads:
+            thread.start()
+        return threads
+
+    def _guarded(self, work: object, *args: object) -> None:
+        try:
+            work(*args)  # type: ignore[operator]
+        except Stopped:
+            pass
+        except BaseException as error:
+            self._switch.stop(error)
+
+    def _feed(self, sources: Iterable[str], sieve: Sieve) -> None:
+        for source in sources:
+            self._switch.check()
+            self._stats.found += 1
+            try:
+                job = sieve.pick(source)
+            except SourceError as error:
+                self.items.put(Ending(Job(source, Content("", 0, 0.0)), error))
+                continue
+            if job is not None:
+                self._jobs.put(job)
+        for _ in range(self._workers):
+            self._jobs.put(None)
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            error: Exception | None = None
+            try:
+                self._decode(job)
+            except Stopped:
+                raise
+            except Exception as raised:  # one odd file must not take the other thousand with it
+                error = raised
+            self.items.put(Ending(job, error))
+        self.items.put(Ending(_LAST))
+
+    def _decode(self, job: Job) -> None:
+        size = self._encoder.decode_size
+        with (
+            on_disk(job.source) as path,
+            video.open_recorded(path, size=size, timeout=self._timeout) as opened,
+        ):
+            # A frame that is shown for long is kept once: pts say how long.
+            at = np.unique(self._sampling.indices(opened.pts, opened.durations))
+            info = opened.info
+            job.end = float(opened.pts[-1] + opened.durations[-1])
+            record = VideoRecord(
+                path=job.source,
+                content_hash=job.content.sha256,
+                size=job.content.size,
+                mtime=job.content.mtime,
+                duration=job.end,
+                fps=info.fps,
+                codec=info.codec,
+                width=info.width,
+                height=info.height,
+                frames=len(opened.pts),
+            )
+            job.video = VideoWriter(self._writer, record)
+            if self._tell:
+                job.told = thinned(len(at), self._tell)
+            numbers = np.union1d(np.arange(job.video.resume_at, len(at)), job.told)
+            frame = 3 * info.width * info.height
+            step = _AT_ONCE if size else max(1, min(_AT_ONCE, _LARGE // max(1, frame)))
+            for first in range(0, len(numbers), step):
+                some = numbers[first : first + step]
+                frames = opened.read(at[some].tolist())
+                pixels = self._encoder.shrink(frames.pixels)
+                self.items.put(Piece(job, some, frames.pts_seconds, pixels))
+
+
+_LAST = Job("", Content("", 0, 0.0))
+"""The job of no source: a worker's last words."""
+
+
+def is_last(item: Item) -> bool:
+    """Whether a worker has found nothing more to do."""
+    return item.job is _LAST
+
+
+def reason_of(error: Exception) -> str:
+    """One word for the ledger, which `--retry-failed --reason` chooses by."""
+    if isinstance(error, DecoderLost):
+        return "lost"
+    if isinstance(error, DecodeError):
+        return "decode"
+    if isinstance(error, SourceError):
+        return "source"
+    return "refused" if isinstance(error, FlamvidError) else "unexpected"

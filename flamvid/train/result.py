@@ -1,0 +1,59 @@
+"""What a run leaves: an adapter beside its model's TOML, or a whole model where more learnt."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from flamvid import config
+from flamvid.train.lora import merge_lora
+from flamvid.train.parallel import Parallel
+from flamvid.weights.adapter import save_adapter
+from flamvid.weights.convert import about
+from flamvid.weights.load import LoadedModel
+
+__all__ = ["ADAPTER", "save_result"]
+
+ADAPTER = "adapter.safetensors"
+
+
+def save_result(out: Path, model: LoadedModel, parallel: Parallel, recipe: Any, step: int) -> Path:
+    """Write the model as it is after `step` updates; the path that `flamvid caption --model` takes.
+
+    All processes call it, for each may hold a share; the first one writes.
+    """
+    names = [name for name, _ in parallel.trained()]
+    if not any(name.startswith("vision.") or "lora_" in name for name in names):
+        tensors = {name: _whole(parameter.detach()) for name, parameter in parallel.trained()}
+        if parallel.world.first:
+            table = asdict(model.config)
+            settings = {"model": table, "recipe": recipe, "step": step}
+            save_adapter(out / ADAPTER, {n: t.half() for n, t in tensors.items()}, settings)
+            table = asdict(replace(model.config, adapter=ADAPTER))
+            del table["name"]
+            _write(out / "model.toml", config.to_toml(table))
+        return out / "model.toml"
+    for module in parallel.objective.modules():
+        if isinstance(module, FSDPModule):
+            module.unshard()
+    if parallel.world.first:
+        merge_lora(model.flamingo.lm)
+        folder = out / "model"
+        model.flamingo.save_pretrained(folder, about=about(model.config))
+        model.prompts.tokenizer.save_pretrained(folder)
+    return out / "model"
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _write(path: Path, text: str) -> None:
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)

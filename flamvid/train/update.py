@@ -1,0 +1,96 @@
+"""One update of the weights, from a batch of each corpus or from one batch alone."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from flamvid.data.collate import Batch
+from flamvid.train.chunks import chunks
+from flamvid.train.parallel import Parallel
+
+__all__ = ["Updated", "Updater"]
+
+
+@dataclass(frozen=True, slots=True)
+class Updated:
+    """What an update did: mean loss per token of each corpus, and the norm of the gradient.
+
+    skipped: corpora that had a loss which is no number, and so no part in the update. applied:
+    false where the gradient itself was none, and the weights are as they were.
+    """
+
+    losses: Mapping[str, float]
+    norm: float
+    skipped: tuple[str, ...] = ()
+    applied: bool = True
+    tokens: Mapping[str, int] = field(default_factory=dict)
+
+
+class Updater:
+    """Sums the weighted gradients of batches, clips them once, and steps the optimizer.
+
+    together: so many tokens go through the model at one time (`chunks`); 0 for all of a batch.
+    weights: of each corpus, lambda in the paper's section 2.4. Several batches of a corpus count
+    as one of their size: a corpus's loss is the mean over all its scored tokens in all processes.
+    """
+
+    def __init__(
+        self,
+        parallel: Parallel,
+        optimizer: torch.optim.Optimizer,
+        weights: Mapping[str, float],
+        clip: float,
+        together: int = 0,
+    ) -> None:
+        self.parallel, self.optimizer = parallel, optimizer
+        self.weights, self.clip = weights, clip
+        # Processes that share a model must make the same number of passes through it.
+        self.together = 0 if parallel.sharded else together
+
+    def __call__(self, batches: Sequence[Batch]) -> Updated:
+        world = self.parallel.world
+        corpora = list(self.weights)
+        here: dict[str, float] = defaultdict(float)
+        for batch in batches:
+            here[batch.corpus] += int((batch.targets >= 0).sum())
+        tokens = dict(zip(corpora, world.sum([here[c] for c in corpora]), strict=True))
+
+        losses: dict[str, float] = defaultdict(float)
+        counted: dict[str, float] = defaultdict(float)
+        skipped: set[str] = set()
+        for batch in batches:
+            corpus = batch.corpus
+            share = self.weights[corpus] * world.size / max(tokens[corpus], 1.0)
+            for part in self._parts(batch):
+                loss = None if part is None else self.parallel(part)
+                # All processes leave it out together, or their gradients would not match.
+                if world.any(loss is not None and not bool(loss.isfinite())):
+                    skipped.add(corpus)
+                    self.parallel.leave_out()
+                    break
+                if loss is not None and part is not None:
+                    self.parallel.backward(loss * share)
+                    losses[corpus] += loss.item()
+                    counted[corpus] += int((part.targets >= 0).sum())
+
+        norm = self.parallel.finish(self.clip)
+        applied = math.isfinite(norm)
+        if applied:
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+        summed = world.sum([x[c] for x in (losses, counted) for c in corpora])
+        total, count = summed[: len(corpora)], summed[len(corpora) :]
+        means = {c: a / n for c, a, n in zip(corpora, total, count, strict=True) if n}
+        seen = {c: int(n) for c, n in tokens.items() if n}
+        return Updated(means, norm, tuple(sorted(skipped)), applied, seen)
+
+    def _parts(self, batch: Batch) -> list[Batch | None]:
+        """As many parts as in the process that has most; None where this one has no more."""
+        parts: list[Batch | None] = [*chunks(batch, self.together)]
+        return parts + [None] * (self.parallel.world.most(len(parts)) - len(parts))

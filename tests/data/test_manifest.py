@@ -1,0 +1,151 @@
+"""Manifests and annotation files, as their authors release them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flamvid.data.sources import open_corpus
+from tests.data.conftest import LOOK, RED, corpus, documents, seconds, shown
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
+def test_manifests(tmp_path: Path, clip: Path, suffix: str) -> None:
+    rows: list[dict[str, Any]] = [
+        {"video": str(clip), "start": 3.0, "end": 5.0, "caption": 'a "grey", wall'},
+        {"video": "red.webp", "start": None, "end": None, "caption": "rot über\nalles"},
+    ]
+    (tmp_path / "red.webp").write_bytes(RED)
+    path = tmp_path / f"m.{suffix}"
+    if suffix == "parquet":
+        pyarrow = pytest.importorskip("pyarrow")
+        pytest.importorskip("pyarrow.parquet").write_table(pyarrow.Table.from_pylist(rows), path)
+    elif suffix == "jsonl":
+        path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    else:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]), delimiter="\t" if suffix == "tsv" else ",")
+            writer.writeheader()
+            writer.writerows(rows)
+    one, two = documents(open_corpus(corpus("manifest", path.name), tmp_path))
+    assert (one.texts, two.texts) == (('a "grey", wall',), ("rot über alles",))
+    assert shown(two) == ["R"]
+    [part] = one.parts
+    assert callable(part)
+    assert seconds(part(LOOK)) == [3, 4]
+
+
+RELEASED: dict[str, tuple[Any, list[tuple[str, tuple[str, ...], Any, Any]]]] = {
+    "msrvtt": (
+        {
+            "info": {},
+            "videos": [
+                {"video_id": "video0", "split": "train", "start time": 137.7, "end time": 149.4},
+                {"video_id": "video1", "split": "validate", "start time": 1.0, "end time": 2.0},
+            ],
+            "sentences": [
+                {"caption": "a car", "video_id": "video0", "sen_id": 0},
+                {"caption": "a cat", "video_id": "video1", "sen_id": 1},
+                {"caption": "a fast car", "video_id": "video0", "sen_id": 2},
+            ],
+        },
+        [("video0", ("a car", "a fast car"), None, None)],
+    ),
+    "vatex": (
+        [{"videoID": "Ptf_2VRj-V0_000122_000132", "enCap": ["a man", "one"], "chCap": ["人"]}],
+        [("Ptf_2VRj-V0_000122_000132", ("a man", "one"), None, None)],
+    ),
+    "activitynet": (
+        {
+            "v_QOlSCBRmfWY": {
+                "duration": 82.73,
+                "timestamps": [[0.83, 19.86], [60.81, 17.37]],
+                "sentences": ["A woman. ", " She jumps."],
+            }
+        },
+        [
+            ("v_QOlSCBRmfWY", ("A woman.",), 0.83, 19.86),
+            ("v_QOlSCBRmfWY", ("She jumps.",), 17.37, 60.81),
+        ],
+    ),
+    "youcook2": (
+        {
+            "database": {
+                "xHr8X2Wpmno": {
+                    "duration": 311.77,
+                    "subset": "training",
+                    "recipe_type": "113",
+                    "annotations": [{"segment": [41, 54], "id": 0, "sentence": "place oil"}],
+                    "video_url": "https://x",
+                }
+            }
+        },
+        [("xHr8X2Wpmno", ("place oil",), 41.0, 54.0)],
+    ),
+    "coco": (
+        {
+            "images": [{"id": 9, "file_name": "000000000009.jpg"}],
+            "annotations": [
+                {"image_id": 9, "id": 1, "caption": "food "},
+                {"image_id": 9, "id": 2, "caption": "lunch"},
+            ],
+        },
+        [("000000000009.jpg", ("food", "lunch"), None, None)],
+    ),
+    "karpathy": (
+        {
+            "images": [
+                {"filename": "1.jpg", "split": "train", "sentences": [{"raw": "a dog ."}]},
+                {"filename": "2.jpg", "split": "val", "sentences": [{"raw": "a cat"}]},
+            ],
+            "dataset": "flickr8k",
+        },
+        [("1.jpg", ("a dog .",), None, None)],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_annotation_files_as_released(tmp_path: Path, name: str) -> None:
+    table, wanted = RELEASED[name]
+    (tmp_path / "a.json").write_text(json.dumps(table))
+    split = {"youcook2": "training", "msrvtt": "train", "karpathy": "train"}.get(name, "")
+    samples = open_corpus(corpus("manifest", "a.json", split=split), tmp_path)
+    entries = samples._shard(0).entries  # type: ignore[attr-defined]
+    assert [(e.video, e.texts, e.start, e.end) for e in entries] == wanted
+
+
+@pytest.mark.parametrize(
+    ("lines", "name", "texts"),
+    [
+        ("# AllVideoDescriptions\nmv89psg6zh4_33_46 A bird\nmv89psg6zh4_33_46 A parrot\n",
+         "mv89psg6zh4_33_46", ("A bird", "A parrot")),
+        ("1.jpg#0\tA child .\n1.jpg#1\tA girl .\n", "1.jpg", ("A child .", "A girl .")),
+    ],
+)  # fmt: skip
+def test_annotations_as_lines(
+    tmp_path: Path, lines: str, name: str, texts: tuple[str, ...]
+) -> None:
+    (tmp_path / "a.txt").write_text(lines)
+    [document] = documents(open_corpus(corpus("manifest", "a.txt"), tmp_path))
+    assert (document.id, document.texts) == (name, texts)
+
+
+def test_webvid_and_a_pattern_for_where_videos_lie(tmp_path: Path, clip: Path) -> None:
+    columns = "videoid,contentUrl,duration,page_dir,name"
+    row = "21179416,https://x,PT00H00M11S,006001_006050,A grey wall"
+    (tmp_path / "results_2M_train.csv").write_text(f"{columns}\n{row}\n")
+    for folder, name in (("006001_006050", "21179416.mp4"), ("PT00H00M11S", "b-21179416.mp4")):
+        (tmp_path / "v" / folder).mkdir(parents=True)
+        (tmp_path / "v" / folder / name).write_bytes(clip.read_bytes())
+    for pattern in ("", "{duration}/b-{videoid}.mp4"):
+        config = corpus("manifest", "results*.csv", media_root="v", pattern=pattern)
+        [document] = documents(open_corpus(config, tmp_path))
+        assert document.texts == ("A grey wall",)
+        [part] = document.parts
+        assert callable(part)
+        assert len(part(LOOK)) == 8

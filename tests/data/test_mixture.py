@@ -1,0 +1,248 @@
+"""Mixtures: what each update holds, wherever and however often it was stopped."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from flamvid.data import sources
+from flamvid.data.collate import Batch
+from flamvid.data.corpus import CorpusConfig
+from flamvid.data.mixture import Mixture
+from flamvid.data.sources import open_corpus
+from flamvid.errors import ConfigError, SourceError
+from flamvid.text.prompt import PromptFormat
+from tests.data.conftest import corpus
+from tests.tiny import encode, picture, write_tar
+
+Update = tuple[Batch, ...]
+
+
+@pytest.fixture
+def corpora(tmp_path: Path) -> list[CorpusConfig]:
+    """Pairs of 23 in three shards, and 10 texts."""
+    at = 0
+    for shard, count in enumerate((10, 4, 9)):
+        members = []
+        for _ in range(count):
+            members += [(f"{at}.webp", encode(picture((at * 10, 0, 0)))), (f"{at}.txt", b"red")]
+            at += 1
+        write_tar(tmp_path / f"s-{shard}.tar", members)
+    lines = "\n".join(json.dumps({"text": f"text {n}"}) for n in range(10))
+    (tmp_path / "t.jsonl").write_text(lines)
+    return [corpus("images", "s-*.tar", batch=4, shuffle=6), corpus("text", "t.jsonl", batch=3)]
+
+
+def same(one: Update, other: Update) -> bool:
+    tensors = [(x.ids, x.targets, x.attend_next, x.frames) for x in one]
+    others = [(x.ids, x.targets, x.attend_next, x.frames) for x in other]
+    return [x.keys for x in one] == [x.keys for x in other] and all(
+        a is b or (a is not None and b is not None and torch.equal(a, b))
+        for x, y in zip(tensors, others, strict=True)
+        for a, b in zip(x, y, strict=True)
+    )
+
+
+def mixture(corpora: list[CorpusConfig], prompts: PromptFormat, root: Path, **more: Any) -> Mixture:
+    return Mixture(corpora, prompts, root=root, seed=7, **more)
+
+
+def test_every_epoch_has_every_sample_once(
+    corpora: list[CorpusConfig], prompts: PromptFormat, tmp_path: Path
+) -> None:
+    updates = mixture(corpora, prompts, tmp_path)
+    assert updates.samples == {"images": 23, "text": 10}
+    seen = [key for _ in range(23) for key in next(updates)[0].keys]  # 4 epochs of 23
+    for epoch in range(4):
+        assert sorted(map(int, seen[epoch * 23 : epoch * 23 + 23])) == list(range(23))
+    assert seen[:23] != seen[23:46]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("mixing", ["accumulate", "round-robin"])
+def test_a_run_that_was_stopped_goes_on_as_if_it_was_not(
+    corpora: list[CorpusConfig], prompts: PromptFormat, tmp_path: Path, workers: int, mixing: str
+) -> None:
+    whole = mixture(corpora, prompts, tmp_path, mixing=mixing)
+    wanted = [next(whole) for _ in range(12)]
+    parts: list[Update] = []
+    state: dict[str, Any] = {}
+    for length in (5, 1, 6):
+        part = mixture(corpora, prompts, tmp_path, mixing=mixing, workers=workers)
+        if state:
+            part.load_state_dict(json.loads(json.dumps(state)))
+        parts += [next(part) for _ in range(length)]
+        state = part.state_dict()
+    assert all(same(a, b) for a, b in zip(wanted, parts, strict=True))
+    assert {len(update) for update in wanted} == ({2} if mixing == "accumulate" else {1})
+
+
+def test_round_robin_takes_turns(
+    corpora: list[CorpusConfig], prompts: PromptFormat, tmp_path: Path
+) -> None:
+    turns = mixture(corpora, prompts, tmp_path, mixing="round-robin")
+    together = mixture(corpora, prompts, tmp_path)
+    for _ in range(3):
+        both = next(together)
+        assert same((both[0],), next(turns))
+        assert same((both[1],), next(turns))
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_share_each_batch_and_any_number_goes_on_from_any(
+    corpora: list[CorpusConfig], prompts: PromptFormat, tmp_path: Path, world: int
+) -> None:
+    alone = mixture(corpora, prompts, tmp_path)
+    ranks = [mixture(corpora, prompts, tmp_path, rank=r, world=world) for r in range(world)]
+    for _ in range(4):
+        one, parts = next(alone), [next(rank) for rank in ranks]
+        for at in range(2):
+            assert one[at].keys == tuple(key for part in parts for key in part[at].keys)
+    assert all(rank.state_dict() == alone.state_dict() for rank in ranks)
+    resumed = mixture(corpora, prompts, tmp_path)
+    resumed.load_state_dict(ranks[-1].state_dict())
+    assert same(next(alone), next(resumed))
+
+
+def test_validation_draws_nothing(
+    corpora: list[CorpusConfig], prompts: PromptFormat, tmp_path: Path
+) -> None:
+    one, other = (
+        Mixture(corpora, prompts, root=tmp_path, seed=seed, augment=False) for seed in (1, 2)
+    )
+    assert same(next(one), next(other))
+    assert not any(batch.attend_next.any() for batch in next(one))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_bad_samples_are_named_once_and_left_out(
+    prompts: PromptFormat, tmp_path: Path, workers: int
+) -> None:
+    members = []
+    for n in range(10):
+        data = encode(picture((n, 0, 0)))
+        members += [(f"{n}.webp", b"RIFF" if n in (3, 7) else data), (f"{n}.txt", b"red")]
+    write_tar(tmp_path / "s.tar", members)
+    ledger = tmp_path / "bad.jsonl"
+    config = corpus("images", "s.tar", batch=5, max_bad=2)
+    updates = mixture([config], prompts, tmp_path, ledger=ledger, workers=workers)
+    seen = Counter(key for _ in range(4) for key in next(updates)[0].keys)  # two epochs
+    assert seen == {str(n): 2 for n in range(10) if n not in (3, 7)}
+    lines = [json.loads(line) for line in ledger.read_text().splitlines()]
+    assert sorted(line["sample"].rpartition("#")[2] for line in lines) == ["3", "7"]
+    assert all(line["corpus"] == "images" and "s.tar" in line["reason"] for line in lines)
+    state = updates.state_dict()
+    assert len(state["bad"]["images"]) == 2
+
+    strict = corpus("images", "s.tar", batch=5, max_bad=1)
+    limited = mixture([strict], prompts, tmp_path)
+    with pytest.raises(SourceError, match="2 samples can't be read, max_bad is 1"):
+        [*zip(range(2), limited, strict=False)]
+
+
+def test_a_batch_of_bad_samples_alone_has_nothing_scored(
+    prompts: PromptFormat, tmp_path: Path
+) -> None:
+    write_tar(tmp_path / "s.tar", [("a.webp", b"RIFF"), ("a.txt", b"red")])
+    [batch] = next(mixture([corpus("images", "s.tar", batch=1)], prompts, tmp_path))
+    assert batch.keys == ()
+    assert len(batch.bad) == 1
+    assert (batch.targets == -100).all()
+
+
+def test_videos_are_decoded_in_workers(prompts: PromptFormat, tmp_path: Path, clip: Path) -> None:
+    write_tar(tmp_path / "v.tar", [("a.mp4", clip.read_bytes()), ("a.txt", b"grey")])
+    config = corpus("videos", "v.tar", batch=2)
+    [here] = next(mixture([config], prompts, tmp_path))
+    [there] = next(mixture([config], prompts, tmp_path, workers=1))
+    assert here.frames is not None
+    assert here.frames.shape == (2, 1, 8, 3, 16, 16)
+    assert not torch.equal(here.frames[0], here.frames[1])  # two epochs, two places in the clip
+    assert same((here,), (there,))
+
+
+def test_features_of_a_cache(prompts: PromptFormat, tmp_path: Path) -> None:
+    from flamvid.data.features import compute_features
+
+    captions = json.dumps({"captions": ["red"]}).encode()
+    members = []
+    for n in range(3):
+        for t in range(n + 1):
+            members.append((f"{n}.f{t}.webp", encode(picture((n * 10 + t, 0, 0)))))
+        members.append((f"{n}.json", captions))
+    shard = write_tar(tmp_path / "s.tar", members)
+    compute_features(
+        shard,
+        tmp_path / "f.safetensors",
+        lambda pictures: torch.stack([p[:, :2, 0].float().T for p in pictures]),
+    )
+    config = corpus("features", "f.safetensors", batch=3)
+    [batch] = next(mixture([config], prompts, tmp_path, augment=False))
+    assert batch.frames is None
+    assert batch.features is not None
+    assert batch.frame_counts is not None
+    assert batch.features.shape == (3, 1, 3, 2, 3)
+    assert batch.frame_counts[:, 0].tolist() == [1, 2, 3]
+    assert batch.features[2, 0, :, 0, 0].tolist() == [20, 21, 22]
+
+
+def test_a_state_of_other_data_is_refused(
+    corpora: list[CorpusConfig], prompts: PromptFormat, tmp_path: Path
+) -> None:
+    state = mixture(corpora, prompts, tmp_path).state_dict()
+    (tmp_path / "s-1.tar").unlink()
+    with pytest.raises(ConfigError, match=r"data changed since the run was stopped \(images\)"):
+        mixture(corpora, prompts, tmp_path).load_state_dict(state)
+
+
+def test_rules(corpora: list[CorpusConfig], prompts: PromptFormat, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="mixing is 'both'"):
+        mixture(corpora, prompts, tmp_path, mixing="both")
+    with pytest.raises(ConfigError, match="batch is 3 for 4 processes"):
+        mixture(corpora, prompts, tmp_path, world=4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"kind": "movies"}, "kind is 'movies'"),
+        ({"sources": "a.tar"}, "must be a list"),
+        ({"sources": ()}, "sources is empty"),
+        ({"batch": 0}, "batch is 0; must be above 0"),
+        ({"flip": 1.5}, r"flip is 1\.5; must be in \[0, 1\]"),
+        ({"resize": "stretch"}, "resize is 'stretch'"),
+        ({"max_bad": -1}, "must not be negative"),
+        ({"max_tokens": 2}, "must be 3 or more"),
+        ({"fill": (1.0, 2.0, 0.0)}, "three numbers"),
+    ],
+)
+def test_rules_of_a_corpus(settings: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ConfigError, match=f"corpus c: .*{complaint}"):
+        CorpusConfig(**{"name": "c", "kind": "images", "sources": ("a.tar",)} | settings)
+
+
+def test_a_shard_is_opened_about_once_an_epoch(
+    prompts: PromptFormat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for shard in range(80):
+        texts = [(f"{n}.txt", f"text {shard} {n}".encode()) for n in range(5)]
+        write_tar(tmp_path / f"t-{shard:02}.tar", texts)
+    opened: Counter[str] = Counter()
+    real = sources.TarShard
+
+    def counting(address: str, config: CorpusConfig) -> sources.TarShard:
+        opened[address] += 1
+        return real(address, config)
+
+    config = corpus("text", "t-*.tar", batch=8, shuffle=20, lanes=8)
+    open_corpus(config, tmp_path)  # from here on the counts are known
+    monkeypatch.setattr(sources, "TarShard", counting)
+    updates = mixture([config], prompts, tmp_path)
+    assert sum(len(next(updates)[0].keys) for _ in range(50)) == 400
+    assert len(opened) == 80
+    assert max(opened.values()) <= 2

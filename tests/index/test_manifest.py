@@ -1,0 +1,122 @@
+"""Folders, globs, lists and tars, spelled out."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flamvid.errors import InputError
+from flamvid.index.manifest import Shard, sources, watched
+from tests.tiny import write_tar
+
+
+def touch(folder: Path, *names: str) -> list[str]:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return [str(folder / name) for name in names]
+
+
+def test_folder_in_natural_order(tmp_path: Path) -> None:
+    touch(tmp_path, "notes.txt", ".hidden.mp4", ".git/x.mp4", "poster.jpg")
+    wanted = touch(tmp_path, "clip2.mp4", "clip10.MKV", "sub dir/a.webm")
+    assert list(sources([str(tmp_path)])) == wanted
+
+
+def test_glob(tmp_path: Path) -> None:
+    wanted = touch(tmp_path, "a/1.mp4", "b/2.mp4")
+    assert list(sources([f"{tmp_path}/*/*.mp4"])) == wanted
+    with pytest.raises(InputError, match="no file matches"):
+        list(sources([f"{tmp_path}/*.avi"]))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("list.txt", "# ours\na b.mp4\n\n{base}/ü.mp4\nhttp://host/c.mp4\n"),
+        ("list.csv", 'id,path\n1,a b.mp4\n2,"{base}/ü.mp4"\n3,http://host/c.mp4\n'),
+        (
+            "list.jsonl",
+            '{{"video": "a b.mp4"}}\n{{"source": "{base}/ü.mp4", "x": 1}}\n'
+            '{{"url": "http://host/c.mp4"}}\n',
+        ),
+    ],
+)
+def test_lists(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text.format(base=tmp_path), encoding="utf-8")
+    found = list(sources([str(tmp_path / name)]))
+    assert found == [f"{tmp_path}/a b.mp4", f"{tmp_path}/ü.mp4", "http://host/c.mp4"]
+
+
+def test_stdin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = io.StringIO('a.mp4\n{"path": "/b.mp4"}\n')
+    assert list(sources(["-"], lines)) == [f"{tmp_path}/a.mp4", "/b.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("a.csv", "id,name\n1,x\n", "line 2 of .* names no source"),
+        ("a.jsonl", '{"path": "x.mp4"}\n{oops\n', "line 2 of .* is no JSON"),
+        ("a.txt", "a\0b.mp4\n", "zero byte"),
+    ],
+)
+def test_wrong_lists(tmp_path: Path, name: str, text: str, says: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=says):
+        list(sources([str(tmp_path / name)]))
+
+
+def test_no_such_name() -> None:
+    with pytest.raises(InputError, match="does not exist"):
+        list(sources(["nowhere.mp4"]))
+
+
+def test_shard_of_videos(tmp_path: Path) -> None:
+    members = [("a.mp4", b"1"), ("a.json", b"{}"), ("b.mp4", b"2"), ("b.json", b"{}")]
+    tar = write_tar(tmp_path / "s.tar", members)
+    assert list(sources([str(tmp_path)])) == [f"{tar}#a.mp4", f"{tar}#b.mp4"]
+
+
+def test_broken_tar_is_left_to_the_ledger(tmp_path: Path) -> None:
+    (tmp_path / "s.tar").write_bytes(b"no tar at all" * 100)
+    assert list(sources([str(tmp_path)])) == [str(tmp_path / "s.tar")]
+
+
+@settings(max_examples=30)
+@given(st.lists(st.text(min_size=1), max_size=20), st.integers(1, 7))
+def test_shards_part_all(names: list[str], count: int) -> None:
+    parts = [[n for n in names if n in Shard(i, count)] for i in range(count)]
+    assert Counter(name for part in parts for name in part) == Counter(names)
+
+
+@pytest.mark.parametrize("text", ["3/3", "-1/3", "1", "a/b", "1/0"])
+def test_wrong_shard(text: str) -> None:
+    with pytest.raises(InputError, match="must be I/N"):
+        Shard.parse(text)
+
+
+def test_watched_waits_for_rest(tmp_path: Path) -> None:
+    """A file that grows between two looks is not taken before it stopped growing."""
+    done = tmp_path / "done.mp4"
+    done.write_bytes(b"x")
+    late = tmp_path / "late.mp4"
+    looks: list[int] = []
+
+    def sleep(seconds: float) -> None:
+        looks.append(len(looks))
+        if len(looks) < 4:
+            with late.open("ab") as file:
+                file.write(b"y")
+
+    found = watched([str(tmp_path)], 1.0, sleep)
+    assert next(found) == str(done)
+    assert len(looks) == 1
+    assert next(found) == str(late)
+    assert len(looks) == 5 - 1

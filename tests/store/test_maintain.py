@@ -1,0 +1,194 @@
+"""Stores that were damaged, split, or thinned out."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flamvid.errors import DamagedStore, FlamvidError, InputError, StoreError
+from flamvid.store import FeatureStore, StoreWriter
+from flamvid.store.audit import verify
+from flamvid.store.maintain import compact, merge, remove, repair
+from tests.store.stores import MADE, arrays, length, record, write_store, write_video
+from tests.store.test_writer import entries
+
+VIDEOS = 16
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with failures, an unfinished video, free pages, and a seal."""
+    path = write_store(tmp_path_factory.mktemp("store") / "lib.lmdb", range(VIDEOS + 2))
+    pts, features, vectors = arrays(50, 25)
+    with StoreWriter(path, MADE) as writer:
+        for number in (VIDEOS, VIDEOS + 1):
+            writer.remove(record(number).id)
+        for number in range(5):
+            writer.fail(f"bad{number}.mp4", "decode", "no frames")
+    writer = StoreWriter(path, MADE)
+    try:
+        with writer.video(record(50)) as video:
+            video.add(pts, features, vectors)
+            raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        writer.close()
+    return path
+
+
+def flip(path: Path, place: int, bit: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(place)
+        byte = file.read(1)[0]
+        file.seek(place)
+        file.write(bytes([byte ^ 1 << bit]))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_every_flipped_bit_is_found_and_repaired(whole: Path, tmp_path: Path, seed: int) -> None:
+    rng, path, size = np.random.default_rng(seed), tmp_path / "lib.lmdb", whole.stat().st_size
+    before = verify(whole)
+    assert not before.findings
+    assert before.sealed
+    for turn in range(30):
+        shutil.copy(whole, path)
+        # Every third in the pages that everything hangs from.
+        flip(path, int(rng.integers(size if turn % 3 else 8192)), int(rng.integers(8)))
+        assert verify(path).findings
+        if turn % 10 == 1:
+            _read_in_a_child(path)
+            outcome = repair(path)
+            assert outcome.found
+            after = verify(path)
+            assert not after.findings
+            # One bit spoils one page at the most, and a leaf holds few videos.
+            assert outcome.kept == after.videos >= VIDEOS - 9
+            _check_videos(path)
+
+
+def _read_in_a_child(path: Path) -> None:
+    """Whatever the bytes are, LMDB must not bring the process down."""
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            store = FeatureStore(path, check=True)
+            for video in store:
+                store[video].features()
+            code = 0
+        except FlamvidError:
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def _check_videos(path: Path) -> None:
+    store = FeatureStore(path, check=True)
+    for number in range(VIDEOS):
+        if record(number).id in store:
+            features = store[record(number).id].features()
+            np.testing.assert_array_equal(features, arrays(number, length(number))[1])
+
+
+def test_repair_drops_what_is_broken_and_no_more(whole: Path, tmp_path: Path) -> None:
+    path = shutil.copy(whole, tmp_path / "lib.lmdb")
+    broken = next(number for number in range(VIDEOS) if length(number) > 20)
+    place = path.read_bytes().index(arrays(broken, length(broken))[1][10:20].tobytes())
+    flip(path, place + 99, 3)
+    store = FeatureStore(path, check=True)
+    with pytest.raises(DamagedStore, match=r"features \w+ chunk 1 has a wrong checksum"):
+        store[record(broken).id].features()
+    with pytest.raises(StoreError, match="in use by others"):
+        repair_elsewhere(path)
+    store.close()
+    outcome = repair(path)
+    assert outcome.kept == VIDEOS - 1
+    assert {finding.video for finding in outcome.dropped if finding.video} == {record(broken).path}
+    assert not verify(path).findings
+    with StoreWriter(path, MADE) as writer, writer.video(record(broken)) as video:
+        assert video.resume_at == 10  # the chunk before the broken one is kept
+        pts, features, vectors = arrays(broken, length(broken))
+        video.add(pts[10:], features[10:], vectors[10:])
+    assert _but_state(path) == _but_state(whole)
+    assert repair(path).found == ()
+
+
+def repair_elsewhere(path: Path) -> None:
+    """As another process would."""
+    from flamvid.store.locks import replace
+
+    other = path.with_name("other.lmdb")
+    shutil.copy(path, other)
+    replace(path, other)
+
+
+def _but_state(path: Path) -> dict[tuple[str, bytes], bytes]:
+    return {key: value for key, value in entries(path).items() if key[0] != "state"}
+
+
+def test_a_truncated_store_is_said_to_be_one(whole: Path, tmp_path: Path) -> None:
+    path, data = tmp_path / "cut.lmdb", whole.read_bytes()
+    for share in (0.999, 0.9, 0.5):
+        path.write_bytes(data[: int(len(data) * share)])
+        assert verify(path).findings
+    for size in (0, 100):
+        path.write_bytes(data[:size])
+        with pytest.raises(StoreError, match="is no feature store"):
+            verify(path)
+
+
+def test_shards_merge_into_what_one_run_would_have_made(tmp_path: Path) -> None:
+    shards = [write_store(tmp_path / f"{i}.lmdb", range(i, 12, 3)) for i in range(3)]
+    with StoreWriter(shards[0], MADE) as writer:
+        writer.fail("bad.mp4", "decode", "no frames")
+        writer.fail(record(1).path, "decode", "the other shard has it")
+    target = tmp_path / "all.lmdb"
+    assert merge(target, shards).added == 12
+    first = _but_state(target)
+    again = merge(target, shards)
+    assert (again.added, again.present) == (0, 12)
+    assert _but_state(target) == first
+    assert [failure.source for failure in FeatureStore(target).failures()] == ["bad.mp4"]
+    expected = _but_state(write_store(tmp_path / "one.lmdb", range(12)))
+    assert {key: value for key, value in first.items() if key[0] != "failures"} == expected
+    with pytest.raises(InputError, match="is the target and a source"):
+        merge(target, [target])
+
+
+def test_merge_leaves_damage_behind(tmp_path: Path) -> None:
+    shard = write_store(tmp_path / "0.lmdb", [4, 5])
+    flip(shard, shard.read_bytes().index(arrays(4, length(4))[1][:10].tobytes()) + 5, 0)
+    outcome = merge(tmp_path / "all.lmdb", [shard])
+    assert outcome.added == 1
+    assert "wrong checksum" in outcome.damaged[0].what
+    assert not verify(tmp_path / "all.lmdb").findings
+
+
+def test_removed_videos_give_their_space_back(tmp_path: Path) -> None:
+    path = write_store(tmp_path / "lib.lmdb", range(12))
+    kept = FeatureStore(path)
+    assert len(kept) == 12
+    remove(path, [record(3).path, record(4).id])
+    with pytest.raises(InputError, match="holds no video"):
+        remove(path, ["nothing.mp4"])
+    before, after = compact(path)
+    assert after < before
+    report = verify(path)
+    assert (report.videos, report.findings, report.sealed) == (10, (), True)
+    assert len(kept) == 10  # it reads the new file
+    with StoreWriter(path, MADE) as writer:
+        write_video(writer, 3)
+    assert len(kept) == 11
+
+
+def test_a_store_that_is_written_is_verified_by_its_snapshot(tmp_path: Path) -> None:
+    path = write_store(tmp_path / "lib.lmdb", range(4))
+    with StoreWriter(path, MADE) as writer:
+        write_video(writer, 9)
+        report = verify(path)
+        assert (report.videos, report.sealed, report.findings) == (5, None, ())
+    assert verify(path).sealed

@@ -1,0 +1,93 @@
+"""General recipes: what is read, changed and refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flamvid import config
+from flamvid.errors import ConfigError, InputError
+from flamvid.train.plan import Plan, read_plan
+
+MIXTURES = sorted((Path(__file__).parents[2] / "datasets" / "mixtures").glob("*.toml"))
+CORPUS = '[[corpus]]\nname = "clips"\nkind = "frames"\nsources = ["a.tar"]\n'
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.toml"
+    path.write_text(CORPUS + CORPUS.replace("clips", "pages"))
+    return path
+
+
+@pytest.mark.parametrize("path", MIXTURES, ids=lambda path: path.stem)
+def test_the_papers_mixtures_are_recipes(path: Path) -> None:
+    assert read_plan(path).corpora
+
+
+def test_defaults_are_the_papers(recipe: Path) -> None:
+    plan = read_plan(recipe)
+    optim = plan.optim
+    assert (optim.learning_rate, optim.warmup, optim.schedule) == (1e-4, 5000, "constant")
+    assert (optim.weight_decay, optim.clip, optim.lm_share) == (0.1, 1.0, 0.1)
+    assert (plan.run.steps, plan.run.mixing) == (500_000, "accumulate")
+
+
+def test_what_it_prints_is_the_same_recipe(recipe: Path, tmp_path: Path) -> None:
+    plan = read_plan(recipe, ["optim.warmup=7", "run.wandb=my project"])
+    printed = tmp_path / "printed.toml"
+    printed.write_text(config.to_toml(plan.table()))
+    assert "[[corpus]]" in printed.read_text()
+    assert read_plan(printed).table() == plan.table()
+
+
+def test_changes(recipe: Path) -> None:
+    plan = read_plan(
+        recipe, ["corpus.pages.weight=0.5", "corpus.*.batch=3", "run.engine=fsdp", "model.lora = 4"]
+    )
+    assert [(c.weight, c.batch) for c in plan.corpora] == [(1.0, 3), (0.5, 3)]
+    assert (plan.run.engine, plan.model.lora) == ("fsdp", 4)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("warmup=3", "must be table.key=value"),
+        ("optim.warmup", "must be table.key=value"),
+        ("corpus.videos.weight=1", "no corpus is so called; there are clips, pages"),
+        ("optim.warmpu=3", "did you mean 'warmup'"),
+        ("optim.warmup=soon", "must be a whole number"),
+        ("optim.clip=0", "must be above 0"),
+        ("run.mixing=random", "must be one of accumulate, round-robin"),
+        ("corpus.clips.nam=x", "did you mean 'name'"),
+        ("model.vision=thawed", r"must be \('frozen', 'trained'\)"),
+    ],
+)
+def test_what_is_wrong_is_said(recipe: Path, change: str, said: str) -> None:
+    with pytest.raises((ConfigError, InputError), match=said):
+        read_plan(recipe, [change])
+
+
+def test_a_recipe_needs_corpora_with_names_of_their_own(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("[run]\nsteps = 3\n")
+    with pytest.raises(ConfigError, match=r"has no \[\[corpus\]\] table"):
+        read_plan(path)
+    path.write_text(CORPUS + CORPUS)
+    with pytest.raises(ConfigError, match="two corpora are called 'clips'"):
+        read_plan(path)
+
+
+def test_fine_tuning_is_the_papers_but_for_what_the_recipe_says(recipe: Path) -> None:
+    plan = read_plan(recipe).fine_tuned()
+    assert (plan.model.start, plan.model.vision, plan.model.size) == ("trained", "trained", 480)
+    assert plan.optim.learning_rate == 1e-5
+    assert {corpus.size for corpus in plan.corpora} == {480}
+    said: Plan = read_plan(recipe, ["optim.learning_rate=3e-6", "model.size=320"]).fine_tuned()
+    assert (said.optim.learning_rate, said.model.size) == (3e-6, 320)
+
+
+def test_vision_can_not_learn_from_features(recipe: Path) -> None:
+    with pytest.raises(ConfigError, match=r"corpus clips holds features, but model\.vision"):
+        read_plan(recipe, ["corpus.clips.kind=features", "model.vision=trained"])

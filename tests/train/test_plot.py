@@ -1,0 +1,64 @@
+"""A run's journal, and the picture of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from flamvid.errors import InputError
+from flamvid.train.journal import LOG, Journal, flat, read_journal
+
+
+def write(folder: Path, first: int, steps: int) -> None:
+    journal = Journal(folder, first)
+    for step in range(first + 1, steps + 1):
+        gates = [[0.01 * step, 0.02 * step], [0.03 * step, 0.04 * step]]
+        journal.write({"step": step, "loss": {"pages": 3 / step, "clips": 2.0}, "gates": gates})
+    journal.write({"step": steps, "validation": {"held out": 1.5}})
+    journal.close()
+
+
+def test_a_resumed_run_goes_on_where_its_snapshot_was(tmp_path: Path) -> None:
+    write(tmp_path, 0, 6)
+    with (tmp_path / LOG).open("a") as file:
+        file.write('{"step": 7, "lo')  # it was killed
+    write(tmp_path, 4, 8)
+    assert [e["step"] for e in read_journal(tmp_path)] == [1, 2, 3, 4, 5, 6, 7, 8, 8]
+
+
+def test_numbers_by_their_path() -> None:
+    entry = {"step": 3, "loss": {"pages": 2}, "gates": [[0.1, 0.2]], "norm": None}
+    assert flat(entry) == {"loss/pages": 2.0, "gates/0/0": 0.1, "gates/0/1": 0.2}
+
+
+def test_a_picture_of_losses_and_gates(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from flamvid.train.plot import plot_run
+
+    write(tmp_path, 0, 6)
+    with Image.open(plot_run(tmp_path, tmp_path / "plot.png")) as picture:
+        wide = picture.size
+        assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 50
+    (tmp_path / "plain").mkdir()
+    journal = Journal(tmp_path / "plain", 0)
+    journal.write({"step": 1, "loss": {"pages": 3.0}, "gates": []})
+    journal.close()
+    with Image.open(plot_run(tmp_path / "plain", tmp_path / "plain.png")) as picture:
+        assert picture.size[0] < wide[0]  # without gates there is one panel, not three
+
+
+def test_a_folder_without_a_run_is_one_line(tmp_path: Path) -> None:
+    from flamvid.train.plot import plot_run
+
+    with pytest.raises(InputError, match="holds no losses; give the folder of a run"):
+        plot_run(tmp_path, tmp_path / "plot.png")
+
+
+def test_tensorboard_has_the_same_numbers(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    journal = Journal(tmp_path, 0, tensorboard=True)
+    journal.write({"step": 1, "loss": {"pages": 3.0}})
+    journal.close()
+    assert any((tmp_path / "tensorboard").iterdir())

@@ -1,0 +1,269 @@
+"""One update of training: ours, and OpenFlamingo's step with the same weights and batches.
+
+python tools/bench/train_step.py [--rounds N] [--every N] [--precision auto|float32]
+
+A random model in the shape of OpenFlamingo's at a quarter of its width: MPT-1B's architecture with
+12 layers of 512 and its 50,280 tokens, a gated cross-attention before every fourth layer as in its
+9B (--every), 256 x 256 features of a picture, a resampler of 6 layers and 64 latents. An update is
+a batch of pages (256 tokens, 5 pictures) and one of pairs (32 tokens, 1 picture), from features on:
+with frozen vision those are the same on both sides, and ours come from the disk after one epoch.
+
+The peer is its train_one_epoch, line by line over its own layers (tests/weights/reference.py): the
+LM's embeddings learn, so gradients pass through all layers into a dense table with two moments, of
+which all rows but those of the two new tokens are then set to 0; logits of every token; a dense
+mask over all media; float32. Both losses must agree. Each side runs in a process of its own, in
+turns; speed is the median. Memory is the highest resident set of an update above what the process
+took before it had a model: weights, moments, gradients and activations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from flamvid.data.collate import Batch
+from flamvid.models.gated_xattn import XattnConfig
+from flamvid.models.linear import Linear
+from flamvid.models.lm import decoder_layers
+from flamvid.models.mosaic import MosaicConfig, MosaicForCausalLM
+from flamvid.models.resampler import ResamplerConfig
+from flamvid.train.objective import Objective
+from flamvid.train.optimizer import OptimConfig, make_optimizer
+from flamvid.train.parallel import Parallel
+from flamvid.train.precision import halve_frozen, halves, precision
+from flamvid.train.update import Updater
+from flamvid.train.world import World
+from flamvid.weights.open_flamingo import build_open_flamingo
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from tests.weights.reference import FlamingoLayer, GatedCrossAttentionBlock, Perceiver
+
+VOCAB, END, MEDIA = 50280, 50277, 50278
+WIDTH, PATCHES, LATENTS, LAYERS, DIM = 256, 256, 64, 12, 512
+WEIGHTS = {"pages": 1.0, "pairs": 0.2}
+SPEED_BAR, MEMORY_BAR = 2.0, 0.5
+Step = Callable[[list[Batch]], dict[str, float]]
+
+
+def batches(number: int) -> list[Batch]:
+    """A batch of each corpus, as `collate` gives them."""
+    rng = torch.Generator().manual_seed(number)
+    return [_batch("pages", 4, 256, 5, rng), _batch("pairs", 8, 32, 1, rng)]
+
+
+def _batch(corpus: str, rows: int, S: int, media: int, rng: torch.Generator) -> Batch:
+    ids = torch.randint(8, END, (rows, S), generator=rng)
+    for at in range(media):
+        ids[:, at * S // media] = MEDIA
+    targets = torch.cat([ids[:, 1:], torch.full((rows, 1), -100)], 1)
+    targets[targets == MEDIA] = -100
+    # Texts are of many lengths; the rest is padding.
+    lengths = torch.randint(S // 2, S + 1, (rows, 1), generator=rng)
+    ids[torch.arange(S) >= lengths] = END
+    targets[torch.arange(S) >= lengths] = -100
+    features = torch.randn(rows, media, 1, PATCHES, WIDTH, generator=rng)
+    ahead, counts = torch.zeros(rows, dtype=torch.bool), torch.ones(rows, media, dtype=torch.int64)
+    keys = tuple(str(row) for row in range(rows))
+    return Batch(corpus, keys, ids, targets, ahead, counts, features=features)
+
+
+class Features(nn.Module):
+    """Stands for CLIP, of which both sides would make the same features."""
+
+    width = WIDTH
+
+
+class Peer(nn.Module):
+    """OpenFlamingo's Flamingo, from the features of pictures on."""
+
+    def __init__(self, every: int) -> None:
+        super().__init__()
+        config = MosaicConfig(d_model=DIM, n_heads=8, n_layers=LAYERS, vocab_size=VOCAB)
+        self.perceiver = Perceiver(WIDTH, 6, (8, 64), LATENTS)
+        self.lang_encoder = MosaicForCausalLM(config)
+        for parameter in self.lang_encoder.parameters():
+            if parameter.dim() > 1:
+                nn.init.normal_(parameter, std=0.05)
+        blocks = self.lang_encoder.transformer.blocks
+        for i, layer in enumerate(blocks):
+            inserted = GatedCrossAttentionBlock(DIM, WIDTH) if (i + 1) % every == 0 else None
+            blocks[i] = FlamingoLayer(inserted, layer)
+        for name, parameter in self.named_parameters():
+            if name.endswith("gate"):
+                nn.init.constant_(parameter, 0.5)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The mean loss per token, as transformers computes it of all logits."""
+        features = batch.features
+        assert features is not None
+        media = self.perceiver(features[:, :, 0])
+        for layer in self.lang_encoder.transformer.blocks:
+            layer.vis_x, layer.media_locations = media, batch.ids == MEDIA
+        hidden = self.lang_encoder.transformer(batch.ids).last_hidden_state
+        logits = self.lang_encoder.lm_head(hidden).float()
+        labels = F.pad(batch.targets[:, :-1], (1, 0), value=-100)
+        shifted = logits[..., :-1, :].contiguous().view(-1, VOCAB)
+        return F.cross_entropy(shifted, labels[..., 1:].contiguous().view(-1))
+
+
+def peer_step(every: int) -> Step:
+    """`train_one_epoch`: two losses, one embedding gradient cut down to two rows, one step."""
+    model = _plain(Peer(every))
+    model.requires_grad_(False)
+    model.perceiver.requires_grad_(True)
+    table = model.lang_encoder.transformer.wte.weight.requires_grad_(True)
+    for layer in model.lang_encoder.transformer.blocks:
+        if layer.gated_cross_attn_layer is not None:
+            layer.gated_cross_attn_layer.requires_grad_(True)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    decayed = [p for n, p in model.named_parameters() if p.requires_grad and "gated" in n]
+    others = [p for n, p in model.named_parameters() if p.requires_grad and "gated" not in n]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-4)
+
+    def step(update: list[Batch]) -> dict[str, float]:
+        losses = {}
+        for batch in update:
+            loss = model(batch)
+            (loss * WEIGHTS[batch.corpus]).backward()
+            losses[batch.corpus] = loss.item()
+        assert table.grad is not None
+        mask = torch.zeros_like(table.grad)
+        mask[[END, MEDIA]] = 1
+        table.grad = table.grad * mask
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return losses
+
+    return step
+
+
+def our_step(every: int, half: bool = True) -> Step:
+    """The updater of `flamvid train`, of the same weights."""
+    peer = Peer(every)
+    config = MosaicConfig(d_model=DIM, n_heads=8, n_layers=LAYERS, vocab_size=VOCAB)
+    lm = MosaicForCausalLM(config)
+    own = peer.lang_encoder.state_dict()
+    own = {n.replace(".decoder_layer.", "."): t for n, t in own.items() if "gated_" not in n}
+    lm.load_state_dict(own)
+    held = {
+        name: tensor
+        for name, tensor in peer.state_dict().items()
+        if name.startswith("perceiver.")
+        or ".gated_cross_attn_layer." in name
+        or name == "lang_encoder.transformer.wte.weight"
+    }
+    resampler = ResamplerConfig(
+        features=WIDTH,
+        width=WIDTH,
+        depth=6,
+        heads=8,
+        head_width=64,
+        latents=LATENTS,
+        frames=0,
+        project=False,
+        activation="gelu",
+    )
+    xattn = XattnConfig(first=every - 1, every=every, heads=8, head_width=64, activation="gelu")
+    vision: Any = Features()
+    flamingo = build_open_flamingo(held, vision, lm, (resampler, xattn), Path("random")).train()
+    flamingo.lm.add_tokens([END, MEDIA])
+    if half:
+        halve_frozen(decoder_layers(lm))
+    parallel = Parallel(Objective(flamingo, MEDIA), World())
+    optimizer = make_optimizer(parallel.trained(), OptimConfig())
+    updater = Updater(parallel, optimizer, WEIGHTS, clip=1.0, together=512)  # as on any CPU
+    return lambda update: dict(updater(update).losses)
+
+
+def _plain(model: Peer) -> Any:
+    """With torch's own linear layers, as theirs has."""
+    for module in model.modules():
+        if isinstance(module, Linear):
+            module.__class__ = nn.Linear
+    return model
+
+
+def serve(side: str, every: int, how: str, threads: int, pipe: Connection) -> None:
+    """Make an update for each number that comes: seconds, losses, and memory in MB."""
+    torch.set_num_threads(threads)
+    batches(0)
+    bare = _memory("VmRSS")
+    torch.manual_seed(0)
+    step = our_step(every, halves(how)) if side == "ours" else peer_step(every)
+    with precision(how if side == "ours" else "float32"):
+        while (number := pipe.recv()) is not None:
+            update = batches(number)
+            _reset()
+            start = time.perf_counter()
+            losses = step(update)
+            took = time.perf_counter() - start
+            pipe.send((took, losses, _memory("VmHWM") - bare))
+
+
+def _memory(name: str) -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) / 1024
+    raise LookupError(name)
+
+
+def _reset() -> None:
+    """Forget the highest resident set so far."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--every", type=int, default=4)
+    parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
+    args = parser.parse_args()
+
+    # What is freed goes back at once, or what is resident would tell of the past.
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = str(1 << 20)
+    context = multiprocessing.get_context("spawn")
+    pipes = {}
+    for side in ("ours", "peer"):
+        pipes[side], far = context.Pipe()
+        job = (side, args.every, args.precision, torch.get_num_threads(), far)
+        context.Process(target=serve, args=job, daemon=True).start()
+    found: dict[str, list[tuple[float, dict[str, float], float]]] = {"ours": [], "peer": []}
+    for number in range(args.rounds + 1):
+        for side, pipe in pipes.items():
+            pipe.send(number)
+            found[side].append(pipe.recv())
+    for pipe in pipes.values():
+        pipe.send(None)
+
+    first = {side: runs[0][1] for side, runs in found.items()}
+    gap = max(abs(first["ours"][c] - first["peer"][c]) for c in WEIGHTS)
+    print(f"losses of the first update differ by {gap:.1e}")
+    rows = sum(len(b.keys) for b in batches(0))
+    speed, memory = {}, {}
+    for side, runs in found.items():
+        counted = runs[1:]  # the first update makes the moments, and is slower
+        speed[side] = rows / median(run[0] for run in counted)
+        memory[side] = max(run[2] for run in counted)
+        print(f"{side}: {speed[side]:.2f} samples/s, peak {memory[side]:.0f} MB")
+    faster, smaller = speed["ours"] / speed["peer"], memory["ours"] / memory["peer"]
+    print(f"ours is {faster:.2f}x as fast (bar {SPEED_BAR})")
+    print(f"and takes {smaller:.2f}x the memory (bar {MEMORY_BAR})")
+    return 0 if gap < 0.05 and faster >= SPEED_BAR and smaller <= MEMORY_BAR else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
