@@ -5,7 +5,7 @@ TORCH ?= torch==2.14.1 torchvision==0.29.1
 BIN := .venv/bin
 STAMP := .venv/.flamvid-installed
 
-.PHONY: setup caption test lint kernels-check
+.PHONY: setup caption test lint kernels-check train-demo
 
 setup: $(STAMP)
 
@@ -30,6 +30,10 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Train on generated clips and ask about what was held out: five minutes.
+train-demo: setup
+	$(BIN)/python tools/train_demo.py
 
 kernels-check: setup
 	tools/kernels_check.sh $(BIN)/python

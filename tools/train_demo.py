@@ -1,6 +1,6 @@
 """Train a small Flamingo on generated clips in minutes, and see what it learnt.
 
-    python tools/train_demo.py [--out runs/demo] [--clips 1200]
+    python tools/train_demo.py [--out runs/demo] [--clips 1680]
 
 It is asked about combinations of colour, shape and direction that it never met, and then once more
 with the frames of each clip shuffled: what it then still knows, it did not take from their order.
@@ -31,27 +31,27 @@ from flamvid.train.loop import features_of
 from flamvid.weights.load import LoadedModel, load_config
 
 RECIPE = Path(__file__).parents[1] / "datasets" / "moving-shapes" / "shapes.toml"
+BATCH = 24
 BAR = 0.95
 SHUFFLED = 0.65  # above it, something else than order would tell the direction
-WORDS = {"colour": 1, "shape": 2, "direction": 4}  # where each stands in "a red circle moves left"
+WORDS = {"colour": 3, "shape": 4, "direction": 1}  # their places in "moving left: a red circle"
 
 
 @torch.inference_mode()
 def captions(model: LoadedModel, clips: FeatureSet, rng: random.Random | None) -> list[str]:
     """A caption of each clip; rng: shuffles its frames first."""
     said = []
-    prompt = torch.tensor([model.prompts.caption()])
-    index = media_index(prompt, model.prompts.media_id)
-    for row in range(len(clips)):
-        features_1TNF, _ = clips.batch([row])
+    search = GenerationConfig(beams=1, max_tokens=12)
+    for first in range(0, len(clips), BATCH):
+        features_BTNF, _ = clips.batch(range(first, min(first + BATCH, len(clips))))
         if rng is not None:
-            features_1TNF = features_1TNF[:, _shuffled(features_1TNF.shape[1], rng)]
-        latents = model.flamingo.resample(features_1TNF[None])
-        search = GenerationConfig(beams=1, max_tokens=8)
-        (text,) = generate(
-            model.flamingo, latents, prompt, index, model.prompts.end_id, search, head=model.head
-        )
-        said.append(model.prompts.decode(text.ids).strip())
+            features_BTNF = torch.stack([clip[_shuffled(len(clip), rng)] for clip in features_BTNF])
+        latents = model.flamingo.resample(features_BTNF[:, None])
+        prompts = torch.tensor([model.prompts.caption()] * len(latents))
+        index = media_index(prompts, model.prompts.media_id)
+        end = model.prompts.end_id
+        texts = generate(model.flamingo, latents, prompts, index, end, search, head=model.head)
+        said += [model.prompts.decode(text.ids).strip() for text in texts]
     return said
 
 
@@ -76,7 +76,7 @@ def right(said: list[str], clips: FeatureSet) -> dict[str, float]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/demo"))
-    parser.add_argument("--clips", type=int, default=1200, help="to train on")
+    parser.add_argument("--clips", type=int, default=1680, help="to train on")
     options = parser.parse_args()
     began = time.monotonic()
 

@@ -14,7 +14,9 @@ class TimeEmbedding(nn.Module):
 
     def __init__(self, frames: int, width: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(frames, width) * 0.02)  # T x D
+        # Of the size of features. At 0.02, as of word embeddings, a clip of moving shapes is told
+        # from its reverse after 250 updates in 6 of 10 cases; at 1 after 100 in nearly all.
+        self.weight = nn.Parameter(torch.randn(frames, width))  # T x D
 
     def forward(self, frames: int) -> Tensor:
         """Embeddings [frames, D]: the first rows as trained, or all rows stretched linearly."""
