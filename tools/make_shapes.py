@@ -135,7 +135,7 @@ def write_all(out: Path, clips: int, seed: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--clips", type=int, default=1680)
+    parser.add_argument("--clips", type=int, default=2016)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     write_all(options.out, options.clips, options.seed)

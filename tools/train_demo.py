@@ -1,6 +1,6 @@
 """Train a small Flamingo on generated clips in minutes, and see what it learnt.
 
-    python tools/train_demo.py [--out runs/demo] [--clips 1680]
+    python tools/train_demo.py [--out runs/demo] [--clips 2016]
 
 It is asked about combinations of colour, shape and direction that it never met, and then once more
 with the frames of each clip shuffled: what it then still knows, it did not take from their order.
@@ -76,7 +76,7 @@ def right(said: list[str], clips: FeatureSet) -> dict[str, float]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/demo"))
-    parser.add_argument("--clips", type=int, default=1680, help="to train on")
+    parser.add_argument("--clips", type=int, default=2016, help="to train on")
     options = parser.parse_args()
     began = time.monotonic()
 
