@@ -297,6 +297,7 @@ class Captioner:
     ) -> list[Generated]:
         """The texts after a prompt with these media, the best first."""
         latents, input_ids, index = self._inputs(seen, ids)
+        teller = Teller(self.model.prompts, on_text) if on_text else None
         [texts] = run_search(
             self.model.flamingo,
             latents,
@@ -307,8 +308,10 @@ class Captioner:
             head=self.model.head,
             media_id=self.model.prompts.media_id,
             favours=[favours],
-            on_token=Teller(self.model.prompts, on_text) if on_text else None,
+            on_token=teller,
         )
+        if teller is not None:
+            teller.end()
         return texts
 
     def _caption(self, seen: Seen, made: Generated, opening: str) -> Caption:

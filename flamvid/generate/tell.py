@@ -27,3 +27,10 @@ class Teller:
         if not text.endswith("\ufffd"):
             self.on_text(text[len(self.told) :])
             self.told = text
+
+    def end(self) -> None:
+        """Tell what is left, where a text ends in the middle of a letter."""
+        text = self.prompts.decode(self.ids)
+        if text != self.told:
+            self.on_text(text[len(self.told) :])
+            self.told = text
