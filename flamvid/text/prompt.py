@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from flamvid.errors import InputError
@@ -141,15 +142,18 @@ class PromptFormat:
     def _join(self, parts: Sequence[_Part]) -> list[int]:
         ids = [] if self.bos_id is None else [self.bos_id]
         around = [] if self.around_id is None else [self.around_id]
-        for part in parts:
-            if isinstance(part, Media):
+        # Texts side by side are read as one: a tokenizer such as Llama's begins each with a space.
+        for is_text, run in groupby(parts, key=lambda part: isinstance(part, str)):
+            if is_text:
+                ids += self._ids("".join(map(str, run)))
+                continue
+            for part in run:
+                if isinstance(part, _End):
+                    ids.append(self.end_id)
+                    continue
                 # Between two media one token serves both.
                 ids += around if ids[-1:] != around else []
                 ids += [self.media_id, *around]
-            elif isinstance(part, _End):
-                ids.append(self.end_id)
-            else:
-                ids += self._ids(part)
         return ids
 
     def _ids(self, text: str) -> list[int]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from tokenizers import Tokenizer, models, normalizers
+from transformers import PreTrainedTokenizerFast
 
 from flamvid.errors import InputError
 from flamvid.text.prompt import MEDIA, PromptFormat, Turn
@@ -61,6 +63,25 @@ def test_shots_are_closed_pairs_in_front(prompts: PromptFormat) -> None:
     ids = prompts.question("now?", [("colour?", "red")])
     asked = "<bos><media> Question: colour? Answer: red<end><media> Question: now? Answer:"
     assert text_of(prompts, ids) == asked
+
+
+def test_texts_side_by_side_are_read_as_one() -> None:
+    """Llama's tokenizer begins whatever it is given with a space: no two may stand in a text."""
+    letters = ["<unk>", "<bos>", "<media>", "<end>", "\u2581", *"Outp:redQAfwo?"]
+    llama = Tokenizer(models.BPE({c: i for i, c in enumerate(letters)}, [], unk_token="<unk>"))
+    spaces = normalizers.Replace(" ", "\u2581")
+    llama.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), spaces])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=llama, unk_token="<unk>")
+    form = PromptFormat(tokenizer, None, 2, 3, None, "{media}Output:", "{media}Q: {question} A:")
+
+    def told(ids: list[int]) -> str:
+        return "".join(tokenizer.convert_ids_to_tokens(ids)).replace("\u2581", "_")
+
+    assert told(form.caption("red")) == "<media>_Output:_red"
+    shots = form.caption("", [], [([], "red")])
+    assert told(shots) == "<media>_Output:_red<end><media>_Output:"
+    asked = form.question("few?", [("two?", "red")])
+    assert told(asked) == "<media>_Q:_two?_A:_red<end><media>_Q:_few?_A:"
 
 
 def test_turns_without_new_media_are_about_the_old(prompts: PromptFormat) -> None:
