@@ -93,6 +93,8 @@ class VisionConfig:
         look = [self.size, self.mean, self.std, self.resize]
         if (finer := (self.shorter, self.interpolation, self.antialias)) != (0, "bicubic", True):
             look.append(finer)
+        if self.class_token:
+            look.append("class_token")
         return " ".join(str(part) for part in (self.encoder, self.weights, *look))
 
 

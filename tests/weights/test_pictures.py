@@ -134,8 +134,8 @@ def test_shorter_belongs_to_a_crop() -> None:
             FrameTransform((48, 48), half, half, resize, shorter=shorter)
 
 
-def test_features_are_known_by_how_pictures_came_about() -> None:
-    plain = VisionConfig(encoder="timm:x")
+def test_features_are_known_by_how_they_came_about() -> None:
+    plain = VisionConfig(encoder="clip:x")
     looks = [
         plain,
         *(
@@ -145,6 +145,7 @@ def test_features_are_known_by_how_pictures_came_about() -> None:
                 {"shorter": 256},
                 {"interpolation": "bilinear"},
                 {"antialias": False},
+                {"class_token": True},
             )
         ),
     ]
