@@ -15,7 +15,7 @@ import flamvid
 from flamvid import api, video
 from flamvid.api import Captioner
 from flamvid.errors import ConfigError, InputError, SourceError
-from flamvid.generate.config import Search
+from flamvid.generate.config import Generated, Search
 from flamvid.generate.engine import GenerationConfig, generate
 from flamvid.models.labels import Labels
 from flamvid.ops import media_index
@@ -291,6 +291,24 @@ def test_an_answer_is_told_as_it_is_made(captioner: Captioner, clip: Path) -> No
     answer = captioner.ask(clip, "What colour?", beams=1, on_text=pieces.append)
     assert len(pieces) > 1
     assert "".join(pieces) == answer.text
+
+
+def test_an_answer_that_ends_within_a_letter_is_told_to_its_end(
+    captioner: Captioner, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = captioner.model.prompts.encode_text(" né")[:-1]
+
+    def search(*_: Any, on_token: Any, **__: Any) -> list[list[Generated]]:
+        for token in ids:
+            on_token(0, token)
+        return [[Generated(tuple(ids), -1.0)]]
+
+    monkeypatch.setattr(
+        api, "run_search", search
+    )  # what is written is then not the weights' affair
+    pieces: list[str] = []
+    answer = captioner.ask(clip, "What colour?", beams=1, on_text=pieces.append)
+    assert "".join(pieces) == answer.text == "n\ufffd"
 
 
 def test_a_choice_is_the_likeliest_answer(captioner: Captioner, clip: Path) -> None:
