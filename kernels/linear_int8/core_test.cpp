@@ -72,8 +72,12 @@ int main() {
   std::mt19937 dice(7);
   check("plain", {&linear::plain::outputs, &linear::plain::widen}, dice);
 #if defined(__x86_64__) && defined(__GNUC__)
-  if (__builtin_cpu_supports("avx2")) check("avx2", {&linear::avx2::outputs, &linear::avx2::widen}, dice);
-  if (__builtin_cpu_supports("avx512vl")) check("avx512", {&linear::avx512::outputs, &linear::avx512::widen}, dice);
+  if (__builtin_cpu_supports("avx2")) {
+    check("avx2", {&linear::avx2::outputs, &linear::avx2::widen}, dice);
+  }
+  if (__builtin_cpu_supports("avx512vl")) {
+    check("avx512", {&linear::avx512::outputs, &linear::avx512::widen}, dice);
+  }
 #endif
   std::printf("%d failures\n", failures);
   return failures != 0;

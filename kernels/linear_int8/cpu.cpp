@@ -1,4 +1,4 @@
-// flamvid::linear_int8 and widen_int8 for CPU: what it is given is checked here, the work is in core.h.
+// flamvid::linear_int8 and widen_int8 for CPU: arguments are checked here, the work is in core.h.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -20,8 +20,7 @@ using torch::stable::Tensor;
 void check_groups(const Tensor& x, int64_t outputs, int64_t groups, const char* name) {
   STD_TORCH_CHECK(x.is_cpu() && x.scalar_type() == ScalarType::Float && x.dim() == 2 &&
                       x.size(0) == outputs && x.size(1) == groups,
-                  name, " must be a float32 CPU tensor [", outputs, ",", groups,
-                  "]");
+                  name, " must be a float32 CPU tensor [", outputs, ",", groups, "]");
 }
 
 Tensor linear_int8(const Tensor& x, const Tensor& weight, const Tensor& scales,
