@@ -78,6 +78,9 @@ def build(cls: type[T], table: Mapping[str, Any], where: str) -> T:
             near = difflib.get_close_matches(key, fields, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(fields)}"
             raise ConfigError(f"{where} has no key {key!r}{hint}")
+    needed = (f for f in fields.values() if f.init and _required(f))
+    if lacking := [f.name for f in needed if f.name not in table]:
+        raise ConfigError(f"{where} lacks {', '.join(lacking)}; add what is missing")
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
     for key, value in values.items():
         default = fields[key].default
@@ -91,3 +94,8 @@ def build(cls: type[T], table: Mapping[str, Any], where: str) -> T:
         return cls(**values)
     except TypeError as error:
         raise ConfigError(f"{where}: {error}") from error
+
+
+def _required(field: dataclasses.Field[Any]) -> bool:
+    missing = dataclasses.MISSING
+    return field.default is missing and field.default_factory is missing

@@ -45,6 +45,7 @@ def chat(
     text = opt.TextOptions(
         beams=beams,
         max_tokens=max_tokens,
+        min_tokens=1,  # silence is no answer
         no_repeat_ngram=no_repeat_ngram,
         temperature=temperature,
         top_k=top_k,
@@ -54,16 +55,7 @@ def chat(
     where = opt.ModelOptions(model=model, device=device, dtype=dtype, device_map=device_map)
     with progress(1) as bar:
         captioner = load(where, bar, verbose)
-    search = {
-        "beams": text.beams,
-        "max_tokens": text.max_tokens,
-        "no_repeat_ngram": text.no_repeat_ngram,
-        "temperature": text.temperature,
-        "top_k": text.top_k,
-        "top_p": text.top_p,
-        "seed": text.seed,
-    }
-    talk = captioner.chat(**search)  # type: ignore[arg-type]
+    talk = captioner.chat(**text.search())
     if sys.stdin.isatty():
         say(_HELP)
     told = False

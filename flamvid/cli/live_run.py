@@ -198,13 +198,7 @@ def _captioner(captioner: Captioner, wanted: LiveOptions, text: opt.TextOptions)
         context=wanted.context,
         budget=wanted.budget,
     )
-    search = GenerationConfig(
-        beams=text.beams,
-        max_tokens=text.max_tokens,
-        min_tokens=text.min_tokens,
-        length_penalty=text.length_penalty,
-        no_repeat_ngram=text.no_repeat_ngram,
-    )
+    search = GenerationConfig(**text.search())
     embedder = load_embedder(model) if wanted.alerts or wanted.store else None
     return LiveCaptioner(model, config, search, embedder)
 

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -15,6 +15,7 @@ from flamvid.errors import InputError
 
 if TYPE_CHECKING:
     from flamvid.api import Captioner
+    from flamvid.generate.config import Search
 
 __all__ = [
     "Beams",
@@ -180,6 +181,13 @@ class TextOptions:
             raise InputError(f"--window is {self.window:g} without --every; give --every as well")
         if not 0 <= self.seed < 2**63:
             raise InputError(f"--seed is {self.seed}; must be at least 0 and below 2**63")
+
+    def search(self) -> Search:
+        """Those of the search alone, as `GenerationConfig` takes them."""
+        from flamvid.generate.config import Search
+
+        chosen = {name: getattr(self, name) for name in Search.__annotations__}
+        return cast("Search", chosen)
 
     def keywords(self, *leave: str) -> dict[str, int | float | str | None]:
         """As keyword arguments, except those named."""

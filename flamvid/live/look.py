@@ -66,6 +66,7 @@ class Looker:
         """Frozen features [T,N,F] of decoded frames; of a video encoder's clips, T moments."""
         return self._features(self.model.transform(frames.pixels))
 
+    @torch.no_grad()  # of an unfrozen encoder too: a stream would keep every graph it made
     def _features(self, pictures_X3HW: Tensor) -> Tensor:
         pictures = pictures_X3HW.to(self.model.device, self.model.dtype)
         if pictures.device.type == "cpu" and self.model.flamingo.vision.clip is None:

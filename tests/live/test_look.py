@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import types
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from flamvid.live.look import Looker, View
 from flamvid.models.encoder import Clip
 from flamvid.types import Frames, Segment
 from flamvid.video.sample import Clips, frame_at
+from flamvid.weights.load import LoadedModel
 
 CLIP = Clip(frames=4, fps=2.0, steps=2)
 
@@ -167,3 +170,13 @@ def test_frames_are_filled_up_to_whole_clips_and_fps_is_refused() -> None:
         look._sampling(View(fps=3))
     with pytest.raises(InputError, match="number of frames is 0"):
         look._sampling(View(frames=0))
+
+
+def test_an_encoder_that_learns_leaves_no_graph_behind(model: LoadedModel) -> None:
+    """Of each frame that a stream's memory keeps, it would keep a graph: a gigabyte an hour."""
+    thawed = copy.deepcopy(model.flamingo)
+    thawed.vision.requires_grad_(True)
+    frames = Frames(torch.zeros(2, 3, 64, 64, dtype=torch.uint8), np.arange(2.0), np.ones(2))
+    features = Looker(replace(model, flamingo=thawed)).encode(frames)
+    assert not features.requires_grad
+    torch.testing.assert_close(features, Looker(model).encode(frames))
