@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -159,9 +160,46 @@ def test_shards_merge_into_what_one_run_would_have_made(tmp_path: Path) -> None:
         merge(target, [target])
 
 
-def test_merge_leaves_damage_behind(tmp_path: Path) -> None:
+def test_a_merge_that_is_stopped_anywhere_leaves_a_sound_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a killed merge those commits are there that came before; indexing goes on behind them."""
+    monkeypatch.setattr("flamvid.store.maintain._BATCH_BYTES", 1)  # as of videos that are large
+    shard, real = write_store(tmp_path / "0.lmdb", [4, 2]), StoreWriter.commit
+    wanted, left = _but_state(shard), [0]
+
+    def commit(self: StoreWriter, puts: object) -> None:
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        real(self, puts)
+
+    stops = 0
+    while True:
+        target = tmp_path / f"all {stops}.lmdb"
+        with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+            StoreWriter(target, MADE).close()
+            left[0] = stops
+            patch.setattr(StoreWriter, "commit", commit)
+            merge(target, [shard])
+            break
+        assert not verify(target).findings
+        with StoreWriter(target, MADE) as writer:
+            for number in (4, 2):
+                if record(number).id not in writer:
+                    write_video(writer, number)
+        assert _but_state(target) == wanted
+        stops += 1
+    assert stops > 5
+
+
+@pytest.mark.parametrize("batch", [1, 64 << 20])
+def test_merge_leaves_damage_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    monkeypatch.setattr("flamvid.store.maintain._BATCH_BYTES", batch)
     shard = write_store(tmp_path / "0.lmdb", [4, 5])
-    flip(shard, shard.read_bytes().index(arrays(4, length(4))[1][:10].tobytes()) + 5, 0)
+    flip(shard, shard.read_bytes().index(arrays(4, length(4))[1][10:20].tobytes()) + 5, 0)
     outcome = merge(tmp_path / "all.lmdb", [shard])
     assert outcome.added == 1
     assert "wrong checksum" in outcome.damaged[0].what
