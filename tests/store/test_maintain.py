@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 
+import lmdb
 import numpy as np
 import pytest
 
@@ -14,6 +16,7 @@ from flamvid.errors import DamagedStore, FlamvidError, InputError, StoreError
 from flamvid.store import FeatureStore, StoreWriter
 from flamvid.store.audit import verify
 from flamvid.store.maintain import compact, merge, remove, repair
+from flamvid.store.schema import dump
 from tests.store.stores import MADE, arrays, length, record, write_store, write_video
 from tests.store.test_writer import entries
 
@@ -129,6 +132,38 @@ def repair_elsewhere(path: Path) -> None:
 
 def _but_state(path: Path) -> dict[tuple[str, bytes], bytes]:
     return {key: value for key, value in entries(path).items() if key[0] != "state"}
+
+
+@pytest.mark.parametrize(
+    ("db", "value"),
+    [
+        ("meta", None),
+        ("meta", [1]),
+        ("meta", {**asdict(MADE), "patches": "four"}),
+        ("meta", {**asdict(MADE), "later": 1}),
+        ("meta", {**asdict(MADE), "chunk_frames": -1}),
+        ("meta", {**asdict(MADE), "chunk_frames": 1 << 40}),
+        ("videos", [1]),
+        ("videos", {"path": "a.mp4"}),
+        ("videos", {"path": 5, "content_hash": record(1).content_hash}),
+        ("videos", {"path": "a.mp4", "content_hash": record(1).content_hash, "stored": "x"}),
+        ("failures", {"source": "a.mp4"}),
+        ("failures", [1]),
+    ],
+)
+def test_what_a_stranger_wrote_is_damage_in_a_line(tmp_path: Path, db: str, value: object) -> None:
+    """Values whose checksums are right, and that make no sense."""
+    path = write_store(tmp_path / "lib.lmdb", [1])
+    key = {"meta": b"provenance", "videos": bytes.fromhex(record(1).id)}.get(db, bytes(16))
+    with lmdb.open(str(path), subdir=False, max_dbs=16) as environment:
+        database = environment.open_db(db.encode())
+        with environment.begin(write=True) as txn:
+            txn.put(key, dump(db, key, value), db=database)
+    with pytest.raises(DamagedStore):
+        store = FeatureStore(path, check=True)
+        store[record(1).id].features()
+        store.failures()
+    assert verify(path).findings
 
 
 def test_a_truncated_store_is_said_to_be_one(whole: Path, tmp_path: Path) -> None:
