@@ -117,12 +117,13 @@ def index_on_ray(
     """As `index`, by the tasks of a Ray cluster; each loads the model once."""
     config = config or IndexConfig()
     found = list(listed(sources, store, config, shard))
+    stats = Stats(total=len(found))
     if Path(store).exists():
-        opened = FeatureStore(store)
-        new = Sieve(opened, Stats(), config.tries_again).unseen
+        new = Sieve(FeatureStore(store), stats, config.tries_again).unseen
         found = [source for source in found if new(source)]
+        stats.found = stats.over
     work = partial(_index_part, model, device, dtype, captions, batch, replace(config, retry=""))
-    return index_on_cluster(found, Path(store), work, cluster or Cluster(), on_part)
+    return index_on_cluster(found, Path(store), work, cluster or Cluster(), on_part, stats)
 
 
 def _index_part(
@@ -209,7 +210,7 @@ def search(
         assert like is not None
         vector = _vector_of(str(like), encoder, start, end)
     vector = vector.float().cpu()
-    if approximate is None:
+    if approximate is None or not len(windows):
         return search_windows(windows, vector, top, chosen)
     from flamvid.index.approximate import Approximate
 

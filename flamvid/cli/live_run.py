@@ -206,11 +206,19 @@ def _captioner(captioner: Captioner, wanted: LiveOptions, text: opt.TextOptions)
 def _keeper(watcher: LiveCaptioner, source: str, path: Path) -> Keeper:
     """What appends to a store all that the watcher sees and says."""
     from flamvid.live.captioner import sizes_of
-    from flamvid.live.keep import Keeper, provenance_of
+    from flamvid.live.keep import Keeper
     from flamvid.video.address import shown
+    from flamvid.weights.provenance import provenance_of
 
     fps, embedder = watcher.config.fps, watcher.embedder
-    made = provenance_of(watcher.model, fps, sizes_of(watcher.model), embedder)
+    sizes = sizes_of(watcher.model)
+    made = provenance_of(
+        watcher.model,
+        f"fps {fps:g}",
+        patches=sizes.patches,
+        width=sizes.width,
+        embedder=embedder,
+    )
     keeper = Keeper(path, made, shown(source), fps, embedder=embedder)
     watcher.on_frame = keeper.add
     return keeper

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flamvid.errors import InputError
+from flamvid.errors import DamagedStore, InputError
 from flamvid.index.stats import Stats
 from flamvid.store.maintain import merge
 
@@ -55,13 +55,15 @@ def index_on_cluster(
     work: Work,
     cluster: Cluster,
     on_part: Callable[[Stats], None] = lambda stats: None,
+    stats: Stats | None = None,
 ) -> Stats:
     """Do `work` on all sources, and merge what it makes into the store, in the sources' order.
 
     Sources and the store's folder must have the same names on all machines. Returns the counts of
-    all tasks; on_part hears of them as tasks end.
+    all tasks, on top of `stats`; on_part hears of them as tasks end. DamagedStore where a part was
+    damaged on its way: the others are merged, and the next run does its sources again.
     """
-    total = Stats(total=len(sources))
+    total = stats or Stats(total=len(sources))
     folder = store.with_name(f"{store.name}.parts")
     folder.mkdir(parents=True, exist_ok=True)
     parts = [sources[at : at + cluster.part] for at in range(0, len(sources), cluster.part)]
@@ -74,6 +76,11 @@ def index_on_cluster(
         total.duplicates += merged.present
         total.indexed -= merged.present
         shutil.rmtree(folder)
+        if merged.damaged:
+            raise DamagedStore(
+                f"{len(merged.damaged)} videos were damaged on their way into {store} "
+                f"({merged.damaged[0].what}); run it again to index those"
+            )
     return total
 
 

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -32,11 +32,13 @@ class Content:
 
 
 def status(source: str) -> tuple[int, float] | None:
-    """Size and time of change of what the source lies in; None for what isn't a file."""
+    """Size of what a source consists of, and when that was changed; None for what isn't a file."""
     try:
         found = parted(source)[0].stat() if is_archive(source) else os.stat(source)
     except (OSError, ValueError):
         return None
+    with suppress(OSError, SourceError):  # of a broken tar it is that of the tar
+        return sum(map(_size, _files(source))), found.st_mtime
     return found.st_size, found.st_mtime
 
 
@@ -48,29 +50,33 @@ def identify(source: str) -> Content:
     if "://" in source:
         return Content(hashlib.sha256(shown(source).encode()).hexdigest(), 0, 0.0)
     try:
-        if is_archive(source):
-            path, _ = parted(source)
-            return _content(_members(source), path.stat().st_mtime)
-        path = Path(source)
-        if path.is_dir():
-            files = sorted(file for file in path.iterdir() if file.is_file())
-            return _content(files, path.stat().st_mtime)
-        if not path.is_file() and path.exists():
+        path = parted(source)[0] if is_archive(source) else Path(source)
+        if path.exists() and not path.is_file() and not path.is_dir():
             raise SourceError(f"{source} is no file; give a video")
-        return _content([path], path.stat().st_mtime)
+        return _content(_files(source), path.stat().st_mtime)
     except FileNotFoundError:
         raise SourceError(f"{source} does not exist; check the path") from None
     except OSError as error:
         raise SourceError(f"{source} can't be read: {error.strerror}") from error
 
 
+def _files(source: str) -> list[Path] | list[Member]:
+    """The video, or its pictures."""
+    if is_archive(source):
+        return _members(source)
+    path = Path(source)
+    return sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+
+
+def _size(file: Path | Member) -> int:
+    return file.stat().st_size if isinstance(file, Path) else file.length
+
+
 def _content(files: list[Path] | list[Member], mtime: float) -> Content:
     digest, size = hashlib.sha256(), 0
     for each in files:
         if len(files) > 1:  # where one picture ends is part of what they are
-            digest.update(
-                f"{each.stat().st_size if isinstance(each, Path) else each.length} ".encode()
-            )
+            digest.update(f"{_size(each)} ".encode())
         for block in _blocks(each):
             digest.update(block)
             size += len(block)
@@ -91,7 +97,7 @@ def _members(source: str) -> list[Member]:
     path, wanted = parted(source)
     if Path(wanted or "").suffix.lower() in VIDEOS:
         return [_film(path, wanted or "")]
-    found = samples(path)
+    found = _samples(path, path.stat().st_mtime_ns)
     if wanted is None and len(found) == 1:
         return next(iter(found.values()))
     if wanted not in found:
@@ -110,6 +116,12 @@ def _film(path: Path, name: str) -> Member:
 def _listing(path: Path, changed: int) -> dict[str, Member]:
     """A tar's files by name: it is asked for each of them, and read through to tell."""
     return {member.name: member for member in members(path)}
+
+
+@lru_cache(maxsize=4)
+def _samples(path: Path, changed: int) -> dict[str, list[Member]]:
+    """The same of pictures."""
+    return samples(path)
 
 
 @contextmanager

@@ -5,9 +5,7 @@ Legend: B frames, N patches, F feature width, E width of a search vector.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -19,6 +17,7 @@ from flamvid.models.contrastive import Embedder
 from flamvid.store import Provenance
 from flamvid.weights.embed import load_embedder
 from flamvid.weights.load import LoadedModel
+from flamvid.weights.provenance import provenance_of
 
 __all__ = ["FrameEncoder", "Pooled", "embedder_of"]
 
@@ -95,29 +94,16 @@ class FrameEncoder:
         features_BNF = self.model.flamingo.encode(pictures_B3HW)
         return features_BNF, self.embedder.frames(features_BNF)
 
-    @cached_property
-    def weights_sha256(self) -> str:
-        """Of the encoder's tensors as they are computed with, dtype included."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.model.flamingo.vision.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-            digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
-        return digest.hexdigest()
-
     def provenance(self, sampling: str, dtype: str = "float16") -> Provenance:
         """What features by this encoder are, of frames that were chosen so."""
-        config, transform = self.model.config.vision, self.model.transform
-        black = torch.zeros(1, 3, *transform.size, device=self.model.device)
+        black = torch.zeros(1, 3, *self.model.transform.size, device=self.model.device)
         with torch.inference_mode():  # one picture, not a batch: only shapes are wanted
-            features, vectors = self._look(black.to(self.model.dtype))
-        return Provenance(
-            encoder=config.encoder,
-            weights_sha256=self.weights_sha256,
-            preprocessing=str(transform),
-            sampling=sampling,
+            features, _ = self._look(black.to(self.model.dtype))
+        return provenance_of(
+            self.model,
+            sampling,
             patches=features.shape[1],
             width=features.shape[2],
             dtype=dtype,
-            embedder=self.embedder.name,
-            embedding=vectors.shape[1],
+            embedder=self.embedder,
         )

@@ -292,7 +292,11 @@ class _Writing:
         else:
             assert job.video is not None
             job.video.captions(whole.captions)
-            job.video.finish()
+            try:
+                job.video.finish()
+            except InputError as error:  # a run before this one stored more frames than there are
+                self._fail(job, error)
+                return
             self._stats.indexed += 1
             self._stats.video_seconds += job.end
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from flamvid.errors import InputError
 from flamvid.index.windows import Clip, Part, Windows
 
-__all__ = ["Filter", "Hit", "apart", "nearest", "search_windows"]
+__all__ = ["Filter", "Hit", "apart", "check_top", "nearest", "search_windows"]
 
 # What is multiplied is half precision: a score is rounded to this, and those that a rounding may
 # have moved are computed again.
@@ -71,8 +71,7 @@ def search_windows(
 
     query_E: a vector of length 1, float32. The scores are those of float32 arithmetic.
     """
-    if top < 1:
-        raise InputError(f"top is {top}; must be at least 1")
+    check_top(top)
     chosen, found, count = chosen or Filter(), list[Hit](), 8 * top
     masks = [chosen.rows(*pair) for pair in zip(windows.parts, windows.alive, strict=True)]
     scores = [_scores(*pair, query_E) for pair in zip(windows.parts, masks, strict=True)]
@@ -82,6 +81,12 @@ def search_windows(
         if len(found) == top or len(ranked) < count:
             return found
         count *= 8
+
+
+def check_top(top: int) -> None:
+    """InputError where no hit is asked for."""
+    if top < 1:
+        raise InputError(f"top is {top}; must be at least 1")
 
 
 def _scores(part: Part, mask: NDArray[np.bool_] | None, query_E: Tensor) -> Tensor:

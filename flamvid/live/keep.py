@@ -9,50 +9,19 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from flamvid.errors import StoreError
 from flamvid.live.alarm import Embeds
 from flamvid.live.cue import Cue, Kind
-from flamvid.live.memory import Sizes
 from flamvid.store import Provenance, StoreWriter, VideoRecord
 from flamvid.store.writer import VideoWriter
 from flamvid.types import Caption
-from flamvid.weights.load import LoadedModel
 
-__all__ = ["Keeper", "provenance_of"]
+__all__ = ["Keeper"]
 
 _log = logging.getLogger("flamvid.live")
-
-
-def provenance_of(
-    model: LoadedModel, fps: float, sizes: Sizes, embedder: Any | None = None
-) -> Provenance:
-    """What makes the features of a stream that this model looks at."""
-    transform = model.transform
-    return Provenance(
-        encoder=model.config.vision.encoder,
-        weights_sha256=_digest(model),
-        preprocessing=f"{transform.resize} {transform.size} {transform.interpolation} "
-        f"mean {transform.mean} std {transform.std}",
-        sampling=f"fps {fps:g}",
-        patches=sizes.patches,
-        width=sizes.width,
-        embedder="" if embedder is None else embedder.name,
-        embedding=0 if embedder is None else embedder.width,
-    )
-
-
-def _digest(model: LoadedModel) -> str:
-    """Of the encoder's tensors as they are computed with, dtype included."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.flamingo.vision.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 class Keeper:

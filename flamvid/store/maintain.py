@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -111,35 +111,42 @@ def _copy_sound(
         if contents.whole(video) < need:
             partial.add(video)
             continue
-        keys = [chunk_key(video, number) for number in range(need)]
-        _write(writer, (value(db, key) for key in keys for db in _chunk_dbs(writer)))
         full = bytes.fromhex(record.content_hash)
         hashed: Put = ("hash", full, pack("hash", full, np.frombuffer(video, np.uint8)))
-        writer.commit([value("videos", video), hashed])
+        _write(writer, _chunks(writer, video, need, value, [value("videos", video), hashed]))
         kept += 1
     begun = 0
     for video in sorted(partial):
         whole = contents.whole(video)
         # The last chunk of a video may be short, and nothing can go on after it.
         full_chunks = sum(contents.chunks["pts"][video][n] == step for n in range(whole))
-        keys = [chunk_key(video, number) for number in range(full_chunks)]
-        _write(writer, (value(db, key) for key in keys for db in _chunk_dbs(writer)))
+        _write(writer, _chunks(writer, video, full_chunks, value))
         begun += bool(full_chunks)
-    _write(writer, (value("failures", key) for key in contents.failures))
+    _write(writer, ([value("failures", key)] for key in contents.failures))
     return kept, begun
 
 
-def _chunk_dbs(writer: StoreWriter) -> list[str]:
-    return ["pts", "features", *(["vectors"] if writer.provenance.embedding else [])]
+def _chunks(
+    writer: StoreWriter,
+    video: bytes,
+    count: int,
+    value: Callable[[str, bytes], Put],
+    record: Sequence[Put] = (),
+) -> Iterator[list[Put]]:
+    """The values of each chunk; `record`, which makes the video visible, comes with the last."""
+    dbs = ["pts", "features", *(["vectors"] if writer.provenance.embedding else [])]
+    for number in range(count):
+        key = chunk_key(video, number)
+        yield [*(value(db, key) for db in dbs), *(record if number == count - 1 else ())]
 
 
-def _write(writer: StoreWriter, puts: Iterable[Put]) -> None:
-    """Commit in batches of bounded size."""
+def _write(writer: StoreWriter, groups: Iterable[list[Put]]) -> None:
+    """Commit in batches of bounded size, which part no group: a run may be killed in between."""
     batch: list[Put] = []
     size = 0
-    for put in puts:
-        batch.append(put)
-        size += len(put[2] or b"")
+    for group in groups:
+        batch += group
+        size += sum(len(value or b"") for _, _, value in group)
         if size >= _BATCH_BYTES:
             writer.commit(batch)
             batch, size = [], 0
@@ -197,15 +204,14 @@ def merge(target: Path, sources: Sequence[Path]) -> Merged:
 
 
 def _merge_video(snapshot: Snapshot, video_id: str, writer: StoreWriter) -> None:
+    def value(db: str, key: bytes) -> Put:
+        return db, key, snapshot.value(db, key)
+
     video, record = id_bytes(video_id), snapshot[video_id].record
     count = -(-record.stored // writer.provenance.chunk_frames)
-    keys = [chunk_key(video, number) for number in range(count)]
-    full = bytes.fromhex(record.content_hash)
-    places = [(db, key) for key in keys for db in _chunk_dbs(writer)]
-    places += [("hash", full), ("videos", video)]
-    _write(writer, ((db, key, snapshot.value(db, key)) for db, key in places[:-2]))
-    last: list[Put] = [(db, key, snapshot.value(db, key)) for db, key in places[-2:]]
-    writer.commit([*last, ("failures", failure_key(record.path), None)])
+    shown = [value("hash", bytes.fromhex(record.content_hash)), value("videos", video)]
+    known: Put = ("failures", failure_key(record.path), None)
+    _write(writer, _chunks(writer, video, count, value, [*shown, known]))
 
 
 def _merge_failures(snapshots: Sequence[Snapshot], writer: StoreWriter) -> None:

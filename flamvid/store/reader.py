@@ -22,6 +22,7 @@ from flamvid.store.schema import (
     FORMAT,
     Provenance,
     VideoRecord,
+    as_written,
     check_value,
     chunk_key,
     id_bytes,
@@ -90,8 +91,9 @@ class Snapshot:
         layout = self.json("meta", b"format")
         if layout is None:
             raise StoreError(f"{self._file.path} is no feature store, or not one yet")
-        if layout["version"] > FORMAT:
-            raise newer(str(self._file.path), layout["version"])
+        with as_written("the format"):
+            if layout["version"] > FORMAT:
+                raise newer(str(self._file.path), layout["version"])
         return provenance_from_json(self.json("meta", b"provenance"))
 
     # -- values --
@@ -162,7 +164,8 @@ class Snapshot:
     def failures(self) -> list[Failure]:
         """What could not be indexed, by source."""
         rows = (self.json("failures", key) for key in self.keys("failures"))
-        return sorted((Failure(**row) for row in rows), key=lambda failure: failure.source)
+        with as_written("the ledger of failures"):
+            return sorted((Failure(**row) for row in rows), key=lambda failure: failure.source)
 
 
 class StoredVideo:

@@ -9,6 +9,8 @@ import json
 import math
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -24,6 +26,7 @@ __all__ = [
     "HEADER_BYTES",
     "Provenance",
     "VideoRecord",
+    "as_written",
     "check_value",
     "chunk_key",
     "dump",
@@ -60,6 +63,8 @@ _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 
 _CHUNK_BYTES = 4 << 20  # large enough that few ranges cross an edge, small enough to resume often
 _CHUNK_FRAMES = 1024
+_LARGEST_CHUNK = 1 << 30
+_KINDS: dict[Any, type | tuple[type, ...]] = {"str": str, "int": int, "float": (int, float)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,8 +99,13 @@ class Provenance:
                 f"embedder is {self.embedder!r} and embedding {self.embedding}; "
                 "give a name and its width, or neither"
             )
+        frame = self.patches * self.width * np.dtype(self.dtype).itemsize
+        if not 0 <= self.chunk_frames * frame <= _LARGEST_CHUNK:
+            raise InputError(
+                f"chunk_frames is {self.chunk_frames}, of {frame:,} bytes each; a chunk must have "
+                f"at most {_LARGEST_CHUNK:,}"
+            )
         if not self.chunk_frames:
-            frame = self.patches * self.width * np.dtype(self.dtype).itemsize
             frames = max(1, min(_CHUNK_FRAMES, _CHUNK_BYTES // frame))
             object.__setattr__(self, "chunk_frames", frames)
 
@@ -271,9 +281,19 @@ def restore(array: NDArray[Any], scales: NDArray[np.float32] | None) -> NDArray[
     return array if scales is None else array * scales
 
 
+@contextmanager
+def as_written(what: str) -> Iterator[None]:
+    """DamagedStore where JSON is not of the form that we write: its checksum may be right."""
+    try:
+        yield
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise DamagedStore(f"{what} is not as flamvid writes it ({error})") from error
+
+
 def provenance_from_json(table: dict[str, Any]) -> Provenance:
     """As it is kept in `meta`."""
-    return Provenance(**table)
+    with as_written("the provenance"):
+        return Provenance(**table)
 
 
 def record_to_json(record: VideoRecord) -> dict[str, Any]:
@@ -283,7 +303,11 @@ def record_to_json(record: VideoRecord) -> dict[str, Any]:
 
 def record_from_json(table: dict[str, Any]) -> VideoRecord:
     """Unknown names come from a later flamvid of the same format, and are left out."""
-    known = {field.name for field in fields(VideoRecord)}
-    values = {name: value for name, value in table.items() if name in known}
-    values["captions"] = tuple(Caption(**caption) for caption in values.get("captions", ()))
-    return VideoRecord(**values)
+    with as_written("the record of a video"):
+        known = {field.name: _KINDS.get(field.type, object) for field in fields(VideoRecord)}
+        values = {name: value for name, value in table.items() if name in known}
+        for name, value in values.items():
+            if not isinstance(value, known[name]):
+                raise TypeError(f"{name} is {value!r}")
+        values["captions"] = tuple(Caption(**caption) for caption in values.get("captions", ()))
+        return VideoRecord(**values)

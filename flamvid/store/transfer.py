@@ -18,7 +18,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flamvid.errors import InputError, StoreError
+from flamvid.errors import DamagedStore, InputError, StoreError
 from flamvid.store.reader import FeatureStore, StoredVideo
 from flamvid.store.schema import (
     Provenance,
@@ -188,7 +188,7 @@ def import_folder(folder: Path, path: Path) -> tuple[int, int]:
             f"can't read {table} ({error.strerror}); it says what made the features, as "
             "`flamvid store export` writes it"
         ) from error
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except (DamagedStore, ValueError, LookupError, TypeError, AttributeError) as error:
         raise InputError(f"{table} is not as `flamvid store export` writes it ({error})") from error
     added = present = 0
     with StoreWriter(path, provenance) as writer:

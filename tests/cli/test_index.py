@@ -122,6 +122,7 @@ def test_sheets(folder: Path, store: Path, tmp_path: Path) -> None:
         (["a dog", "--format=png"], 2, "give --output"),
         (["--like=nowhere.mp4"], 1, "nowhere.mp4 does not exist"),
         (["--like={red}", "--top=0"], 2, "top is 0"),
+        (["--like={red}", "--top=0", "--approximate=ivf"], 2, "top is 0"),
         (["--like={red}", "--window=0"], 2, "window is 0"),
     ],
 )

@@ -59,7 +59,8 @@ def test_the_same_store(
 
     again = library.index_on_ray(videos, two, cluster, model=str(toml), config=config)
     assert contents(two) == contents(one)
-    assert again.indexed == 0
+    assert (again.total, again.found, again.present) == (8, 8, 6)
+    assert (again.indexed, again.duplicates, again.failed_before) == (0, 1, 1)
 
     death = tmp_path / "death"
     real = library.index_on_cluster

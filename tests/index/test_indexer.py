@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from flamvid.api import Captioner
 from flamvid.errors import StoreError
 from flamvid.index.encoder import FrameEncoder
 from flamvid.library import IndexConfig, Shard
-from flamvid.store import FeatureStore
+from flamvid.store import FeatureStore, StoreWriter, VideoRecord
 from flamvid.store.maintain import merge
 from tests.index.library_files import COLOURS, contents
 from tests.tiny import write_colours, write_tar
@@ -136,6 +138,9 @@ def test_tars(tmp_path: Path, videos: Path, captioner: Captioner) -> None:
     stats = library.index([films, pictures], store, model=captioner)
     assert (stats.indexed, stats.failed) == (5, 0)
     assert paths(store) >= {f"{films}#a.mp4", f"{films}#b.mp4", f"{pictures}#m0"}
+    # They are known again by name and size: a tar is not read through to tell.
+    again = library.index([films, pictures], store, model=captioner)
+    assert (again.present, again.duplicates) == (5, 0)
     # The same bytes outside a tar are the same video.
     assert library.index(videos / "red 0.mp4", store, model=captioner).duplicates == 1
 
@@ -180,6 +185,26 @@ def test_features_too_large_for_the_store(
     assert (stats.indexed, stats.failed) == (0, 1)
     [failure] = FeatureStore(tmp_path / "s.lmdb").failures()
     assert "not finite as float16" in failure.message
+
+
+def test_a_beginning_longer_than_its_video_takes_one_video(
+    tmp_path: Path, videos: Path, captioner: Captioner
+) -> None:
+    """As another version of the decoder may have left; what is there of it is dropped."""
+    red, blue, store = videos / "red 0.mp4", videos / "blue 2.mp4", tmp_path / "s.lmdb"
+    made = FrameEncoder(captioner.model).provenance("fps 1")
+    T = made.chunk_frames + 1
+    with StoreWriter(store, made) as writer:
+        digest = hashlib.sha256(red.read_bytes()).hexdigest()
+        wanted = VideoRecord(path=str(red), content_hash=digest)
+        with suppress(KeyboardInterrupt), writer.video(wanted) as begun:
+            vectors = np.zeros((T, made.embedding))
+            begun.add(np.arange(T), np.zeros((T, made.patches, made.width)), vectors)
+            raise KeyboardInterrupt
+    stats = library.index([red, blue], store, model=captioner)
+    assert (stats.indexed, stats.failed) == (1, 1)
+    retried = library.index([], store, model=captioner, config=IndexConfig(retry=""))
+    assert (retried.indexed, paths(store)) == (1, {str(red), str(blue)})
 
 
 def test_a_store_that_fails_ends_the_run(

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from flamvid import library
 from flamvid.api import Captioner
 from flamvid.errors import InputError
+from flamvid.index.encoder import FrameEncoder
 from flamvid.index.search import Filter, Hit, nearest, search_windows
 from flamvid.index.windows import Windows, cut, open_windows
 from flamvid.store import FeatureStore, Provenance, StoreWriter, VideoRecord
@@ -220,6 +221,16 @@ def test_verbs(tmp_path: Path, videos: Path, captioner: Captioner) -> None:
     write(tmp_path / "other.lmdb", 0, 1)
     with pytest.raises(InputError, match="indexed for search by random"):
         library.search(tmp_path / "other.lmdb", like=source, model=captioner)
+
+
+def test_approximate_search_of_an_empty_store(
+    tmp_path: Path, videos: Path, captioner: Captioner
+) -> None:
+    made = FrameEncoder(captioner.model).provenance("fps 1")
+    StoreWriter(tmp_path / "s.lmdb", made).close()
+    red = videos / "red 0.mp4"
+    hits = library.search(tmp_path / "s.lmdb", like=red, approximate="ivf", model=captioner)
+    assert hits == []
 
 
 def faiss_or_skip() -> None:

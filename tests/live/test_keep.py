@@ -12,11 +12,16 @@ import torch
 from flamvid.generate.config import GenerationConfig
 from flamvid.live.captioner import LiveCaptioner, LiveConfig, sizes_of
 from flamvid.live.cue import Cue
-from flamvid.live.keep import Keeper, provenance_of
-from flamvid.live.memory import MemoryConfig, Sizes
-from flamvid.store import FeatureStore
+from flamvid.live.keep import Keeper
+from flamvid.live.memory import MemoryConfig
+from flamvid.store import FeatureStore, Provenance
 from flamvid.weights.load import LoadedModel
+from flamvid.weights.provenance import provenance_of
 from tests.live.script import Script, walls
+
+
+def made(model: LoadedModel, patches: int, width: int) -> Provenance:
+    return provenance_of(model, "fps 2", patches=patches, width=width)
 
 
 def test_parts_can_be_read_while_the_stream_goes_on(model: LoadedModel, tmp_path: Path) -> None:
@@ -26,7 +31,8 @@ def test_parts_can_be_read_while_the_stream_goes_on(model: LoadedModel, tmp_path
         LiveConfig(every=1.0, memory=MemoryConfig(recent=64)),
         GenerationConfig(beams=1, max_tokens=4),
     )
-    keeper = Keeper(path, provenance_of(model, 2.0, sizes_of(model)), "cam", 2.0, seconds=4.0)
+    sizes = sizes_of(model)
+    keeper = Keeper(path, made(model, sizes.patches, sizes.width), "cam", 2.0, seconds=4.0)
     live.on_frame = keeper.add
     visible = []
     for cue in live.watch(Script(walls("red", "green", "blue", each=6))):
@@ -50,8 +56,7 @@ def test_parts_can_be_read_while_the_stream_goes_on(model: LoadedModel, tmp_path
 
 def test_a_full_disk_loses_a_part_and_not_the_next(model: LoadedModel, tmp_path: Path) -> None:
     path, features_NF = tmp_path / "store", torch.rand(4, 256)
-    sizes = Sizes(4, 256, torch.float32, 0)
-    keeper = Keeper(path, provenance_of(model, 2.0, sizes), "cam", 2.0, seconds=20.0)
+    keeper = Keeper(path, made(model, 4, 256), "cam", 2.0, seconds=20.0)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     for tick in range(130):  # of three parts and the begin of a fourth
         if tick == 50:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 
+import lmdb
 import numpy as np
 import pytest
 
@@ -13,6 +16,7 @@ from flamvid.errors import DamagedStore, FlamvidError, InputError, StoreError
 from flamvid.store import FeatureStore, StoreWriter
 from flamvid.store.audit import verify
 from flamvid.store.maintain import compact, merge, remove, repair
+from flamvid.store.schema import dump
 from tests.store.stores import MADE, arrays, length, record, write_store, write_video
 from tests.store.test_writer import entries
 
@@ -130,6 +134,38 @@ def _but_state(path: Path) -> dict[tuple[str, bytes], bytes]:
     return {key: value for key, value in entries(path).items() if key[0] != "state"}
 
 
+@pytest.mark.parametrize(
+    ("db", "value"),
+    [
+        ("meta", None),
+        ("meta", [1]),
+        ("meta", {**asdict(MADE), "patches": "four"}),
+        ("meta", {**asdict(MADE), "later": 1}),
+        ("meta", {**asdict(MADE), "chunk_frames": -1}),
+        ("meta", {**asdict(MADE), "chunk_frames": 1 << 40}),
+        ("videos", [1]),
+        ("videos", {"path": "a.mp4"}),
+        ("videos", {"path": 5, "content_hash": record(1).content_hash}),
+        ("videos", {"path": "a.mp4", "content_hash": record(1).content_hash, "stored": "x"}),
+        ("failures", {"source": "a.mp4"}),
+        ("failures", [1]),
+    ],
+)
+def test_what_a_stranger_wrote_is_damage_in_a_line(tmp_path: Path, db: str, value: object) -> None:
+    """Values whose checksums are right, and that make no sense."""
+    path = write_store(tmp_path / "lib.lmdb", [1])
+    key = {"meta": b"provenance", "videos": bytes.fromhex(record(1).id)}.get(db, bytes(16))
+    with lmdb.open(str(path), subdir=False, max_dbs=16) as environment:
+        database = environment.open_db(db.encode())
+        with environment.begin(write=True) as txn:
+            txn.put(key, dump(db, key, value), db=database)
+    with pytest.raises(DamagedStore):
+        store = FeatureStore(path, check=True)
+        store[record(1).id].features()
+        store.failures()
+    assert verify(path).findings
+
+
 def test_a_truncated_store_is_said_to_be_one(whole: Path, tmp_path: Path) -> None:
     path, data = tmp_path / "cut.lmdb", whole.read_bytes()
     for share in (0.999, 0.9, 0.5):
@@ -159,9 +195,46 @@ def test_shards_merge_into_what_one_run_would_have_made(tmp_path: Path) -> None:
         merge(target, [target])
 
 
-def test_merge_leaves_damage_behind(tmp_path: Path) -> None:
+def test_a_merge_that_is_stopped_anywhere_leaves_a_sound_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a killed merge those commits are there that came before; indexing goes on behind them."""
+    monkeypatch.setattr("flamvid.store.maintain._BATCH_BYTES", 1)  # as of videos that are large
+    shard, real = write_store(tmp_path / "0.lmdb", [4, 2]), StoreWriter.commit
+    wanted, left = _but_state(shard), [0]
+
+    def commit(self: StoreWriter, puts: object) -> None:
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        real(self, puts)
+
+    stops = 0
+    while True:
+        target = tmp_path / f"all {stops}.lmdb"
+        with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+            StoreWriter(target, MADE).close()
+            left[0] = stops
+            patch.setattr(StoreWriter, "commit", commit)
+            merge(target, [shard])
+            break
+        assert not verify(target).findings
+        with StoreWriter(target, MADE) as writer:
+            for number in (4, 2):
+                if record(number).id not in writer:
+                    write_video(writer, number)
+        assert _but_state(target) == wanted
+        stops += 1
+    assert stops > 5
+
+
+@pytest.mark.parametrize("batch", [1, 64 << 20])
+def test_merge_leaves_damage_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    monkeypatch.setattr("flamvid.store.maintain._BATCH_BYTES", batch)
     shard = write_store(tmp_path / "0.lmdb", [4, 5])
-    flip(shard, shard.read_bytes().index(arrays(4, length(4))[1][:10].tobytes()) + 5, 0)
+    flip(shard, shard.read_bytes().index(arrays(4, length(4))[1][10:20].tobytes()) + 5, 0)
     outcome = merge(tmp_path / "all.lmdb", [shard])
     assert outcome.added == 1
     assert "wrong checksum" in outcome.damaged[0].what
