@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from flamvid.models.resampler import PerceiverResampler, ResamplerBlock
-from flamvid.ops import attention
+from flamvid.ops import attention, linear
 
 __all__ = ["FrameKeys", "KeyReader"]
 
@@ -75,7 +75,7 @@ class KeyReader:
         media_ND = self.resampler._embed(features_NF, None)
         media_ND = media_ND - media_ND.mean(-1, keepdim=True)
         variance_N = media_ND.square().mean(-1)
-        return FrameKeys(media_ND, variance_N, tuple(media_ND @ w.t() for w in self._weights_CD))
+        return FrameKeys(media_ND, variance_N, tuple(linear(media_ND, w) for w in self._weights_CD))
 
     @torch.inference_mode()
     def latents(self, frames: Sequence[FrameKeys]) -> Tensor:

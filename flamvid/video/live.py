@@ -164,10 +164,14 @@ class LiveSource:
             yield frame
 
     def _thinned(self) -> Iterator[Frames]:
+        frame = None
         for frame in self._forward():
             self._ticks += 1
             if self._ticks % self._thin == (self._thin // 2 + 1) % self._thin:
                 yield frame
+        # As `at_ticks`: one frame of what ends before its first tick.
+        if frame is not None and self._ticks <= self._thin // 2:
+            yield frame
 
     def _read(self) -> Frames | None:
         """The next frame; None at the end, with the child gone."""

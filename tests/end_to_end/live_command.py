@@ -66,16 +66,23 @@ class LiveCommand:
     """Runs until the block ends. `files` are parsed again and again; so is what it takes of memory.
 
     source, options: of the command. Its cues go to out.jsonl, out.vtt and out.srt in `folder`.
+    program: the module to run; another may be `flamvid` with something changed.
     """
 
     def __init__(
-        self, folder: Path, model: Path, source: str, *options: str, stdin: int | None = None
+        self,
+        folder: Path,
+        model: Path,
+        source: str,
+        *options: str,
+        stdin: int | None = None,
+        program: str = "flamvid",
     ) -> None:
         self.jsonl, self.vtt, self.srt = (
             folder / f"out.{kind}" for kind in ("jsonl", "vtt", "srt")
         )
         sinks = [f"--sink={path}" for path in (self.jsonl, self.vtt, self.srt)]
-        command = [sys.executable, "-m", "flamvid", "live", source, *options, *sinks]
+        command = [sys.executable, "-m", program, "live", source, *options, *sinks]
         self.process = subprocess.Popen(
             [*command, f"--model={model}"],
             stdin=stdin or subprocess.DEVNULL,

@@ -12,10 +12,12 @@ import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.end_to_end import slow_live
 from tests.end_to_end.live_command import PATIENCE, LiveCommand
 from tests.tiny import make_model
 from tests.video.live_tools import camera
@@ -56,8 +58,8 @@ def cam(clip: Clip) -> Path:
 
 @pytest.fixture
 def start(tmp_path: Path, model: Path) -> Start:
-    def run(source: str | Path, *options: str, stdin: int | None = None) -> LiveCommand:
-        return LiveCommand(tmp_path, model, str(source), *options, stdin=stdin)
+    def run(source: str | Path, *options: str, **how: Any) -> LiveCommand:
+        return LiveCommand(tmp_path, model, str(source), *options, **how)
 
     return run
 
@@ -182,17 +184,18 @@ def test_the_wrap_after_26_hours(start: Start, clip: Clip) -> None:
 
 
 def test_a_consumer_ten_times_too_slow(start: Start, cam: Path) -> None:
-    slow = ("--fps=100", "--every=10ms", "--beams=8", "--max-tokens=40", "--min-tokens=40")
+    fps = 10 / slow_live.LONGER  # ten frames come while one is looked at, however fast we are
+    options = (f"--fps={fps:g}", "--every=10ms", "--latency-budget=100ms", "--queue=4", "--beams=3")
     with (
         camera(cam) as (_, url),
-        start(url, "--latency-budget=100ms", "--queue=4", *slow) as live,
+        start(url, *options, program=slow_live.__name__) as live,
     ):
         live.until(lambda cues: len(cues) > 20)
         time.sleep(4.0)
         assert live.end(signal.SIGINT) == 130
         cues = live.cues
     last = cues[-1]
-    assert last["dropped"] > 2 * last["seen"]  # by the speed of the machine
+    assert last["dropped"] > 4 * last["seen"]
     assert last["shed"]["frames"] > 0
     assert any(cue["shed"]["greedy"] for cue in cues)
     assert any(cue["shed"]["latents"] for cue in cues)

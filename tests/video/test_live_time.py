@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flamvid.types import Frames
-from flamvid.video.live import _Clock, at_ticks
+from flamvid.video.live import LiveSource, _Clock, at_ticks
 from flamvid.video.sample import Fps
 from tests.video.live_tools import (
     contents,
@@ -58,3 +60,10 @@ def test_ticks_agree_with_sampling(gaps: list[float], fps: float) -> None:
 
 def test_ticks_of_nothing() -> None:
     assert list(at_ticks(iter([]), 1.0)) == []
+
+
+def test_a_stream_that_ends_before_its_first_tick(clip, numbers) -> None:
+    with LiveSource("-", stdin=io.BytesIO(clip("a.ts")), fps=0.1) as live:
+        shown, _ = contents(list(live.frames()), numbers)
+        assert len(shown) == 1
+        assert list(live.frames()) == []
