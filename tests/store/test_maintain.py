@@ -159,10 +159,14 @@ def test_what_a_stranger_wrote_is_damage_in_a_line(tmp_path: Path, db: str, valu
         database = environment.open_db(db.encode())
         with environment.begin(write=True) as txn:
             txn.put(key, dump(db, key, value), db=database)
-    with pytest.raises(DamagedStore):
+
+    def read() -> None:
         store = FeatureStore(path, check=True)
         store[record(1).id].features()
         store.failures()
+
+    with pytest.raises(DamagedStore):
+        read()
     assert verify(path).findings
 
 
