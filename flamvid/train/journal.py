@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -104,5 +105,7 @@ def _wandb(folder: Path, project: str) -> Any:
         raise ConfigError(
             "run.wandb needs the package wandb; pip install 'flamvid[wandb]'"
         ) from error
-    name = folder.resolve().name
-    return wandb.init(project=project, name=name, id=name, dir=str(folder), resume="allow")
+    where = folder.resolve()
+    # By its place: many runs have the same name, and a resumed one goes on under its own.
+    run = hashlib.sha256(str(where).encode()).hexdigest()[:16]
+    return wandb.init(project=project, name=where.name, id=run, dir=str(where), resume="allow")

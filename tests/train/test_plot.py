@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -62,3 +64,36 @@ def test_tensorboard_has_the_same_numbers(tmp_path: Path) -> None:
     journal.write({"step": 1, "loss": {"pages": 3.0}})
     journal.close()
     assert any((tmp_path / "tensorboard").iterdir())
+
+
+def test_weights_and_biases_knows_a_run_by_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged: dict[str, list[tuple[int, dict[str, float]]]] = {}
+
+    class Run:
+        def __init__(self, lines: list[tuple[int, dict[str, float]]]) -> None:
+            self.lines = lines
+
+        def log(self, values: dict[str, float], step: int) -> None:
+            self.lines.append((step, values))
+
+        def finish(self) -> None:
+            self.lines.append((-1, {}))
+
+    def init(*, project: str, name: str, id: str, dir: str, resume: str) -> Run:
+        assert (project, name, resume) == ("films", "run", "allow")
+        return Run(logged.setdefault(id, []))
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    for place, first in (("a", 0), ("b", 0), ("a", 1)):
+        folder = tmp_path / place / "run"
+        folder.mkdir(parents=True, exist_ok=True)
+        journal = Journal(folder, first, wandb="films")
+        journal.write({"step": first + 1, "loss": {"pages": 3.0}})
+        journal.close()
+    lines = {"loss/pages": 3.0}
+    assert list(logged.values()) == [
+        [(1, lines), (-1, {}), (2, lines), (-1, {})],
+        [(1, lines), (-1, {})],
+    ]
