@@ -2,9 +2,9 @@
 
     python tools/bench/alert.py DATA [--features runs/features]
 
-DATA holds shards of clips with captions (msrvtt/validate-*.tar). Each caption is an alert's text. It
-should fire on its own clip and stay quiet on the others; a few of those show the same thing, so that
-what is counted as false is an upper bound.
+DATA holds shards of clips with captions (msrvtt/validate-*.tar). Each caption is an alert's text.
+It should fire on its own clip and stay quiet on the others; a few of those show the same thing, so
+that what is counted as false is an upper bound.
 """
 
 from __future__ import annotations
