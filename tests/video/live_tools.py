@@ -18,6 +18,7 @@ from flamvid.types import Frames
 from flamvid.video.live import LiveSource, open_live
 from tests.video import rtsp_server
 
+DEBIANS_PYTHON, GSTREAMER = "/usr/bin/python3", Path(__file__).with_name("gst_server.py")
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
 VFR = [*range(30), *range(30, 60, 3)]  # of 60 frames the first 30, then every third
 
@@ -38,8 +39,15 @@ def ffmpeg(*args: str, **pipes: int) -> Iterator[subprocess.Popen[bytes]]:
 
 @contextmanager
 def camera(clip: Path, port: int = 0) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """An RTSP server of its own process, which plays for ever; and its address."""
-    command = [sys.executable, rtsp_server.__file__, str(clip), "--port", str(port)]
+    """An RTSP server of its own process, and its address.
+
+    Ours plays H.264 for ever; GStreamer's plays an mp4 to its end, to everybody anew.
+    """
+    if clip.suffix == ".mp4":
+        program = [DEBIANS_PYTHON, str(GSTREAMER)]
+    else:
+        program = [sys.executable, rtsp_server.__file__]
+    command = [*program, str(clip), "--port", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
