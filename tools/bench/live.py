@@ -42,7 +42,7 @@ from flamvid.types import Frames
 from flamvid.video.sample import Fps
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from tests.video.live_tools import camera  # noqa: E402
+from tests.video.live_tools import camera
 
 WINDOW = 16
 
