@@ -57,6 +57,7 @@ def cost(clip: Path, rounds: int) -> None:
         at = Fps(WINDOW / length).indices(opened.pts, opened.durations, 0.0, length)
         frames = opened.read(at.tolist())
     singles = [_part(frames, i % len(frames)) for i in range(WINDOW)]
+    window_X3HW = torch.cat([one.pixels for one in singles])  # all at once, as a peer would
     for tick, one in enumerate(singles):  # a full memory
         live.memory.add(live._looker.encode(one)[0], tick, tick, tick + 1)
 
@@ -67,12 +68,12 @@ def cost(clip: Path, rounds: int) -> None:
 
     def naive(new: int) -> torch.Tensor:
         with torch.inference_mode():
-            features = torch.cat([live._looker.encode(one) for one in singles])
+            features = model.flamingo.encode(model.transform(window_X3HW))
             model.name(features)
             return model.flamingo.resampler(features[None])
 
     print(f"window of {WINDOW} frames, {torch.get_num_threads()} threads; frames to latents")
-    for new in (1, 4):
+    for new in (1, 2, 4):
         times: dict[str, list[float]] = {"ours": [], "naive": []}
         for _ in range(rounds + 1):
             for name, run in (("ours", ours), ("naive", naive)):
