@@ -44,7 +44,7 @@ def train(world: World, engine: str, folder: Path, updates: int, out: Path) -> N
         updated = updater([rows_of(batch, mine) for batch in batches])
         assert updated.skipped == (("videos",) if step == BROKEN else ())
         assert updated.tokens == {b.corpus: int((b.targets >= 0).sum()) for b in batches}
-    snapshots.save(updates, parallel, optimizer, {"rank": world.rank}, {})
+    snapshots.save(updates, parallel, optimizer, {"rank": world.rank})
     weights = {n: p.full_tensor() if isinstance(p, DTensor) else p for n, p in parallel.trained()}
     if world.first:
         torch.save({n: w.detach() for n, w in weights.items()}, out)
