@@ -27,6 +27,8 @@ from flamvid.weights.adapter import load_adapter
 from flamvid.weights.load import load_model
 from tests.tiny import WORDS, picture
 from tests.train.conftest import MakeRecipe
+from tests.train.processes import together
+from tests.train.together import run_noting
 
 Log = Callable[[str], None]
 
@@ -203,6 +205,25 @@ def test_every_sample_is_seen_once_an_epoch(make_recipe: MakeRecipe, tmp_path: P
     stills = Counter(key for keys in seen for key in keys[6:])
     assert len(stills) == 9
     assert set(stills.values()) == {2}
+
+
+@pytest.mark.parametrize("kind", ["captions", "contrastive"])
+def test_of_two_processes_the_first_writes(
+    make_recipe: MakeRecipe, tmp_path: Path, kind: str
+) -> None:
+    """The other, its share of each snapshot alone."""
+    recipe = make_recipe(steps=8)
+    if kind == "contrastive":
+        text = recipe.read_text().partition("[words]")[0].replace("precision", "# precision")
+        recipe.write_text(f"{text}[contrastive]\nsteps = 4\nbatch = 6\nwidth = 8\nsave_every = 2\n")
+    out = tmp_path / "run"
+    together(2, run_noting, recipe, out, tmp_path)
+    first, second = ((tmp_path / f"{rank}.txt").read_text().splitlines() for rank in (0, 1))
+    assert any(path.endswith("log.jsonl") for path in first)
+    assert any("adapter.safetensors" in path or "contrastive.safe" in path for path in first)
+    mine = [path for path in second if str(tmp_path) in path]
+    assert mine
+    assert [path for path in mine if ".part/" not in path] == []
 
 
 def test_features_are_computed_once_and_shared_by_runs(
