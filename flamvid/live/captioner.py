@@ -18,7 +18,7 @@ from torch import Tensor
 
 from flamvid.errors import FlamvidError, InputError
 from flamvid.generate.config import GenerationConfig
-from flamvid.live.alarm import Alarm, Alert, Embeds
+from flamvid.live.alarm import Alarm, Alert
 from flamvid.live.budget import Budget
 from flamvid.live.cue import Cue, Kind
 from flamvid.live.look import Looker
@@ -27,6 +27,7 @@ from flamvid.live.moment import Moment
 from flamvid.live.policies import Policy
 from flamvid.live.speaker import Said, Speaker
 from flamvid.live.trigger import Bell, Change, ChangeConfig, Every
+from flamvid.models.contrastive import Embedder
 from flamvid.models.resampler_keys import KeyReader
 from flamvid.types import Frames
 from flamvid.video.events import Event, Frame, Gap
@@ -101,7 +102,7 @@ class LiveCaptioner:
         model: LoadedModel,
         config: LiveConfig | None = None,
         search: GenerationConfig | None = None,
-        embedder: Embeds | None = None,
+        embedder: Embedder | None = None,
     ) -> None:
         config = config or LiveConfig()
         self.model, self.config = model, config
