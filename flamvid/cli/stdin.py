@@ -19,11 +19,7 @@ def check_stdin(reader: str) -> None:
 
 
 def stdin_lines() -> Iterator[str]:
-    """Lines as they come; for a thread that nobody waits for at the end.
-
-    They are not read through sys.stdin, which that thread would hold locked while the interpreter
-    shuts down, which is fatal to it.
-    """
+    """Lines as they come, of whatever bytes, none longer than a few thousand."""
     with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as raw:
         while line := raw.readline(_LONGEST):
             yield line.decode("utf-8", "replace")

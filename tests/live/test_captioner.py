@@ -217,7 +217,7 @@ def test_numbers_that_are_none_end_it_in_a_line(
     model: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = [Generated((7,), float("nan"))]
-    monkeypatch.setattr("flamvid.live.speaker.generate", lambda *_, **__: broken)
+    monkeypatch.setattr("flamvid.live.speaker.Prompt.search", lambda *_: broken)
     with pytest.raises(FlamvidError, match="log-probability nan; must be finite"):
         watch(model, walls("red"))
 
