@@ -129,7 +129,7 @@ def index(
                 batch=batch,
                 shard=part,
                 config=config,
-                on_part=listener.progress,
+                listener=listener,
             )
         else:
             stats = library.index(
