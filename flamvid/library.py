@@ -197,6 +197,8 @@ def search(
         raise InputError("give a text to search for, or a picture or clip, and not both")
     if query is not None and not query.strip():
         raise InputError("the text to search for is empty; say what is to be seen")
+    if top < 1:
+        raise InputError(f"top is {top}; must be at least 1")
     store = store if isinstance(store, FeatureStore) else FeatureStore(store)
     held = store.provenance
     captioner = load(model) if isinstance(model, str) else model
