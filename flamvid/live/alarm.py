@@ -8,25 +8,17 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from flamvid.errors import InputError
+from flamvid.models.contrastive import Embedder
 
-__all__ = ["Alarm", "Alert", "Embeds"]
+__all__ = ["Alarm", "Alert"]
 
 _CALM = 0.9  # of the threshold; below it an alert may be raised again
-
-
-class Embeds(Protocol):
-    """Frames and texts in one space; texts have length 1."""
-
-    def frames(self, features_TNF: Tensor) -> Tensor: ...
-
-    def text(self, texts: Sequence[str]) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +42,7 @@ class Alarm:
     below that.
     """
 
-    def __init__(self, alerts: Sequence[Alert], embedder: Embeds, frames: int) -> None:
+    def __init__(self, alerts: Sequence[Alert], embedder: Embedder, frames: int) -> None:
         self._alerts, self._embedder = list(alerts), embedder
         self._texts_AE = embedder.text([alert.text for alert in alerts]).float()
         self._vectors: deque[Tensor] = deque(maxlen=frames)

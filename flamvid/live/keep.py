@@ -13,8 +13,8 @@ from pathlib import Path
 from torch import Tensor
 
 from flamvid.errors import StoreError
-from flamvid.live.alarm import Embeds
 from flamvid.live.cue import Cue, Kind
+from flamvid.models.contrastive import Embedder
 from flamvid.store import Provenance, StoreWriter, VideoRecord
 from flamvid.store.writer import VideoWriter
 from flamvid.types import Caption
@@ -39,7 +39,7 @@ class Keeper:
         source: str,
         fps: float,
         *,
-        embedder: Embeds | None = None,
+        embedder: Embedder | None = None,
         seconds: float = 60.0,
     ) -> None:
         self.lost = 0  # captions

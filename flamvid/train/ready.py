@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from flamvid.models.flamingo import Flamingo
 from flamvid.models.gated_xattn import GatedCrossAttention
 from flamvid.models.lm import decoder_layers
 from flamvid.models.vision import TimmEncoder
+from flamvid.train.chunks import chunks
 from flamvid.train.feature_cache import FeatureCache
 from flamvid.train.lora import add_lora
 from flamvid.train.objective import Objective, checkpoint_layers
@@ -60,7 +61,9 @@ class Ready:
         self.optimizer = make_optimizer(self.parallel.trained(), plan.optim)
         weights = {corpus.name: corpus.weight for corpus in plan.corpora}
         together = plan.run.together or (_TOGETHER if world.device.type == "cpu" else 0)
-        self.updater = Updater(self.parallel, self.optimizer, weights, plan.optim.clip, together)
+        # Processes that share a model must make the same number of passes through it.
+        split = partial(chunks, most=0 if self.parallel.sharded else together)
+        self.updater = Updater(self.parallel, self.optimizer, weights, plan.optim.clip, split)
         self._cache: FeatureCache | None = None
         if plan.model.vision == "frozen":
             path = out / plan.run.cache if plan.run.cache else None
@@ -83,15 +86,6 @@ class Ready:
             batch = replace(batch, frames=pictures.unflatten(0, frames.shape[:3]))
         return _placed(batch, self.world.device)
 
-    def resume_data(self, places: Sequence[Mapping[str, Any]]) -> None:
-        """Go on where a snapshot was; each of its processes knows of its own unreadable samples."""
-        bad: dict[str, list[str]] = {corpus.name: [] for corpus in self.plan.corpora}
-        for place in places:
-            for corpus, names in place["bad"].items():
-                known = bad.setdefault(corpus, [])
-                known += [name for name in names if name not in known]
-        self.data.load_state_dict({**places[0], "bad": bad})
-
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Mean loss per token of held-out batches, by corpus."""
@@ -103,7 +97,7 @@ class Ready:
         for _ in range(self.plan.run.validation_batches):
             for batch in next(data):
                 loss[batch.corpus] += self.parallel(self.prepare(batch)).item()
-                tokens[batch.corpus] += int((batch.targets >= 0).sum())
+                tokens[batch.corpus] += batch.scored
         self.model.flamingo.train()
         self.parallel.leave_out()
         summed = self.world.sum([*loss.values(), *tokens.values()])

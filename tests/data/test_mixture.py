@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,31 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_was_not(
         state = part.state_dict()
     assert all(same(a, b) for a, b in zip(wanted, parts, strict=True))
     assert {len(update) for update in wanted} == ({2} if mixing == "accumulate" else {1})
+
+
+def test_reading_ahead_takes_no_random_number(
+    corpora: list[CorpusConfig], prompts: PromptFormat, tmp_path: Path
+) -> None:
+    """Or the first update after a snapshot would drop out others than it did before."""
+    torch.manual_seed(3)
+    wanted = torch.rand(1)
+    torch.manual_seed(3)
+    next(mixture(corpora, prompts, tmp_path, workers=1))
+    assert torch.rand(1) == wanted
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_no_epoch_changes_a_picture_as_another_does(
+    corpora: list[CorpusConfig], prompts: PromptFormat, tmp_path: Path, workers: int
+) -> None:
+    jittered = replace(corpora[0], batch=23, jitter=0.4)
+    updates = mixture([jittered], prompts, tmp_path, workers=workers)
+    looks = []
+    for _ in range(4):
+        [batch] = next(updates)
+        assert batch.frames is not None
+        looks.append(batch.frames[batch.keys.index("20")])
+    assert not any(torch.equal(one, other) for one, other in combinations(looks, 2))
 
 
 def test_round_robin_takes_turns(

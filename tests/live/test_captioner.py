@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flamvid.errors import DecodeError, InputError
-from flamvid.generate.config import GenerationConfig
+from flamvid.errors import DecodeError, FlamvidError, InputError
+from flamvid.generate.config import Generated, GenerationConfig
 from flamvid.live.alarm import Alarm, Alert
 from flamvid.live.budget import Budget, Shed
 from flamvid.live.captioner import LiveCaptioner, LiveConfig, sizes_of
@@ -139,6 +139,13 @@ def test_gaps_are_told_and_end_what_was_told(model: LoadedModel) -> None:
     assert [cue.kind.value for cue in cues] == ["caption", "gap", "caption"]
 
 
+def test_what_was_seen_before_a_gap_is_told_before_it(model: LoadedModel) -> None:
+    events = [*walls("red", each=3), Gap(1.5, 10.0, "hung up"), frame(20, "blue")]
+    cues = watch(model, events, every=60.0)
+    assert spans(cues) == [("gap", 0, 1.5), ("hung up", 1.5, 10), ("end", 10, 10.5)]
+    assert cues[0].text
+
+
 def test_stop_says_what_was_not_told_yet(model: LoadedModel) -> None:
     live = LiveCaptioner(model, LiveConfig(every=60.0), SHORT)
     events = Script(walls("red", "green", "blue"))
@@ -154,7 +161,7 @@ def test_stop_says_what_was_not_told_yet(model: LoadedModel) -> None:
 
 
 def test_a_stream_that_is_lost_ends_with_its_last_cue_and_the_error(model: LoadedModel) -> None:
-    events = Script(walls("red"))
+    events = Script([*walls("red"), Gap(2.0, 9.0, "hung up")])
     plain = events.get
 
     def get(timeout: float | None = None) -> Event | None:
@@ -164,7 +171,7 @@ def test_a_stream_that_is_lost_ends_with_its_last_cue_and_the_error(model: Loade
 
     events.get = get  # type: ignore[method-assign]
     cues = LiveCaptioner(model, LiveConfig(every=60.0), SHORT).watch(events)
-    assert next(cues).why == "end"
+    assert [next(cues).why for _ in range(2)] == ["gap", "hung up"]  # as a Stream ends
     with pytest.raises(DecodeError, match="lost"):
         next(cues)
 
@@ -186,6 +193,33 @@ def test_late_captions_shed_work_in_order_and_count_it(model: LoadedModel) -> No
     assert done[2][2] == 0 < done[3][2]
     assert cues[-1].seen + cues[-1].shed["frames"] <= 40
     assert cues[-1].dropped == cues[-1].shed["frames"] > 20
+
+
+def test_questions_while_nothing_comes_are_not_late(model: LoadedModel) -> None:
+    live = LiveCaptioner(model, LiveConfig(every=None, budget=5.0), SHORT)
+    events = Script([frame(0, "red", age=60.0)])
+    plain, asked = events.get, iter(range(3))
+
+    def get(timeout: float | None = None) -> Event | None:
+        if not events.events and next(asked, None) is not None:
+            live.bell.ring()
+            raise TimeoutError
+        return plain(timeout)
+
+    events.get = get  # type: ignore[method-assign]
+    cues = list(live.watch(events))
+    assert [cue.why for cue in cues] == ["asked"] * 3 + ["end"]
+    assert all(cue.latency >= 60.0 for cue in cues)
+    assert live.budget.level is Shed.NOTHING
+
+
+def test_numbers_that_are_none_end_it_in_a_line(
+    model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = [Generated((7,), float("nan"))]
+    monkeypatch.setattr("flamvid.live.speaker.Prompt.search", lambda *_: broken)
+    with pytest.raises(FlamvidError, match="log-probability nan; must be finite"):
+        watch(model, walls("red"))
 
 
 def test_a_budget_takes_back_what_it_shed() -> None:

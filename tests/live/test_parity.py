@@ -53,7 +53,7 @@ def generated(folder: Path) -> list[Path]:
 def look_at(model: LoadedModel, clip: Path, seconds: Sequence[float]) -> tuple[Seen, Tensor]:
     """The frames shown at these times, by random access, encoded together and resampled whole."""
     look = Looker(model)
-    with video.open_source(clip, size=look._decode_size()) as opened:
+    with video.open_source(clip, size=model.transform.decode_size) as opened:
         frames = opened.read(frame_at(opened.pts, np.array(seconds)).tolist())
     features = look.encode(frames)
     with torch.inference_mode():
@@ -67,7 +67,7 @@ def compare(captioner: Captioner, clips: Sequence[Path]) -> None:
     for clip in clips:
         config = LiveConfig(fps=FPS, every=None, memory=MemoryConfig(recent=64))
         live = LiveCaptioner(model, config, SEARCH)
-        with open_stream(str(clip), fps=FPS, size=live.decode_size) as stream:
+        with open_stream(str(clip), fps=FPS, size=model.transform.decode_size) as stream:
             [cue] = live.watch(stream)
         seen, features = look_at(model, clip, [moment.time for moment in live.memory.recent])
         streamed = torch.stack([moment.features for moment in live.memory.recent])
@@ -96,7 +96,7 @@ def test_every_caption_on_the_way_is_that_of_the_clip_so_far(
 ) -> None:
     [clip] = generated(tmp_path)[:1]
     live = LiveCaptioner(model, LiveConfig(every=2.0, memory=MemoryConfig(recent=64)), SEARCH)
-    with open_stream(str(clip), fps=FPS, size=live.decode_size) as stream:
+    with open_stream(str(clip), fps=FPS, size=model.transform.decode_size) as stream:
         cues = list(live.watch(stream))
     wholes: list[Caption] = [
         made for cue in cues for made in Captioner(model).caption(clip, fps=FPS, end=cue.end)

@@ -24,6 +24,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
@@ -39,6 +40,7 @@ from flamvid.models.linear import Linear
 from flamvid.models.lm import decoder_layers
 from flamvid.models.mosaic import MosaicConfig, MosaicForCausalLM
 from flamvid.models.resampler import ResamplerConfig
+from flamvid.train.chunks import chunks
 from flamvid.train.objective import Objective
 from flamvid.train.optimizer import OptimConfig, make_optimizer
 from flamvid.train.parallel import Parallel
@@ -185,7 +187,7 @@ def our_step(every: int, half: bool = True) -> Step:
         halve_frozen(decoder_layers(lm))
     parallel = Parallel(Objective(flamingo, MEDIA), World())
     optimizer = make_optimizer(parallel.trained(), OptimConfig())
-    updater = Updater(parallel, optimizer, WEIGHTS, clip=1.0, together=512)  # as on any CPU
+    updater = Updater(parallel, optimizer, WEIGHTS, 1.0, partial(chunks, most=512))  # as on any CPU
     return lambda update: dict(updater(update).losses)
 
 
