@@ -13,7 +13,6 @@ import argparse
 import random
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,14 +20,15 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 import make_shapes
 
-from flamvid.data.features import FeatureSet
+from flamvid.cli.training import line
+from flamvid.data.features import FeatureSet, features_of
 from flamvid.generate.config import GenerationConfig
 from flamvid.generate.engine import generate
-from flamvid.models.build import read_model_config
 from flamvid.ops import media_index
-from flamvid.train import loop
-from flamvid.train.loop import features_of
-from flamvid.weights.load import LoadedModel, load_config
+from flamvid.train.recipe import read_recipe
+from flamvid.train.session import run
+from flamvid.train.trainer import Report
+from flamvid.weights.load import LoadedModel, load_model
 
 RECIPE = Path(__file__).parents[1] / "datasets" / "moving-shapes" / "shapes.toml"
 BATCH = 24
@@ -80,18 +80,20 @@ def main() -> int:
     options = parser.parse_args()
     began = time.monotonic()
 
-    def log(line: str) -> None:
-        print(f"{time.monotonic() - began:5.0f} s  {line}", file=sys.stderr, flush=True)
+    def log(text: str) -> None:
+        print(f"{time.monotonic() - began:5.0f} s  {text}", file=sys.stderr, flush=True)
+
+    def log_report(report: Report) -> None:
+        log(f"update {report.step}/{report.steps} {line(report)}")
 
     data = options.out / "data"
     make_shapes.write_all(data, options.clips, seed=0)
     log(f"{options.clips} clips of {make_shapes.FRAMES} frames in {data}")
-    run = options.out / "run"
-    adapter = loop.run(RECIPE, data, run, resume=False, log=log)
-
-    config = read_model_config(str(RECIPE.parent / "model.toml"))
-    model = load_config(replace(config, adapter=str(adapter)))
-    held_out = features_of([data / "held-out.tar"], run.parent / "features", model, log).plain()
+    outcome = run(read_recipe(RECIPE, root=data), options.out / "run", False, log, log_report)
+    if outcome.result is None:
+        return 130
+    model = load_model(str(outcome.result))
+    held_out = features_of([data / "held-out.tar"], options.out / "features", model, log).plain()
     true = right(captions(model, held_out, None), held_out)
     other = right(captions(model, held_out, random.Random(0)), held_out)
     print(f"{len(held_out)} held-out clips, share right      " + "  ".join(f"{n:>9}" for n in true))

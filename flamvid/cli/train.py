@@ -16,6 +16,7 @@ from flamvid.errors import InputError
 
 if TYPE_CHECKING:
     from flamvid.train.plan import Plan
+    from flamvid.train.recipe import Recipe
 
 __all__ = ["train"]
 
@@ -72,43 +73,28 @@ def train(
         say(f"flamvid: {command}")
 
     quiet_libraries()
-    if "corpus" not in config.read_toml(recipe):
-        if changes or fine_tune or lora or dry_run:
-            raise InputError(
-                f"{recipe} has no [[corpus]] tables; --set, --fine-tune, "
-                "--lora and --dry-run are for recipes that do: edit the file"
-            )
-        return _of_pairs(recipe, data, out, resume, words)
-
-    from flamvid.train.plan import read_plan
+    from flamvid.train import session
+    from flamvid.train.plan import Plan
 
     asked = [*(changes or []), *([f"model.lora={lora}"] if lora else [])]
-    plan = read_plan(recipe, asked, data)
-    plan = plan.fine_tuned() if fine_tune else plan
-    if dry_run:
-        return _dry_run(plan, out)
+    mixed = "corpus" in config.read_toml(recipe)
+    if not mixed and (fine_tune or lora or dry_run):
+        raise InputError(
+            f"{recipe} has no [[corpus]] tables; --fine-tune, --lora and --dry-run are for "
+            "recipes that do"
+        )
+    plan = session.read(recipe, asked, data)
+    if isinstance(plan, Plan):
+        plan = plan.fine_tuned() if fine_tune else plan
+        if dry_run:
+            return _dry_run(plan)
     return _run(plan, out, resume, words)
 
 
-def _of_pairs(recipe: Path, data: Path | None, out: Path, resume: bool, words: list[str]) -> int:
-    run: Any
-    if "contrastive" in config.read_toml(recipe):
-        from flamvid.train.contrastive_run import run_contrastive as run
-    else:
-        from flamvid.train.loop import run
-    try:
-        adapter = run(recipe, data, out, resume=resume, log=say)
-    except KeyboardInterrupt:
-        report(f"interrupted; {shlex.join(words)} goes on from the last checkpoint")
-        return INTERRUPTED
-    typer.echo(str(adapter))
-    return 0
-
-
-def _dry_run(plan: Plan, out: Path) -> int:
+def _dry_run(plan: Plan) -> int:
     from flamvid.train import session
 
-    parts, seconds = session.try_out(plan, out)
+    parts, seconds = session.try_out(plan)
     typer.echo(config.to_toml(plan.table()))
     for part in parts:
         typer.echo(f"# {part.name}: {part.parameters:,} parameters, {part.trained:,} trained")
@@ -116,13 +102,13 @@ def _dry_run(plan: Plan, out: Path) -> int:
     return 0
 
 
-def _run(plan: Plan, out: Path, resume: bool, words: list[str]) -> int:
+def _run(plan: Plan | Recipe, out: Path, resume: bool, words: list[str]) -> int:
     from flamvid.cli.training import watching
     from flamvid.train import session
 
     first = os.environ.get("RANK", "0") == "0"
     try:
-        with watching(plan.run.steps) as watch:
+        with watching() as watch:
             outcome: Any = session.run(plan, out, resume, log=watch.say, watch=watch)
     except KeyboardInterrupt:
         report(f"interrupted; {shlex.join(words)} goes on from the last checkpoint")

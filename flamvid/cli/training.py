@@ -18,11 +18,11 @@ __all__ = ["Watch", "line", "watching"]
 
 
 class Watch:
-    """Shows reports of a run of so many updates."""
+    """Shows reports of a run."""
 
-    def __init__(self, steps: int, bar: Progress | None) -> None:
-        self.steps, self._bar = steps, bar
-        self._task = bar.add_task("", total=steps) if bar else None
+    def __init__(self, bar: Progress | None) -> None:
+        self._bar = bar
+        self._task = bar.add_task("", total=None) if bar else None
 
     def say(self, text: str) -> None:
         """A line that stays, above the bar where there is one."""
@@ -34,11 +34,16 @@ class Watch:
     def __call__(self, report: Report) -> None:
         """How the run stands."""
         if self._bar is None or self._task is None:
-            say(f"update {report.step}/{self.steps} {line(report)}")
+            say(f"update {report.step}/{report.steps} {line(report)}")
         else:
             from rich.markup import escape
 
-            self._bar.update(self._task, completed=report.step, description=escape(line(report)))
+            self._bar.update(
+                self._task,
+                total=report.steps,
+                completed=report.step,
+                description=escape(line(report)),
+            )
 
 
 def line(report: Report) -> str:
@@ -53,10 +58,10 @@ def line(report: Report) -> str:
 
 
 @contextmanager
-def watching(steps: int) -> Iterator[Watch]:
+def watching() -> Iterator[Watch]:
     """A watch for as long as a run lasts."""
     if not sys.stderr.isatty():
-        yield Watch(steps, None)
+        yield Watch(None)
         return
     from rich.console import Console
     from rich.progress import (
@@ -76,4 +81,4 @@ def watching(steps: int) -> Iterator[Watch]:
         redirect_stdout=False,  # or data would end up on stderr
     )
     with bar:
-        yield Watch(steps, bar)
+        yield Watch(bar)

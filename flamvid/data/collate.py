@@ -52,6 +52,11 @@ class Batch:
     features: Tensor | None = None
     bad: tuple[Bad, ...] = ()
 
+    @property
+    def scored(self) -> int:
+        """How many tokens are."""
+        return int((self.targets != _UNSCORED).sum())
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Row:

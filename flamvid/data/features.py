@@ -23,8 +23,9 @@ from torch import Tensor
 from flamvid.data.samples import Document, Media
 from flamvid.data.shards import read_shard
 from flamvid.errors import SourceError
+from flamvid.weights.load import LoadedModel
 
-__all__ = ["FeatureSet", "FeatureShard", "Thin", "compute_features", "load_features"]
+__all__ = ["FeatureSet", "FeatureShard", "Thin", "compute_features", "features_of", "load_features"]
 
 Encode = Callable[[list[Tensor]], Tensor]
 """Pictures uint8 [3,H,W] to features [T,N,F], one T for each unless it looks over time."""
@@ -145,6 +146,27 @@ def load_features(path: Path) -> FeatureSet:
     places = tuple((0, a, n) for a, n in zip(starts, counts, strict=False))
     captions = tuple(tuple(c) for c in json.loads(metadata["captions"]))
     return FeatureSet((features,), places, tuple(json.loads(metadata["ids"])), captions)
+
+
+def features_of(
+    shards: list[Path], cache: Path, model: LoadedModel, log: Callable[[str], None]
+) -> FeatureSet:
+    """Features of all shards, from the cache where they lie there."""
+    cache.mkdir(parents=True, exist_ok=True)
+    encoder = model.config.vision.features
+
+    def encode(pictures: list[Tensor]) -> Tensor:
+        ready = torch.cat([model.transform(picture[None]) for picture in pictures])
+        return model.flamingo.encode(ready)
+
+    sets = []
+    for shard in shards:
+        path = cache / cache_name(shard, encoder)
+        if not path.exists():
+            log(f"features of {shard} -> {path}")
+            compute_features(shard, path, encode, model.flamingo.vision.clip is not None)
+        sets.append(load_features(path))
+    return sum(sets[1:], start=sets[0])
 
 
 class FeatureShard:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,15 @@ class Mixture:
         """Where the iterator is, for any number of processes; what was bad is that of this one."""
         return {"updates": self._done, "data": self._updates.about(), "bad": self._ledger.known}
 
+    def resume(self, places: Sequence[Mapping[str, Any]]) -> None:
+        """Go on where a snapshot was; each of its processes knows of its own bad samples."""
+        bad: dict[str, list[str]] = {corpus.name: [] for corpus in self.corpora}
+        for place in places:
+            for corpus, names in place["bad"].items():
+                known = bad.setdefault(corpus, [])
+                known += [name for name in names if name not in known]
+        self.load_state_dict({**places[0], "bad": bad})
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there; a ConfigError where the data, or their order, are others."""
         if state["data"] != self._updates.about():
@@ -108,6 +117,8 @@ class Mixture:
             sampler=_Endless(self._done),
             num_workers=self.workers,
             worker_init_fn=_single_thread,
+            # Or it would take a number from the process's own, and a resumed run draw others.
+            generator=torch.Generator(),
         )
         return iter(loader)
 
@@ -189,6 +200,9 @@ class _Ledger:
         if self.path is None:
             return
         line = json.dumps({"corpus": corpus, "sample": sample.id, "reason": sample.reason})
+        # A run that was killed after its last snapshot meets some again.
+        if self.path.exists() and line in self.path.read_text().splitlines():
+            return
         # One write at the file's end: processes may share a ledger.
         file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         try:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from flamvid.errors import InputError
-from flamvid.index.search import Filter, Hit, apart, check_top, nearest
+from flamvid.index.search import Filter, Hit, apart, nearest
 from flamvid.index.windows import Windows
 
 __all__ = ["KINDS", "Approximate"]
@@ -49,7 +49,6 @@ class Approximate:
 
     def search(self, query_E: Tensor, top: int = 10, chosen: Filter | None = None) -> list[Hit]:
         """As `search_windows`, but some hits may be missed. Scores are exact."""
-        check_top(top)
         masks = [
             (chosen or Filter()).rows(*pair)
             for pair in zip(self.windows.parts, self.windows.alive, strict=True)

@@ -16,7 +16,7 @@ from flamvid.data.collate import Batch
 __all__ = ["chunks"]
 
 
-def chunks(batch: Batch, most: int) -> list[Batch]:
+def chunks(batch: Batch, most: int = 0) -> list[Batch]:
     """Parts of at most so many tokens, padding included, or of one row; 0 is all in one part.
 
     Rows of like length stand together; what follows a part's last scored token is cut off.

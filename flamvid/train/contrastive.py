@@ -8,12 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from flamvid.errors import ConfigError
 
-__all__ = ["ContrastiveStage", "contrastive_loss", "linear_rate"]
+__all__ = ["ContrastiveLoss", "ContrastiveStage", "contrastive_loss"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +61,19 @@ class ContrastiveStage:
             raise ConfigError(f"contrastive.smoothing is {self.smoothing}; must be in [0, 1)")
 
 
+class ContrastiveLoss(nn.Module):
+    """The mean loss of a module whose `forward` gives vectors of videos and texts, and the heat."""
+
+    def __init__(self, module: nn.Module, smoothing: float) -> None:
+        super().__init__()
+        self.module, self.smoothing = module, smoothing
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Of a batch of the module's inputs."""
+        videos_BE, texts_BE, heat = self.module(*inputs)
+        return contrastive_loss(videos_BE, texts_BE, heat, self.smoothing)
+
+
 def contrastive_loss(videos_BE: Tensor, texts_BE: Tensor, heat: Tensor, smoothing: float) -> Tensor:
     """Mean over both directions of the cross-entropy of finding the other half of a pair.
 
@@ -102,8 +115,3 @@ def _gathered(rows_BE: Tensor) -> Tensor:
         return rows_BE
     out: Tensor = _Gather.apply(rows_BE)
     return out
-
-
-def linear_rate(step: int, steps: int, warmup: int) -> float:
-    """Share of the peak learning rate: up over `warmup` updates, then in a line down to 0."""
-    return min((step + 1) / max(warmup, 1), 1 - step / steps)

@@ -1,94 +1,161 @@
-"""A contrastive run from its recipe."""
+"""A contrastive run: two heads on frozen parts, or a vision encoder and a BERT from scratch.
+
+Under torchrun each process takes its share of every batch, and meets the pairs of all others.
+"""
 
 from __future__ import annotations
 
-import os
+import math
 import random
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, distributed
+from timm.utils.agc import adaptive_clip_grad
+from torch import Tensor, nn
 
-from flamvid import config
-from flamvid.data.features import FeatureSet
+from flamvid.data.features import FeatureSet, features_of
 from flamvid.data.shards import expand
-from flamvid.errors import ConfigError
 from flamvid.models.contrastive import ContrastiveConfig, DualHead
 from flamvid.models.vision import TimmEncoder
-from flamvid.train.contrastive import ContrastiveStage
-from flamvid.train.dual import HeadModule, HeadPairs, recall, train_dual
-from flamvid.train.loop import features_of
-from flamvid.train.recipe import DataConfig
+from flamvid.train.attempt import Outcome, attempt
+from flamvid.train.contrastive import ContrastiveLoss, ContrastiveStage
+from flamvid.train.draw import Drawn, Inputs, MeanLoss, rows_of
+from flamvid.train.dual import HeadModule, HeadPairs, missed
+from flamvid.train.dual_encoder import DualEncoder, PicturePairs, build_encoder
+from flamvid.train.optimizer import OptimConfig, make_optimizer
+from flamvid.train.parallel import Parallel
+from flamvid.train.plan import RunConfig
+from flamvid.train.recipe import Recipe
+from flamvid.train.snapshot import Snapshots
+from flamvid.train.trainer import Report, Trainer
+from flamvid.train.update import Updater
+from flamvid.train.world import World
 from flamvid.video.transform import FrameTransform
 from flamvid.weights.adapter import save_adapter
 from flamvid.weights.embed import save_head, text_states
 from flamvid.weights.load import LoadedModel, load_model
 
-__all__ = ["ContrastiveRecipe", "is_contrastive", "read_contrastive", "run_contrastive"]
+__all__ = ["run_contrastive"]
 
-Log = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ContrastiveRecipe:
-    """A whole run. model: whose frozen parts the heads stand on, or whose tokenizer is used."""
-
-    name: str
-    folder: Path
-    data: DataConfig
-    contrastive: ContrastiveStage
-    model: str = "flamvid-base"
-    seed: int = 0
+Validate = Callable[[], Mapping[str, float]]
 
 
-def is_contrastive(path: Path) -> bool:
-    """Whether a recipe is of this kind: it has a [contrastive] table."""
-    return "contrastive" in config.read_toml(path)
+class Pairs(Protocol):
+    """Samples, each of one video or picture and some captions, and how a module takes them."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, rows: Sequence[int], rng: random.Random) -> tuple[Tensor, ...]:
+        """What the module's `forward` takes for these samples, with a caption drawn for each."""
+        ...
 
 
-def read_contrastive(path: Path) -> ContrastiveRecipe:
-    """Read and check a recipe; a wrong key is an error that names the near one."""
-    table = config.read_toml(path)
-    parts: dict[str, type[Any]] = {"data": DataConfig, "contrastive": ContrastiveStage}
-    for key in parts:
-        if not isinstance(table.get(key), dict):
-            raise ConfigError(f"{path} has no [{key}] table; a contrastive recipe needs it")
-    built = {key: config.build(cls, table.pop(key), f"{path}: {key}") for key, cls in parts.items()}
-    return config.build(
-        ContrastiveRecipe, {"name": path.stem, "folder": path.parent, **table, **built}, str(path)
-    )
-
-
-def run_contrastive(path: Path, data: Path | None, out: Path, resume: bool, log: Log) -> Path:
-    """Train as the recipe says; returns the path of what a model's TOML can name.
+def run_contrastive(
+    recipe: Recipe,
+    out: Path,
+    resume: bool,
+    world: World,
+    log: Callable[[str], None],
+    watch: Callable[[Report], None] | None = None,
+) -> Outcome:
+    """Train as the recipe says; the result is what a model's TOML can name.
 
     That is `<out>/contrastive.safetensors`, the heads; or `<out>/encoder/`, the weights of a
     trained vision encoder, with the heads and BERT beside it.
     """
-    recipe = read_contrastive(path)
-    root = data or recipe.folder / recipe.data.root
-    out.mkdir(parents=True, exist_ok=True)
+    stage = recipe.contrastive
+    assert stage is not None
     torch.manual_seed(recipe.seed)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized():
-        distributed.init_process_group("gloo")
     model = load_model(recipe.model, dtype="float32", trained=False)
-    if recipe.contrastive.encoder:
-        return _run_encoder(recipe, model, root, out, resume, log)
-    return _run_heads(recipe, model, root, out, resume, log)
+    module: nn.Module
+    pairs: Pairs
+    if stage.encoder:
+        module, pairs, validate = _encoder(recipe, stage, model)
+    else:
+        module, pairs, validate = _heads(recipe, stage, model, out.parent / "features", world, log)
+    trainer = _trainer(module.train(), pairs, validate, stage, recipe.seed, out, world)
+    trainer.log, trainer.watch = log, watch
+    done = attempt(trainer, resume, recipe.table())
+    if done.stopped:
+        return Outcome(None, done.step)
+    result = out / ("encoder" if stage.encoder else "contrastive.safetensors")
+    if world.first:
+        _save(module.eval(), out, stage)
+    return Outcome(result, done.step)
 
 
-def _run_heads(
-    recipe: ContrastiveRecipe, model: LoadedModel, root: Path, out: Path, resume: bool, log: Log
-) -> Path:
-    stage, vision = recipe.contrastive, model.flamingo.vision
-    cache = out.parent / "features"
-    media = features_of(expand((*recipe.data.clips, *recipe.data.stills), root), cache, model, log)
-    held_out = features_of(expand(recipe.data.validation, root), cache, model, log)
+def _trainer(
+    module: nn.Module,
+    pairs: Pairs,
+    validate: Validate,
+    stage: ContrastiveStage,
+    seed: int,
+    out: Path,
+    world: World,
+) -> Trainer:
+    batch = stage.batch // world.size * world.size  # as long a share for each
+
+    def make(step: int, rng: random.Random) -> Inputs:
+        rows = rows_of(step, batch, len(pairs), seed)[world.rank :: world.size]
+        return Inputs("pairs", tuple(map(str, rows)), pairs.batch(rows, rng), len(rows))
+
+    @torch.no_grad()
+    def validated() -> Mapping[str, float]:
+        module.eval()
+        found = validate()
+        module.train()
+        return found
+
+    trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    parallel = Parallel(MeanLoss(ContrastiveLoss(module, stage.smoothing), trained), world)
+    optim = OptimConfig(
+        learning_rate=stage.learning_rate,
+        warmup=stage.warmup,
+        schedule="linear",
+        weight_decay=stage.weight_decay,
+        clip=math.inf,
+        beta2=0.98,
+    )
+    optimizer = make_optimizer(trained, optim)
+    if stage.adaptive_clip:
+        decayed = [p for _, p in trained if p.ndim > 1]
+        optimizer.register_step_pre_hook(
+            lambda *_: adaptive_clip_grad(decayed, stage.adaptive_clip)
+        )
+    return Trainer(
+        parallel=parallel,
+        updater=Updater(parallel, optimizer, {"pairs": 1.0}, optim.clip),
+        data=Drawn(make, stage.batch, seed, world),
+        run=RunConfig(
+            steps=stage.steps,
+            seed=seed,
+            save_every=stage.save_every,
+            validate_every=stage.save_every,
+        ),
+        optim=optim,
+        snapshots=Snapshots(out),
+        validate=validated,
+    )
+
+
+def _heads(
+    recipe: Recipe,
+    stage: ContrastiveStage,
+    model: LoadedModel,
+    cache: Path,
+    world: World,
+    log: Callable[[str], None],
+) -> tuple[HeadModule, HeadPairs, Validate]:
+    vision, data = model.flamingo.vision, recipe.data
+    with world.in_turn():  # what the first process encodes, the others find
+        shards = expand((*data.clips, *data.stills), recipe.root)
+        media = features_of(shards, cache, model, log)
+        held_out = features_of(expand(data.validation, recipe.root), cache, model, log)
     states = text_states(model, stage.layer)
     pairs, validation = (
         _pairs(media, model, states, stage.captions, recipe.seed),
@@ -111,21 +178,14 @@ def _run_heads(
     if classes:
         head.class_states.copy_(states(classes))
 
-    def validate() -> str:
-        module.eval()
-        with torch.no_grad():
-            inputs = validation.pooled_XF, validation.logits_XC
-            counts_V = torch.tensor([count for _, count in validation.places])
-            videos, texts, _ = module(*inputs, counts_V, validation.states_KD)
+    def validate() -> Mapping[str, float]:
+        inputs = validation.pooled_XF, validation.logits_XC
+        counts_V = torch.tensor([count for _, count in validation.places])
+        videos, texts, _ = module(*inputs, counts_V, validation.states_KD)
         owners = [row for row, (_, held) in enumerate(validation.texts) for _ in range(held)]
-        return recall(videos, texts, torch.tensor(owners))
+        return missed(videos, texts, torch.tensor(owners))
 
-    train_dual(
-        module, pairs, stage, out, seed=recipe.seed, resume=resume, log=log, validate=validate
-    )
-    path = out / "contrastive.safetensors"
-    save_head(path, head)
-    return path
+    return module, pairs, validate
 
 
 def _pairs(
@@ -156,39 +216,37 @@ def _pairs(
     )
 
 
-def _run_encoder(
-    recipe: ContrastiveRecipe, model: LoadedModel, root: Path, out: Path, resume: bool, log: Log
-) -> Path:
-    from flamvid.train.dual_encoder import PicturePairs, build_encoder
-
-    stage, look = recipe.contrastive, model.config.vision
-    prompts = model.prompts
+def _encoder(
+    recipe: Recipe, stage: ContrastiveStage, model: LoadedModel
+) -> tuple[DualEncoder, PicturePairs, Validate]:
+    look, encode, data = model.config.vision, model.prompts.encode_text, recipe.data
     module = build_encoder(stage, model.flamingo.lm.lm.config.vocab_size)
     transform = FrameTransform((stage.size, stage.size), look.mean, look.std, look.resize)
-    shards = expand((*recipe.data.clips, *recipe.data.stills), root)
-    pairs = PicturePairs(shards, transform, prompts.encode_text, stage.tokens)
-    held_out = PicturePairs(
-        expand(recipe.data.validation, root), transform, prompts.encode_text, stage.tokens
+    pairs, held_out = (
+        PicturePairs(expand(patterns, recipe.root), transform, encode, stage.tokens)
+        for patterns in ((*data.clips, *data.stills), data.validation)
     )
 
-    def validate() -> str:
-        module.eval()
+    def validate() -> Mapping[str, float]:
         videos, texts = [], []
-        with torch.no_grad():
-            for at in range(0, len(held_out), 16):
-                rows = range(at, min(at + 16, len(held_out)))
-                found = module(*held_out.batch(rows, random.Random(at)))
-                videos.append(found[0])
-                texts.append(found[1])
-        return recall(torch.cat(videos), torch.cat(texts), torch.arange(len(held_out)))
+        for at in range(0, len(held_out), 16):
+            rows = range(at, min(at + 16, len(held_out)))
+            found = module(*held_out.batch(rows, random.Random(at)))
+            videos.append(found[0])
+            texts.append(found[1])
+        return missed(torch.cat(videos), torch.cat(texts), torch.arange(len(held_out)))
 
-    train_dual(
-        module, pairs, stage, out, seed=recipe.seed, resume=resume, log=log, validate=validate
-    )
-    folder = out / "encoder"
-    folder.mkdir(exist_ok=True)
+    return module, pairs, validate
+
+
+def _save(module: nn.Module, out: Path, stage: ContrastiveStage) -> None:
+    path = out / "contrastive.safetensors"
+    if isinstance(module, HeadModule):
+        save_head(path, module.head)
+        return
+    assert isinstance(module, DualEncoder)
+    (out / "encoder").mkdir(exist_ok=True)
     weights = {n: t.contiguous() for n, t in module.vision.model.state_dict().items()}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(weights, out / "encoder" / "model.safetensors", metadata={"format": "pt"})
     rest = {n: t for n, t in module.state_dict().items() if not n.startswith("vision.")}
-    save_adapter(out / "contrastive.safetensors", rest, {"contrastive_run": asdict(stage)})
-    return folder
+    save_adapter(path, rest, {"contrastive_run": asdict(stage)})

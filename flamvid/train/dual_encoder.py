@@ -63,7 +63,10 @@ def build_encoder(stage: ContrastiveStage, vocabulary: int) -> DualEncoder:
     head = DualHead(sizes)
     head.share.requires_grad_(False)  # of a verdict, which an encoder from scratch has none of
     head.log_sharpness.requires_grad_(False)
-    return DualEncoder(vision, BertModel(config, add_pooling_layer=False), head)
+    whole = DualEncoder(vision, BertModel(config, add_pooling_layer=False), head)
+    for parameter in whole.parameters():  # snapshots want them so
+        parameter.data = parameter.data.contiguous()
+    return whole
 
 
 class PicturePairs:

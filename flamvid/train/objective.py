@@ -5,7 +5,7 @@ Legend: B batch, M media, T frames, N patches, F feature width, S tokens, D widt
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -21,7 +21,7 @@ from flamvid.models.lm import decoder_layers
 from flamvid.ops import media_index
 from flamvid.train.world import World
 
-__all__ = ["Objective", "checkpoint_layers"]
+__all__ = ["Objective", "checkpoint_layers", "no_loss"]
 
 _CHUNK = 128  # scored tokens whose logits exist at one time
 
@@ -40,7 +40,7 @@ class Objective(nn.Module):
         where processes exchange what the batches before it left.
         """
         if batch is None:
-            return torch.stack([p.sum() * 0 for _, p in self.flamingo.trained()]).sum()
+            return no_loss(self.trained())
         model, ids = self.flamingo, batch.ids
         features_BMTNF, media = self._features(batch), None
         if features_BMTNF is not None:
@@ -85,6 +85,11 @@ class Objective(nn.Module):
         previous = media_index(batch.ids, self.media_id)
         following = media_index(batch.ids, self.media_id, "next")
         return torch.where(batch.attend_next[:, None], following, previous)
+
+
+def no_loss(trained: Iterable[tuple[str, Tensor]]) -> Tensor:
+    """0, that every trained parameter has a part in."""
+    return torch.stack([p.sum() * 0 for _, p in trained]).sum()
 
 
 def token_loss(hidden_XD: Tensor, targets_X: Tensor, head: nn.Module) -> Tensor:

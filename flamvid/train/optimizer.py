@@ -13,7 +13,7 @@ from flamvid.errors import ConfigError
 
 __all__ = ["OptimConfig", "make_optimizer", "rate", "set_rates"]
 
-SCHEDULES = ("constant", "cosine")
+SCHEDULES = ("constant", "cosine", "linear")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +37,9 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
-            raise ConfigError(f"optim.schedule is {self.schedule!r}; must be cosine or constant")
+            raise ConfigError(
+                f"optim.schedule is {self.schedule!r}; must be one of {', '.join(SCHEDULES)}"
+            )
         for name in ("learning_rate", "clip"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"optim.{name} is {getattr(self, name)}; must be above 0")
@@ -90,7 +92,13 @@ def make_optimizer(trained: Iterable[tuple[str, Tensor]], config: OptimConfig) -
 
 
 def rate(step: int, steps: int, warmup: int, schedule: str) -> float:
-    """Share of the peak learning rate at a step: linear warm-up, then cosine to 0 or constant."""
+    """Share of the peak learning rate at a step.
+
+    A linear warm-up, then constant or a cosine to 0. Linear: up, and then down in a line that
+    began at the first step.
+    """
+    if schedule == "linear":
+        return min((step + 1) / max(warmup, 1), 1 - step / steps)
     if step < warmup:
         return (step + 1) / warmup
     if schedule == "constant":

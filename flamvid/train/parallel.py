@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from flamvid.errors import ConfigError
 from flamvid.models.flamingo import Flamingo
@@ -60,6 +61,13 @@ class Parallel:
         """Names and parameters of what is trained; of a shared model, this process's share."""
         objective: Any = self.objective
         yield from objective.trained()
+
+    def running(self) -> Iterator[tuple[str, Tensor]]:
+        """Names and buffers of what batch norms average as they go."""
+        for name, module in self.objective.named_modules():
+            if isinstance(module, _BatchNorm) and module.training:
+                for buffer, tensor in module.named_buffers(recurse=False):
+                    yield f"{name}.{buffer}", tensor
 
     def __call__(self, batch: Any) -> Tensor:
         """The loss of a batch, summed over its scored tokens."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import Any
 
 from flamvid import config
 from flamvid.data.corpus import CorpusConfig
-from flamvid.errors import ConfigError, InputError
+from flamvid.errors import ConfigError
+from flamvid.train.changes import read_changed
 from flamvid.train.optimizer import OptimConfig
 from flamvid.train.parallel import ENGINES
 
@@ -137,14 +137,11 @@ class Plan:
 
 
 def read_plan(path: Path, changes: Sequence[str] = (), root: Path | None = None) -> Plan:
-    """Read and check a recipe; `changes` are `key=value`, such as `optim.warmup=100`.
+    """Read and check a recipe, with `changes` made to it (`read_changed`).
 
-    A corpus is changed by its name, `corpus.pages.weight=0.5`, and all of them by `corpus.*`.
     Raises ConfigError for a wrong key or value, which names the near one.
     """
-    table = config.read_toml(path)
-    for change in changes:
-        _change(table, change)
+    table = read_changed(path, changes)
     parts: dict[str, type[Any]] = {"model": ModelPart, "optim": OptimConfig, "run": RunConfig}
     built: dict[str, Any] = {}
     for key, cls in parts.items():
@@ -167,29 +164,3 @@ def read_plan(path: Path, changes: Sequence[str] = (), root: Path | None = None)
         raise ConfigError(f"{path}: two corpora are called {twice.pop()!r}; give each a name")
     known = {"name": path.stem, "root": root or path.parent}
     return config.build(Plan, {**known, **table, **built}, str(path))
-
-
-def _change(table: dict[str, Any], change: str) -> None:
-    key, found, text = change.partition("=")
-    *parents, last = key.strip().split(".")
-    if not found or not parents or not last:
-        raise InputError(f"--set is {change!r}; must be table.key=value, as optim.warmup=100")
-    if parents[0] in ("corpus", "validation"):
-        places = [t for t in table.get(parents[0], []) if parents[1:] in (["*"], [t.get("name")])]
-        if not places:
-            names = ", ".join(str(t.get("name")) for t in table.get(parents[0], []))
-            raise InputError(f"--set {change}: no {parents[0]} is so called; there are {names}")
-    else:
-        places = [table]
-        for name in parents:
-            places = [places[0].setdefault(name, {})]
-    for place in places:
-        place[last] = _value(text.strip())
-
-
-def _value(text: str) -> Any:
-    """A value as TOML has it, or plain text."""
-    try:
-        return tomllib.loads(f"x = {text}")["x"]
-    except tomllib.TOMLDecodeError:
-        return text

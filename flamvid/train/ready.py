@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from flamvid.models.flamingo import Flamingo
 from flamvid.models.gated_xattn import GatedCrossAttention
 from flamvid.models.lm import decoder_layers
 from flamvid.models.vision import TimmEncoder
+from flamvid.train.chunks import chunks
 from flamvid.train.feature_cache import FeatureCache
 from flamvid.train.lora import add_lora
 from flamvid.train.objective import Objective, checkpoint_layers
@@ -31,8 +32,9 @@ from flamvid.train.update import Updater
 from flamvid.train.world import World
 from flamvid.weights.load import LoadedModel, load_config
 
-__all__ = ["Part", "Ready", "gates", "parts", "trained_model"]
+__all__ = ["LEDGER", "Part", "Ready", "gates", "parts", "trained_model"]
 
+LEDGER = "unreadable.jsonl"
 _TOGETHER = 512  # a CPU is as quick with few tokens at a time as with many
 
 
@@ -46,24 +48,31 @@ class Part:
 
 
 class Ready:
-    """A plan's model, data and updater, in one process of a world."""
+    """A plan's model, data and updater, in one process of a world.
 
-    def __init__(self, plan: Plan, out: Path, world: World) -> None:
+    out: the folder of the run; None writes nothing.
+    """
+
+    def __init__(self, plan: Plan, out: Path | None, world: World) -> None:
         self.plan, self.world = plan, world
         self.model = trained_model(plan, world)
-        self.data = self._mixture(plan.corpora, out / "unreadable.jsonl")
+        self.data = self._mixture(plan.corpora, out and out / LEDGER)
         # Opened now, or a shard that is missing would be met hours later.
-        self._held_out = self._mixture(plan.validation, None) if plan.validation else None
+        self._held_out = None
+        if plan.validation:
+            self._held_out = self._mixture(plan.validation, None, held_out=True)
         flamingo = self.model.flamingo
         objective = Objective(flamingo, self.model.prompts.media_id)
         self.parallel = Parallel(objective, world, plan.run.engine)
         self.optimizer = make_optimizer(self.parallel.trained(), plan.optim)
         weights = {corpus.name: corpus.weight for corpus in plan.corpora}
         together = plan.run.together or (_TOGETHER if world.device.type == "cpu" else 0)
-        self.updater = Updater(self.parallel, self.optimizer, weights, plan.optim.clip, together)
+        # Processes that share a model must make the same number of passes through it.
+        split = partial(chunks, most=0 if self.parallel.sharded else together)
+        self.updater = Updater(self.parallel, self.optimizer, weights, plan.optim.clip, split)
         self._cache: FeatureCache | None = None
         if plan.model.vision == "frozen":
-            path = out / plan.run.cache if plan.run.cache else None
+            path = out / plan.run.cache if out and plan.run.cache else None
             about = f"{self.model.config.vision.features} {self.model.dtype}"
             self._cache = FeatureCache(
                 self._encode,
@@ -83,15 +92,6 @@ class Ready:
             batch = replace(batch, frames=pictures.unflatten(0, frames.shape[:3]))
         return _placed(batch, self.world.device)
 
-    def resume_data(self, places: Sequence[Mapping[str, Any]]) -> None:
-        """Go on where a snapshot was; each of its processes knows of its own unreadable samples."""
-        bad: dict[str, list[str]] = {corpus.name: [] for corpus in self.plan.corpora}
-        for place in places:
-            for corpus, names in place["bad"].items():
-                known = bad.setdefault(corpus, [])
-                known += [name for name in names if name not in known]
-        self.data.load_state_dict({**places[0], "bad": bad})
-
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Mean loss per token of held-out batches, by corpus."""
@@ -103,27 +103,28 @@ class Ready:
         for _ in range(self.plan.run.validation_batches):
             for batch in next(data):
                 loss[batch.corpus] += self.parallel(self.prepare(batch)).item()
-                tokens[batch.corpus] += int((batch.targets >= 0).sum())
+                tokens[batch.corpus] += batch.scored
         self.model.flamingo.train()
         self.parallel.leave_out()
         summed = self.world.sum([*loss.values(), *tokens.values()])
         totals, counts = summed[: len(names)], summed[len(names) :]
         return {n: t / c for n, t, c in zip(names, totals, counts, strict=True) if c}
 
-    def _mixture(self, corpora: Sequence[CorpusConfig], ledger: Path | None) -> Mixture:
-        """With a ledger it is to train on; without, held out."""
+    def _mixture(
+        self, corpora: Sequence[CorpusConfig], ledger: Path | None, held_out: bool = False
+    ) -> Mixture:
         run = self.plan.run
         return Mixture(
             corpora,
             self.model.prompts,
             root=self.plan.root,
             seed=run.seed,
-            mixing=run.mixing if ledger else "accumulate",
+            mixing="accumulate" if held_out else run.mixing,
             rank=self.world.rank,
             world=self.world.size,
-            workers=run.workers if ledger else 0,
+            workers=0 if held_out else run.workers,
             ledger=ledger,
-            augment=ledger is not None,
+            augment=not held_out,
         )
 
     def _encode(self, pictures_X3HW: Tensor) -> Tensor:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from flamvid import config
 from flamvid.errors import ConfigError
+from flamvid.train.changes import read_changed
+from flamvid.train.contrastive import ContrastiveStage
 from flamvid.train.optimizer import OptimConfig
 
 __all__ = ["CaptionStage", "DataConfig", "Recipe", "WordStage", "read_recipe"]
+
+_CONTRASTIVE = ("data", "contrastive")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,15 +122,17 @@ class CaptionStage:
 class Recipe:
     """A whole run. `model` is a preset, or the path of a model's TOML, from here or the recipe.
 
-    precision: "bfloat16" multiplies matrices in bfloat16, "auto" does so where the CPU is fast at
-    it; weights, activations and the optimizer are float32 always.
+    contrastive: instead of words and captions; then `model` is whose frozen parts the heads stand
+    on, or whose tokenizer is used. precision: "bfloat16" multiplies matrices in bfloat16, "auto"
+    does so where the CPU is fast at it; weights, activations and the optimizer are float32 always.
     """
 
     name: str
     folder: Path
     data: DataConfig
-    words: WordStage
-    captions: CaptionStage
+    words: WordStage = field(default_factory=WordStage)
+    captions: CaptionStage = field(default_factory=CaptionStage)
+    contrastive: ContrastiveStage | None = None
     model: str = "flamvid-base"
     seed: int = 0
     precision: str = "auto"
@@ -138,29 +145,50 @@ class Recipe:
         """A path of the recipe, taken from the recipe's folder."""
         return self.folder / relative
 
+    @property
+    def root(self) -> Path:
+        """Where its shards are."""
+        return self.path(self.data.root)
 
-def read_recipe(path: Path) -> Recipe:
-    """Read and check a recipe; a wrong key is an error that names the near one."""
-    table = config.read_toml(path)
+    def table(self) -> dict[str, Any]:
+        """As the TOML that it could have been read from, every value spelled out."""
+        names = ("data", "words", "captions") if self.contrastive is None else _CONTRASTIVE
+        about = {name: getattr(self, name) for name in ("model", "seed", "precision")}
+        table = about | {name: asdict(getattr(self, name)) for name in names}
+        table["data"]["root"] = str(self.root.resolve())
+        return table
+
+
+def read_recipe(path: Path, changes: Sequence[str] = (), root: Path | None = None) -> Recipe:
+    """Read and check a recipe, with `changes` made to it (`read_changed`).
+
+    root: where its shards are, if not where it says. Raises ConfigError for a wrong key or value,
+    which names the near one.
+    """
+    table = read_changed(path, changes)
     here = path.parent / str(table.get("model", ""))
     if here.suffix == ".toml" and here.is_file():  # a model's TOML beside the recipe
         table["model"] = str(here)
-    parts: dict[str, type[Any]] = {
-        "data": DataConfig,
-        "words": WordStage,
-        "captions": CaptionStage,
-    }
+    parts: dict[str, type[Any]] = {"data": DataConfig}
+    if "contrastive" in table:
+        parts["contrastive"] = ContrastiveStage
+        table.setdefault("precision", "float32")
+    else:
+        parts |= {"words": WordStage, "captions": CaptionStage}
     if "data" not in table:
         raise ConfigError(f"{path} has no [data] table; a recipe must say what to train on")
+    if other := sorted(({*_CONTRASTIVE, "words", "captions"} - parts.keys()) & table.keys()):
+        raise ConfigError(f"{path} has a table [contrastive], and so can't have [{other[0]}]")
     for key in parts:
         if not isinstance(table.get(key, {}), dict):
             raise ConfigError(f"{path}: {key} is {table[key]!r}; must be a table, [{key}]")
     built = {
         key: config.build(cls, table.pop(key, {}), f"{path}: {key}") for key, cls in parts.items()
     }
-    return config.build(
-        Recipe, {"name": path.stem, "folder": path.parent, **table, **built}, str(path)
-    )
+    if root is not None:
+        built["data"] = replace(built["data"], root=str(root.resolve()))
+    known = {"name": path.stem, "folder": path.parent}
+    return config.build(Recipe, {**known, **table, **built}, str(path))
 
 
 def _positive(where: str, stage: Any, names: tuple[str, ...]) -> None:

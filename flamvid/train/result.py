@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
@@ -22,10 +23,18 @@ __all__ = ["ADAPTER", "save_result"]
 ADAPTER = "adapter.safetensors"
 
 
-def save_result(out: Path, model: LoadedModel, parallel: Parallel, recipe: Any, step: int) -> Path:
+def save_result(
+    out: Path,
+    model: LoadedModel,
+    parallel: Parallel,
+    recipe: Any,
+    step: int,
+    vocabulary: Tensor | None = None,
+) -> Path:
     """Write the model as it is after `step` updates; the path that `flamvid caption --model` takes.
 
-    All processes call it, for each may hold a share; the first one writes.
+    vocabulary: the tokens that alone it learnt to choose among. All processes call it, for each may
+    hold a share; the first one writes.
     """
     names = [name for name, _ in parallel.trained()]
     if not any(name.startswith("vision.") or "lora_" in name for name in names):
@@ -33,7 +42,10 @@ def save_result(out: Path, model: LoadedModel, parallel: Parallel, recipe: Any, 
         if parallel.world.first:
             table = asdict(model.config)
             settings = {"model": table, "recipe": recipe, "step": step}
-            save_adapter(out / ADAPTER, {n: t.half() for n, t in tensors.items()}, settings)
+            halves = {name: tensor.half() for name, tensor in tensors.items()}
+            if vocabulary is not None:
+                halves["vocabulary"] = vocabulary.to(torch.int32)
+            save_adapter(out / ADAPTER, halves, settings)
             table = asdict(replace(model.config, adapter=ADAPTER))
             del table["name"]
             _write(out / "model.toml", config.to_toml(table))

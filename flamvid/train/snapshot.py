@@ -72,7 +72,6 @@ class Snapshots:
         parallel: Parallel,
         optimizer: torch.optim.Optimizer,
         data: Mapping[str, Any],
-        about: Mapping[str, Any],
     ) -> Path:
         """Write one after `step` updates; `data` is this process's place in its data.
 
@@ -97,7 +96,7 @@ class Snapshots:
             _write(part / f"data-{world.rank}.json", data)
 
         def complete() -> None:
-            state = {"step": step, "processes": world.size, "adam": _steps(optimizer), **about}
+            state = {"step": step, "processes": world.size, "adam": _steps(optimizer)}
             _write(part / "state.json", state)
             for file in part.iterdir():
                 _sync(file)
@@ -182,6 +181,8 @@ def _tensors(parallel: Parallel, optimizer: torch.optim.Optimizer) -> Any:
         for key in _MOMENTS:
             if key in state:
                 yield f"{key}.{name}", _listed(state[key])
+    for name, buffer in parallel.running():
+        yield f"running.{name}", _listed(buffer)
 
 
 def _listed(tensor: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The loop of a run: batches, update, journal, validation, snapshot, and again."""
+"""The loop of every run: batches, update, journal, validation, snapshot, and again."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from typing import Any, Protocol
 
 import torch
 
-from flamvid.data.collate import Batch
 from flamvid.train.journal import Journal
 from flamvid.train.optimizer import OptimConfig, rate, set_rates
 from flamvid.train.parallel import Parallel
 from flamvid.train.plan import RunConfig
 from flamvid.train.snapshot import Snapshots
 from flamvid.train.stop import Stop
-from flamvid.train.update import Updated, Updater
+from flamvid.train.update import Samples, Updated, Updater
 
 __all__ = ["Done", "Report", "Trainer", "Updates"]
 
@@ -25,9 +24,13 @@ __all__ = ["Done", "Report", "Trainer", "Updates"]
 class Updates(Protocol):
     """Endless updates, each of some batches, that can go on from where it was."""
 
-    def __next__(self) -> Sequence[Batch]: ...
+    def __next__(self) -> Sequence[Any]: ...
 
     def state_dict(self) -> dict[str, Any]: ...
+
+    def resume(self, places: Sequence[Mapping[str, Any]]) -> None:
+        """Go on where a snapshot was; `places` are the states of all its processes."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,7 @@ class Report:
     """
 
     step: int
+    steps: int
     losses: Mapping[str, float]
     norm: float
     rate: float
@@ -83,12 +87,11 @@ class Trainer:
     run: RunConfig
     optim: OptimConfig
     snapshots: Snapshots
-    prepare: Callable[[Batch], Batch]
+    prepare: Callable[[Any], Any] = lambda batch: batch
     validate: Callable[[], Mapping[str, float]] | None = None
     gates: Callable[[], list[list[float]]] = list
     log: Callable[[str], None] = print
     watch: Callable[[Report], None] | None = None
-    about: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, first: int, journal: Journal | None, stop: Stop) -> Done:
         """Make the updates from `first` on; the journal is that of the first process."""
@@ -120,7 +123,7 @@ class Trainer:
             best = world.any(world.first and validated is not None and validated < self._best())
             if done % run.save_every == 0 or best or last:
                 path = self.snapshots.save(
-                    done, self.parallel, self.updater.optimizer, self.data.state_dict(), self.about
+                    done, self.parallel, self.updater.optimizer, self.data.state_dict()
                 )
                 if best and validated is not None and world.first:
                     self.snapshots.mark_best(path, validated)
@@ -131,7 +134,7 @@ class Trainer:
                 return Done(done, stopped=done < run.steps)
         return Done(max(first, run.steps), stopped=False)
 
-    def _batches(self, clock: _Clock) -> Iterator[Batch]:
+    def _batches(self, clock: _Clock) -> Iterator[Samples]:
         for _ in range(self.run.accumulate):
             start = time.perf_counter()
             batches = next(self.data)
@@ -159,6 +162,7 @@ class Trainer:
         samples = world.sum([float(clock.samples)])[0]
         report = Report(
             step=step,
+            steps=self.run.steps,
             losses={corpus: sum(x) / len(x) for corpus, x in clock.losses.items()},
             norm=updated.norm,
             rate=share * self.optim.learning_rate,

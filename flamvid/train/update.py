@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 
-from flamvid.data.collate import Batch
-from flamvid.train.chunks import chunks
 from flamvid.train.parallel import Parallel
 
-__all__ = ["Updated", "Updater"]
+__all__ = ["Samples", "Updated", "Updater"]
+
+
+class Samples(Protocol):
+    """A batch of one corpus, whatever is in it; `scored`: how many terms its loss is a sum of."""
+
+    @property
+    def corpus(self) -> str: ...
+
+    @property
+    def keys(self) -> Sequence[str]: ...
+
+    @property
+    def scored(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +46,7 @@ class Updated:
 class Updater:
     """Sums the weighted gradients of batches, clips them once, and steps the optimizer.
 
-    together: so many tokens go through the model at one time (`chunks`); 0 for all of a batch.
+    parts: those of a batch that go through the model one after the other.
     weights: of each corpus, lambda in the paper's section 2.4. Several batches of a corpus count
     as one of their size: a corpus's loss is the mean over all its scored tokens in all processes.
     """
@@ -45,19 +57,18 @@ class Updater:
         optimizer: torch.optim.Optimizer,
         weights: Mapping[str, float],
         clip: float,
-        together: int = 0,
+        parts: Callable[[Any], Sequence[Samples]] = lambda batch: (batch,),
     ) -> None:
         self.parallel, self.optimizer = parallel, optimizer
         self.weights, self.clip = weights, clip
-        # Processes that share a model must make the same number of passes through it.
-        self.together = 0 if parallel.sharded else together
+        self.parts = parts
 
-    def __call__(self, batches: Sequence[Batch]) -> Updated:
+    def __call__(self, batches: Sequence[Samples]) -> Updated:
         world = self.parallel.world
         corpora = list(self.weights)
         here: dict[str, float] = defaultdict(float)
         for batch in batches:
-            here[batch.corpus] += int((batch.targets >= 0).sum())
+            here[batch.corpus] += batch.scored
         tokens = dict(zip(corpora, world.sum([here[c] for c in corpora]), strict=True))
 
         losses: dict[str, float] = defaultdict(float)
@@ -76,7 +87,7 @@ class Updater:
                 if loss is not None and part is not None:
                     self.parallel.backward(loss * share)
                     losses[corpus] += loss.item()
-                    counted[corpus] += int((part.targets >= 0).sum())
+                    counted[corpus] += part.scored
 
         norm = self.parallel.finish(self.clip)
         applied = math.isfinite(norm)
@@ -90,7 +101,7 @@ class Updater:
         seen = {c: int(n) for c, n in tokens.items() if n}
         return Updated(means, norm, tuple(sorted(skipped)), applied, seen)
 
-    def _parts(self, batch: Batch) -> list[Batch | None]:
+    def _parts(self, batch: Samples) -> list[Samples | None]:
         """As many parts as in the process that has most; None where this one has no more."""
-        parts: list[Batch | None] = [*chunks(batch, self.together)]
+        parts: list[Samples | None] = [*self.parts(batch)]
         return parts + [None] * (self.parallel.world.most(len(parts)) - len(parts))

@@ -53,6 +53,15 @@ class World:
         """Whether it is so in any process."""
         return self.sum([float(value)])[0] > 0
 
+    @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """The first process does it before the others: what it writes, they find."""
+        if not self.first:
+            self.wait()
+        yield
+        if self.first:
+            self.wait()
+
     def wait(self) -> None:
         """Until all have come here."""
         if self.size > 1:

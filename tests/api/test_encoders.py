@@ -19,7 +19,9 @@ from flamvid.data.features import load_features
 from flamvid.errors import InputError, WeightsError
 from flamvid.models.flamingo import Flamingo
 from flamvid.models.video_encoder import VideoEncoder
-from flamvid.train.loop import run
+from flamvid.train.journal import read_journal
+from flamvid.train.recipe import read_recipe
+from flamvid.train.session import run
 from flamvid.video.sample import Clips
 from flamvid.weights.convert import convert
 from tests.tiny import make_model, picture, write_colours
@@ -148,9 +150,9 @@ steps = 2
 batch = 3
 warmup = 1
 """)
-    said: list[str] = []
-    assert run(recipe, None, tmp_path / "out" / "run", True, said.append).is_file()
-    assert any(line.startswith("validation 2/2 loss") for line in said)
+    out = tmp_path / "out" / "run"
+    assert run(read_recipe(recipe), out, resume=True).result == out / "model.toml"
+    assert [e["step"] for e in read_journal(out) if "validation" in e] == [2]
     [clips] = (tmp_path / "out" / "features").glob("*-clips-*")
     [held] = (tmp_path / "out" / "features").glob("*-validation-*")
     # Three frames fill one clip of x3d_xs, six fill two; each has four moments.

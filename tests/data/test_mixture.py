@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +84,31 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_was_not(
     assert {len(update) for update in wanted} == ({2} if mixing == "accumulate" else {1})
 
 
+def test_reading_ahead_takes_no_random_number(
+    corpora: list[CorpusConfig], prompts: PromptFormat, tmp_path: Path
+) -> None:
+    """Or the first update after a snapshot would drop out others than it did before."""
+    torch.manual_seed(3)
+    wanted = torch.rand(1)
+    torch.manual_seed(3)
+    next(mixture(corpora, prompts, tmp_path, workers=1))
+    assert torch.rand(1) == wanted
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_no_epoch_changes_a_picture_as_another_does(
+    corpora: list[CorpusConfig], prompts: PromptFormat, tmp_path: Path, workers: int
+) -> None:
+    jittered = replace(corpora[0], batch=23, jitter=0.4)
+    updates = mixture([jittered], prompts, tmp_path, workers=workers)
+    looks = []
+    for _ in range(4):
+        [batch] = next(updates)
+        assert batch.frames is not None
+        looks.append(batch.frames[batch.keys.index("20")])
+    assert not any(torch.equal(one, other) for one, other in combinations(looks, 2))
+
+
 def test_round_robin_takes_turns(
     corpora: list[CorpusConfig], prompts: PromptFormat, tmp_path: Path
 ) -> None:
@@ -138,6 +165,8 @@ def test_bad_samples_are_named_once_and_left_out(
     assert all(line["corpus"] == "images" and "s.tar" in line["reason"] for line in lines)
     state = updates.state_dict()
     assert len(state["bad"]["images"]) == 2
+    next(mixture([config], prompts, tmp_path, ledger=ledger))  # as after a kill
+    assert len(ledger.read_text().splitlines()) == 2
 
     strict = corpus("images", "s.tar", batch=5, max_bad=1)
     limited = mixture([strict], prompts, tmp_path)

@@ -31,7 +31,7 @@ def train(out: Path, steps: int) -> None:
     data, snapshots, first = Stream(), Snapshots(out), 0
     if found := snapshots.latest():
         state, places = snapshots.restore(found, parallel, optimizer)
-        data.load_state_dict(places[0])
+        data.resume(places)
         first = state["step"]
     seen = (out / "seen.jsonl").open("a")
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +18,14 @@ from torch.nn import functional as F
 from flamvid.errors import ConfigError
 from flamvid.live.look import Looker, View
 from flamvid.models.contrastive import mean_vector
+from flamvid.train import session
 from flamvid.train.contrastive import ContrastiveStage, contrastive_loss
-from flamvid.train.contrastive_run import read_contrastive, run_contrastive
-from flamvid.train.dual import recall, rows_of
-from flamvid.weights.embed import load_embedder, load_head
+from flamvid.train.draw import rows_of
+from flamvid.train.dual import missed
+from flamvid.train.journal import read_journal
+from flamvid.train.recipe import read_recipe
+from flamvid.train.trainer import Report
+from flamvid.weights.embed import load_embedder
 from flamvid.weights.load import load_model
 from tests.tiny import WORDS, encode, picture
 
@@ -58,6 +64,11 @@ def recipe(tiny: Path, shards: Path, tmp_path: Path) -> Path:
     return path
 
 
+def run(recipe: Path, out: Path, watch: Callable[[Report], None] | None = None) -> Path | None:
+    """What a run leaves, None where it was stopped."""
+    return session.run(read_recipe(recipe), out, True, lambda _: None, watch).result
+
+
 def test_loss_is_that_of_clip() -> None:
     """As figure 3 of its paper states it, in numpy's terms."""
     torch.manual_seed(0)
@@ -75,15 +86,16 @@ def test_every_sample_once_an_epoch() -> None:
     assert rows[:10] != rows[10:20]
 
 
-def test_recall_counts_the_better_ones() -> None:
+def test_what_is_missed_has_better_ones() -> None:
     videos = torch.eye(3)
     texts = F.normalize(torch.tensor([[1.0, 0, 0], [0.9, 1, 0], [1.0, 0.9, 0.8]]), dim=-1)
-    assert recall(videos, texts, torch.tensor([0, 1, 2])).startswith("R@1 66.7 R@5 100.0")
+    found = missed(videos, texts, torch.tensor([0, 1, 2]))
+    assert found == {"missed@1": pytest.approx(1 / 3), "missed@5": 0, "missed@10": 0}
 
 
 def test_heads_find_the_colour(recipe: Path, tiny: Path, tmp_path: Path) -> None:
     """Trained on frozen parts, they tell which picture a text is about; and load by the TOML."""
-    path = run_contrastive(recipe, None, tmp_path / "run", resume=False, log=lambda _: None)
+    path = run(recipe, tmp_path / "run")
     toml = tmp_path / "with_heads.toml"
     here = tiny.read_text().replace('"tiny.safe', f'"{tiny.parent}/tiny.safe')
     toml.write_text(f'contrastive = "{path}"\n{here}')
@@ -101,33 +113,33 @@ def test_heads_find_the_colour(recipe: Path, tiny: Path, tmp_path: Path) -> None
     assert load_embedder(load_model(str(tiny))) is None
 
 
-def test_a_stopped_run_ends_as_one_that_was_not(recipe: Path, tmp_path: Path) -> None:
-    """Bit for bit: what an update sees depends on its number alone."""
-    whole = run_contrastive(recipe, None, tmp_path / "a", resume=False, log=lambda _: None)
-    part = tmp_path / "part.toml"
+@pytest.mark.parametrize("more", ["dropout = 0.1", WHOLE])
+def test_a_stopped_run_ends_as_one_that_was_not(
+    tiny: Path, shards: Path, tmp_path: Path, more: str
+) -> None:
+    """Bit for bit, and so are the means that an encoder's batch norms hold."""
+    recipe = tmp_path / "stopped.toml"
+    recipe.write_text(RECIPE.format(model=tiny, root=shards, steps=12, more=more))
 
-    class StopError(Exception):
-        pass
+    def stop(report: Report) -> None:
+        if report.step == 10:
+            signal.raise_signal(signal.SIGTERM)
 
-    def stop(line: str) -> None:
-        if line.startswith("pairs 20/"):
-            raise StopError
-
-    part.write_text(recipe.read_text())
-    with pytest.raises(StopError):
-        run_contrastive(part, None, tmp_path / "b", resume=True, log=stop)
-    resumed = run_contrastive(part, None, tmp_path / "b", resume=True, log=lambda _: None)
-    ours, theirs = (load_head(path).state_dict() for path in (whole, resumed))
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    run(recipe, tmp_path / "a")
+    assert run(recipe, tmp_path / "b", stop) is None
+    run(recipe, tmp_path / "b")
+    for file in ("contrastive.safetensors", *(["encoder/model.safetensors"] * (more == WHOLE))):
+        ours, theirs = (load_file(tmp_path / name / file) for name in "ab")
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_an_encoder_from_scratch(tiny: Path, shards: Path, tmp_path: Path) -> None:
     """It learns beside its BERT, and a model's TOML can name what it wrote."""
     path = tmp_path / "whole.toml"
     path.write_text(RECIPE.format(model=tiny, root=shards, steps=25, more=WHOLE))
-    lines: list[str] = []
-    folder = run_contrastive(path, None, tmp_path / "run", resume=False, log=lines.append)
-    losses = [float(line.split("loss ")[1].split()[0]) for line in lines]
+    folder = run(path, tmp_path / "run")
+    assert folder is not None
+    losses = [entry["loss"]["pairs"] for entry in read_journal(tmp_path / "run") if "loss" in entry]
     assert losses[-1] < losses[0]
     toml = tmp_path / "other.toml"
     named = tiny.read_text().replace(f'"{tiny.parent}/vision"', f'"{folder}"')
@@ -178,6 +190,6 @@ def test_two_processes_share_their_negatives(tmp_path: Path) -> None:
 def test_a_wrong_recipe_is_one_line(recipe: Path) -> None:
     recipe.write_text(recipe.read_text().replace("smoothing", "smothing"))
     with pytest.raises(ConfigError, match="did you mean 'smoothing'"):
-        read_contrastive(recipe)
+        read_recipe(recipe)
     with pytest.raises(ConfigError, match=r"contrastive.batch is 0; must be above 0"):
         ContrastiveStage(batch=0)

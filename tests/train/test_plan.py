@@ -53,7 +53,8 @@ def test_changes(recipe: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ("warmup=3", "must be table.key=value"),
+        ("warmup=3", "has no key 'warmup'"),
+        ("run.steps.first=3", "must be a whole number"),
         ("optim.warmup", "must be table.key=value"),
         ("corpus.videos.weight=1", "no corpus is so called; there are clips, pages"),
         ("optim.warmpu=3", "did you mean 'warmup'"),

@@ -8,9 +8,9 @@ import pytest
 
 from flamvid import config
 from flamvid.errors import ConfigError
-from flamvid.train.contrastive_run import is_contrastive, read_contrastive
-from flamvid.train.plan import read_plan
+from flamvid.train.plan import Plan
 from flamvid.train.recipe import read_recipe
+from flamvid.train.session import read
 from tests.train.conftest import MakeRecipe
 
 DATASETS = Path(__file__).parents[2] / "datasets"
@@ -30,11 +30,13 @@ SHIPPED = [path for path in sorted(DATASETS.glob("*/*.toml")) if "lm" not in con
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_every_recipe_that_ships_is_one(path: Path) -> None:
-    if "corpus" in config.read_toml(path):
-        assert read_plan(path).corpora
-        return
-    recipe = read_contrastive(path) if is_contrastive(path) else read_recipe(path)
-    assert recipe.data.clips
+    recipe = read(path)
+    assert recipe.corpora if isinstance(recipe, Plan) else recipe.data.clips
+
+
+def test_changes(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    recipe = read_recipe(make_recipe(), ["seed=4", "captions.steps=3"], tmp_path)
+    assert (recipe.seed, recipe.captions.steps, recipe.root) == (4, 3, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def make(layers: int = 3) -> Parts:
 
 
 def save(at: Snapshots, step: int, parts: Parts) -> Path:
-    return at.save(step, *parts, data={"updates": step}, about={})
+    return at.save(step, *parts, data={"updates": step})
 
 
 def test_all_comes_back(tmp_path: Path) -> None:

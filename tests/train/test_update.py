@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -112,7 +113,11 @@ def test_a_batch_in_parts_gives_the_gradient_of_the_whole(most: int) -> None:
         model = make_flamingo()
         parallel = Parallel(Objective(model, MEDIA), World())
         update = Updater(
-            parallel, torch.optim.SGD(model.parameters(), lr=1.0), WEIGHTS, 1e9, together
+            parallel,
+            torch.optim.SGD(model.parameters(), lr=1.0),
+            WEIGHTS,
+            1e9,
+            partial(chunks, most=together),
         )
         updated = update([PAGES, VIDEOS])
         found.append((updated.losses, [p.detach().clone() for _, p in parallel.trained()]))

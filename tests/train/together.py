@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.distributed.tensor import DTensor
 
+from flamvid.train import session
 from flamvid.train.objective import Objective
 from flamvid.train.optimizer import OptimConfig, make_optimizer, rate, set_rates
 from flamvid.train.parallel import Parallel
@@ -44,10 +48,28 @@ def train(world: World, engine: str, folder: Path, updates: int, out: Path) -> N
         updated = updater([rows_of(batch, mine) for batch in batches])
         assert updated.skipped == (("videos",) if step == BROKEN else ())
         assert updated.tokens == {b.corpus: int((b.targets >= 0).sum()) for b in batches}
-    snapshots.save(updates, parallel, optimizer, {"rank": world.rank}, {})
+    snapshots.save(updates, parallel, optimizer, {"rank": world.rank})
     weights = {n: p.full_tensor() if isinstance(p, DTensor) else p for n, p in parallel.trained()}
     if world.first:
         torch.save({n: w.detach() for n, w in weights.items()}, out)
+
+
+def run_noting(recipe: Path, out: Path, notes: Path) -> None:
+    """A whole run, and what this process opened to write, renamed and removed."""
+    changed: set[str] = set()
+
+    def note(event: str, args: tuple[Any, ...]) -> None:
+        if event == "open" and isinstance(args[0], str):
+            opened = args[2] & (os.O_WRONLY | os.O_RDWR)
+            if opened:
+                changed.add(args[0])
+        elif event in ("os.rename", "os.remove", "os.rmdir"):
+            changed.add(os.fspath(args[0]))
+
+    sys.addaudithook(note)
+    outcome = session.run(session.read(recipe), out, True, lambda _: None)
+    assert outcome.result is not None
+    (notes / f"{os.environ['RANK']}.txt").write_text("\n".join(changed))
 
 
 def train_all(jobs: Sequence[Job]) -> None:

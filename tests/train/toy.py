@@ -120,5 +120,5 @@ class Stream:
     def state_dict(self) -> dict[str, Any]:
         return {"number": self.number}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.number = state["number"]
+    def resume(self, places: Sequence[Any]) -> None:
+        self.number = places[0]["number"]

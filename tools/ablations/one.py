@@ -19,6 +19,7 @@ from flamvid.generate.config import GenerationConfig
 from flamvid.generate.engine import generate
 from flamvid.models.build import ModelConfig
 from flamvid.ops import media_index
+from flamvid.train.chunks import chunks
 from flamvid.train.objective import Objective
 from flamvid.train.optimizer import OptimConfig, make_optimizer, rate, set_rates
 from flamvid.train.parallel import Parallel
@@ -76,7 +77,9 @@ def run_row(
         beta2=0.98,
     )
     optimizer = make_optimizer(parallel.trained(), optim)
-    updater = Updater(parallel, optimizer, {c.config.name: 1.0 for c in corpora}, optim.clip)
+    updater = Updater(
+        parallel, optimizer, {c.config.name: 1.0 for c in corpora}, optim.clip, chunks
+    )
 
     model.flamingo.train()
     streams = [corpus.batches(model.prompts, seed) for corpus in corpora]

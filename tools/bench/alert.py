@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 
+from flamvid.data.features import features_of
 from flamvid.data.shards import expand
 from flamvid.models.contrastive import mean_vector
-from flamvid.train.loop import features_of
 from flamvid.weights.embed import load_embedder
 from flamvid.weights.load import load_model
 

@@ -24,6 +24,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
@@ -35,6 +36,7 @@ from torch.nn import functional as F
 from flamvid.data.collate import Batch
 from flamvid.models.lm import decoder_layers
 from flamvid.models.mosaic import MosaicForCausalLM
+from flamvid.train.chunks import chunks
 from flamvid.train.objective import Objective
 from flamvid.train.optimizer import OptimConfig, make_optimizer
 from flamvid.train.parallel import Parallel
@@ -138,7 +140,7 @@ def our_step(every: int, half: bool = True) -> Step:
         halve_frozen(decoder_layers(lm))
     parallel = Parallel(Objective(flamingo, MEDIA), World())
     optimizer = make_optimizer(parallel.trained(), OptimConfig())
-    updater = Updater(parallel, optimizer, WEIGHTS, clip=1.0, together=512)  # as on any CPU
+    updater = Updater(parallel, optimizer, WEIGHTS, 1.0, partial(chunks, most=512))  # as on any CPU
     return lambda update: dict(updater(update).losses)
 
 

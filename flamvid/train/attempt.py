@@ -1,0 +1,77 @@
+"""One attempt at a run: from its last snapshot to its end, or to a signal."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flamvid import config
+from flamvid.errors import InputError
+from flamvid.train.journal import Journal
+from flamvid.train.stop import on_signals
+from flamvid.train.trainer import Done, Trainer
+
+__all__ = ["Outcome", "attempt", "writable"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Where a run ended: its result, None while it is not at its end, and its last update."""
+
+    result: Path | None
+    step: int
+
+
+def attempt(trainer: Trainer, resume: bool, recipe: Mapping[str, Any]) -> Done:
+    """Train in the folder of the trainer's snapshots; `recipe` is written there as plan.toml.
+
+    `resume` goes on from the last snapshot, or begins where there is none; without it, all
+    snapshots are removed. SIGTERM and SIGINT end it after a snapshot.
+    """
+    world, snapshots, run = trainer.parallel.world, trainer.snapshots, trainer.run
+    out = snapshots.folder
+    if world.first:
+        out.mkdir(exist_ok=True)
+        _room(out, snapshots.size(trainer.parallel) * (run.keep + 2))
+        snapshots.sweep() if resume else snapshots.clear()
+        (out / "plan.toml").write_text(config.to_toml(recipe), encoding="utf-8")
+    world.wait()
+    first = 0
+    if found := snapshots.latest():
+        state, places = snapshots.restore(found, trainer.parallel, trainer.updater.optimizer)
+        trainer.data.resume(places)
+        first = int(state["step"])
+        trainer.log(f"resumed from {found}")
+    journal = Journal(out, first, run.tensorboard, run.wandb) if world.first else None
+    with on_signals() as stop:
+        try:
+            return trainer(first, journal, stop)
+        finally:
+            if journal is not None:
+                journal.close()
+
+
+def writable(out: Path) -> None:
+    """Make the folder of a run; raises InputError where nothing can be written into it."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / f"probe-{os.getpid()}.part"
+        probe.write_text("flamvid")
+        probe.unlink()
+    except OSError as error:
+        raise InputError(
+            f"can't write to {out}: {error.strerror}; give another folder with --out"
+        ) from error
+
+
+def _room(out: Path, wanted: int) -> None:
+    free = shutil.disk_usage(out).free
+    if free < wanted:
+        raise InputError(
+            f"{out} has {free / 1e9:.2f} GB free, its snapshots take up to {wanted / 1e9:.2f} GB; "
+            "make room, lower run.keep, or give another folder with --out"
+        )

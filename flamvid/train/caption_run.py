@@ -1,0 +1,240 @@
+"""A run on frozen features: first the resampler learns words, then all learns captions.
+
+Legend: B media, R captions, S tokens, V trained vocabulary.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from flamvid.data.consensus import consensus
+from flamvid.data.features import FeatureSet, Thin, features_of
+from flamvid.data.shards import expand
+from flamvid.models.vision import TimmEncoder
+from flamvid.train.attempt import Outcome, attempt
+from flamvid.train.draw import Drawn, Inputs, MeanLoss, rows_of
+from flamvid.train.labels import LabelNoise, label_media
+from flamvid.train.optimizer import OptimConfig, make_optimizer
+from flamvid.train.parallel import Parallel
+from flamvid.train.plan import RunConfig
+from flamvid.train.ready import gates
+from flamvid.train.recipe import Recipe
+from flamvid.train.result import save_result
+from flamvid.train.snapshot import Snapshots
+from flamvid.train.step import TextBatch, caption_loss, caption_rows, vocabulary
+from flamvid.train.trainer import Report, Trainer
+from flamvid.train.update import Updater
+from flamvid.train.words import WordModel, frequent_words, word_targets
+from flamvid.train.world import World
+from flamvid.weights.load import LoadedModel, load_model
+
+__all__ = ["run_captions"]
+
+_HELD_OUT = 32  # clips that are validated together
+
+
+@dataclass(frozen=True, slots=True)
+class _Media:
+    """Frozen features: of clips and after them of stills, and of held-out clips.
+
+    vocabulary: the tokens of all captions and labels, int64 [V].
+    """
+
+    all: FeatureSet
+    clips: int
+    held_out: FeatureSet
+    vocabulary: Tensor
+
+
+def run_captions(
+    recipe: Recipe,
+    out: Path,
+    resume: bool,
+    world: World,
+    log: Callable[[str], None],
+    watch: Callable[[Report], None] | None = None,
+) -> Outcome:
+    """Both stages, each with snapshots of its own; those of words lie in `<out>/words`.
+
+    Frozen features lie beside `out`, where other runs find them.
+    """
+    if world.first and not resume:
+        Snapshots(out).clear()  # or a run that is stopped in its words would find them
+    torch.manual_seed(recipe.seed)
+    model = load_model(recipe.model, dtype="float32", trained=False)
+    media = _read(recipe, out.parent / "features", model, world, log)
+    for stage in (_words, _captions) if recipe.words.steps else (_captions,):
+        trainer = stage(recipe, model, media, out, world)
+        trainer.log, trainer.watch = log, watch
+        done = attempt(trainer, resume, recipe.table())
+        if done.stopped:
+            return Outcome(None, done.step)
+        model.flamingo.resampler.dropout.p = 0.0
+    table = recipe.table()
+    result = save_result(out, model, trainer.parallel, table, done.step, media.vocabulary)
+    return Outcome(result, done.step)
+
+
+def _read(
+    recipe: Recipe, cache: Path, model: LoadedModel, world: World, log: Callable[[str], None]
+) -> _Media:
+    def features(*patterns: str) -> FeatureSet:
+        found = features_of(expand(patterns, recipe.root), cache, model, log)
+        return found.plain() if recipe.data.plain else found
+
+    data = recipe.data
+    with world.in_turn():  # what the first process encodes, the others find
+        clips, held_out = features(*data.clips), features(*data.validation)
+        stills = features(*data.stills) if data.stills else None
+    log(f"{len(clips)} clips, {len(stills) if stills else 0} stills, {len(held_out)} validation")
+    whole = clips + stills if stills else clips
+    words = model.labels.words if model.labels else ()
+    return _Media(whole, len(clips), held_out, vocabulary(model.prompts, [*whole.captions, words]))
+
+
+def _rows(recipe: Recipe, media: _Media, step: int, batch: int, world: World) -> list[int]:
+    """This process's rows of a batch, clips and stills by their share."""
+    stills = len(media.all) - media.clips
+    some = round(batch * recipe.data.stills_share) if stills else 0
+    rows = rows_of(step, batch - some, media.clips, f"{recipe.seed} clips")
+    rows += [media.clips + x for x in rows_of(step, some, stills, f"{recipe.seed} stills")]
+    return rows[world.rank :: world.size]
+
+
+def _words(recipe: Recipe, model: LoadedModel, media: _Media, out: Path, world: World) -> Trainer:
+    stage = recipe.words
+    words = frequent_words(media.all.captions, stage.words)
+    targets, held_out = (word_targets(x.captions, words) for x in (media.all, media.held_out))
+    net = WordModel(model.flamingo.resampler, len(words)).train()
+    net.resampler.dropout.p = stage.feature_dropout
+
+    def make(step: int, _: random.Random) -> Inputs:
+        rows = _rows(recipe, media, step, stage.batch, world)
+        tensors = (*media.all.batch(rows), targets[rows])
+        return Inputs("words", tuple(media.all.ids[row] for row in rows), tensors, len(rows))
+
+    @torch.no_grad()
+    def validate() -> dict[str, float]:
+        net.eval()
+        loss = net(*media.held_out.batch(range(len(media.held_out))), held_out)
+        net.train()
+        return {"words": float(loss)}
+
+    parallel = Parallel(MeanLoss(net, net.named_parameters()), world)
+    optim = OptimConfig(
+        learning_rate=stage.learning_rate, warmup=50, schedule="cosine", weight_decay=0.01
+    )
+    groups = [{"params": list(net.parameters()), "peak": stage.learning_rate}]
+    optimizer = torch.optim.AdamW(groups, weight_decay=optim.weight_decay)
+    return Trainer(
+        parallel=parallel,
+        updater=Updater(parallel, optimizer, {"words": 1.0}, optim.clip),
+        data=Drawn(make, stage.batch, recipe.seed, world),
+        run=RunConfig(
+            steps=stage.steps, seed=recipe.seed, save_every=100, log_every=100, validate_every=100
+        ),
+        optim=optim,
+        snapshots=Snapshots(out / "words"),
+        validate=validate,
+    )
+
+
+class _Captions(nn.Module):
+    """A Flamingo whose softmax is over the tokens of its captions."""
+
+    def __init__(self, recipe: Recipe, model: LoadedModel, media: _Media) -> None:
+        super().__init__()
+        self.flamingo, self.prompts = model.flamingo, model.prompts
+        self.max_tokens = recipe.captions.max_tokens
+        self.vocabulary = media.vocabulary
+        self.head = self.flamingo.lm.head_of(self.vocabulary)
+
+    def texts(self, texts: Sequence[str], labels: Sequence[Sequence[str]]) -> TextBatch:
+        """Captions as tokens, with the labels in front of them."""
+        return caption_rows(self.prompts, texts, self.head, self.max_tokens, labels)
+
+    def forward(
+        self, features_BTNF: Tensor, counts_B: Tensor, ids_RS: Tensor, targets_RS: Tensor
+    ) -> Tensor:
+        """Mean loss per scored token."""
+        lm = self.flamingo.lm
+        head = self.head if lm.frozen else lm.head_of(self.vocabulary)
+        text = TextBatch(ids_RS, targets_RS)
+        return caption_loss(
+            self.flamingo, features_BTNF, counts_B, text, head, self.prompts.media_id
+        )
+
+
+def _captions(
+    recipe: Recipe, model: LoadedModel, media: _Media, out: Path, world: World
+) -> Trainer:
+    stage, flamingo = recipe.captions, model.flamingo
+    net = _Captions(recipe, model, media)
+    named = model.labels.words if model.labels else ()
+    labels, held_out = (_labels(model, x) for x in (media.all, media.held_out))
+    noise = LabelNoise(drop=stage.label_drop, drop_all=stage.label_drop_all, swap=stage.label_swap)
+    captions = media.all.captions
+    weights = [[max(w, 1e-3) ** stage.consensus for w in group] for group in consensus(captions)]
+
+    def make(step: int, rng: random.Random) -> Inputs:
+        rows = _rows(recipe, media, step, stage.batch, world)
+        said = [
+            (labels[row], caption)
+            for row in rows
+            for caption in rng.choices(captions[row], weights[row], k=stage.captions)
+        ]
+        if named:
+            said = [noise(some, caption, named, rng) for some, caption in said]
+        text = net.texts([caption for _, caption in said], [some for some, _ in said])
+        thin = Thin(stage.patch_dropout, rng) if stage.patch_dropout else None
+        tensors = (*media.all.batch(rows, thin), text.ids, text.targets)
+        keys = tuple(media.all.ids[row] for row in rows for _ in range(stage.captions))
+        return Inputs("captions", keys, tensors, int((text.targets >= 0).sum()))
+
+    @torch.no_grad()
+    def validate() -> dict[str, float]:
+        """Of the first two captions of every clip."""
+        flamingo.eval()
+        clips, total = media.held_out, 0.0
+        for start in range(0, len(clips), _HELD_OUT):
+            rows = range(start, min(start + _HELD_OUT, len(clips)))
+            # A sample with one caption counts as often as those with more.
+            texts = [caption for row in rows for caption in (clips.captions[row] * 2)[:2]]
+            text = net.texts(texts, [held_out[row] for row in rows for _ in range(2)])
+            total += net(*clips.batch(rows), text.ids, text.targets).item() * len(rows)
+        flamingo.train()
+        return {"captions": total / len(clips)}
+
+    parallel = Parallel(MeanLoss(net, flamingo.trained()), world)
+    optimizer = make_optimizer(parallel.trained(), stage.optim)
+    flamingo.resampler.dropout.p = stage.feature_dropout
+    flamingo.train()
+    return Trainer(
+        parallel=parallel,
+        updater=Updater(parallel, optimizer, {"captions": 1.0}, stage.clip),
+        data=Drawn(make, stage.batch, recipe.seed, world),
+        run=RunConfig(
+            steps=stage.steps,
+            seed=recipe.seed,
+            save_every=stage.save_every,
+            validate_every=stage.validate_every,
+        ),
+        optim=stage.optim,
+        snapshots=Snapshots(out),
+        validate=validate,
+        gates=lambda: gates(flamingo),
+    )
+
+
+def _labels(model: LoadedModel, media: FeatureSet) -> list[tuple[str, ...]]:
+    """What the prompt of each sample says; nothing where the model's prompts don't."""
+    vision = model.flamingo.vision
+    if model.labels is None or not isinstance(vision, TimmEncoder):
+        return [()] * len(media)
+    return label_media(media, vision, model.labels)
