@@ -252,9 +252,7 @@ def test_prompts_of_other_lengths_beside_it_change_nothing(beams: int) -> None:
                 torch.nn.init.constant_(parameter, 1.0)
         latents = model.resample(torch.randn(2, 2, 2, 2, 8))
         ids = torch.randint(6, 40, (2, 9))
-        ids[0, 2] = ids[1, 6] = (
-            MEDIA  # of the second row, the last four are the prompt
-        )
+        ids[0, 2] = ids[1, 6] = MEDIA  # of the second row, the last four are the prompt
         real = torch.ones_like(ids)
         ids[1, :5], real[1, :5] = 0, 0
         index = media_index(ids, MEDIA)
