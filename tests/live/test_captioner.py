@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -273,6 +274,11 @@ def test_alerts_are_raised_once_until_it_calms() -> None:
         return [alarm.look(torch.eye(3)[c].repeat(1, 4, 1)) for c in colours]
 
     assert see(1, 0, 0, 1, 0) == [[], [("red", 1.0)], [], [], [("red", 1.0)]]
+    # A little below the threshold it has not calmed yet.
+    alarm = Alarm([Alert(text="red", threshold=0.9)], Plain(), frames=1)
+    scores = (1.0, 0.85, 1.0, 0.8, 1.0)
+    seen = [torch.tensor([s, math.sqrt(1 - s * s), 0.0]).repeat(1, 4, 1) for s in scores]
+    assert [len(alarm.look(one)) for one in seen] == [1, 0, 0, 0, 1]
 
 
 def test_alerts_are_cues_and_need_an_embedder(model: LoadedModel) -> None:
