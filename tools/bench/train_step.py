@@ -133,8 +133,9 @@ def peer_step(every: int) -> Step:
 
 def our_step(every: int, half: bool = True) -> Step:
     """The updater of `flamvid train`, of the same weights."""
+    peer = Peer(every)  # first, with the random numbers that it has by itself
     lm = MosaicForCausalLM(MPT)
-    flamingo = our_flamingo(Peer(every), lm, WIDTH, every).train()
+    flamingo = our_flamingo(peer, lm, WIDTH, every).train()
     flamingo.lm.add_tokens([END, MEDIA])
     if half:
         halve_frozen(decoder_layers(lm))
