@@ -75,9 +75,9 @@ class NewHead(nn.Module):
         new = linear(hidden, self._rows.to(hidden.dtype)).to(logits.dtype)
         at = torch.tensor(self.tokens.ids, device=logits.device)
         more = max(int(at.max()) + 1 - logits.shape[-1], 0)
-        # A row that neither table has is of no token: it must not be chosen.
-        logits = nn.functional.pad(logits, (0, more), value=float("-inf"))
-        return logits.index_copy(-1, at, new)
+        if more:  # a row that neither table has is of no token: it must not be chosen
+            logits = nn.functional.pad(logits, (0, more), value=float("-inf"))
+        return logits.index_copy_(-1, at, new)  # in place: logits are as large as all else
 
 
 @torch.no_grad()
