@@ -182,7 +182,7 @@ def search(
     every: float | None = None,
     chosen: Filter | None = None,
     approximate: str | None = None,
-    effort: int = 64,
+    effort: int | None = None,
     model: str | Captioner = "flamvid-base",
 ) -> list[Hit]:
     """The parts of a store's videos that are most like a text, or a picture or clip; best first.
