@@ -113,18 +113,7 @@ def run(
     resumes = wanted.state is not None and wanted.state.exists()
     after = restore(watcher, wanted.state) if resumes and wanted.state else None
     with ExitStack() as stack:
-        sinks = [
-            open_sink(target, wanted.format, watcher.bell, resume=resumes)
-            for target in wanted.sinks
-        ]
-        if wanted.store is not None:
-            sinks.append(_keeper(watcher, source, wanted.store))
-        stack.callback(_tell_lost, sinks)  # once all are closed
-        for sink in sinks:
-            stack.callback(sink.close)
         stopped = stack.enter_context(_stopping(watcher))
-        if wanted.on_demand:
-            threading.Thread(target=_listen, args=(watcher,), daemon=True).start()
         try:
             stream = stack.enter_context(
                 open_stream(
@@ -139,8 +128,20 @@ def run(
                     after=after,
                 )
             )
+            # After the stream: an address that is wrong must not empty a file.
+            sinks = [
+                open_sink(target, wanted.format, watcher.bell, resume=resumes)
+                for target in wanted.sinks
+            ]
+            if wanted.store is not None:
+                sinks.append(_keeper(watcher, source, wanted.store))
+            stack.callback(_tell_lost, sinks)  # once all are closed
+            for sink in sinks:
+                stack.callback(sink.close)
+            if wanted.on_demand:
+                threading.Thread(target=_listen, args=(watcher,), daemon=True).start()
             _deliver(watcher, stream, sinks, wanted.state)
-        except OutputError:
+        except (OutputError, InputError):
             raise
         except FlamvidError as error:
             report(error, source)

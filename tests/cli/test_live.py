@@ -202,6 +202,16 @@ def test_a_sink_that_is_the_source_is_refused(clip: Path) -> None:
     assert clip.stat().st_size == before
 
 
+def test_a_source_that_is_wrong_empties_no_file(tiny: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "a.vtt"
+    kept.write_text("WEBVTT\n\nyesterday's\n")
+    words = ["live", str(tmp_path / "none.mp4"), f"--model={tiny}", f"--sink={kept}"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 1
+    assert "none.mp4" in result.stderr
+    assert "yesterday's" in kept.read_text()
+
+
 def test_a_closed_stdin_can_not_be_listened_to(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", None)
     with pytest.raises(InputError, match="reads stdin, which is closed"):

@@ -152,6 +152,20 @@ def test_context_of_more_latents_is_thinned_as_a_whole(
     assert torch.equal(now, whole[:, ::2])
 
 
+def test_silence_is_no_answer(model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    least: list[int] = []
+
+    def search(_: Prompt, config: GenerationConfig, *__: object) -> list[Generated]:
+        least.append(config.min_tokens)
+        return [Generated((7,), -1.0)]
+
+    monkeypatch.setattr(Prompt, "search", search)
+    speaker = Speaker(model, SHORT)
+    speaker.caption(torch.randn(1, 4, 16), {})
+    speaker.answer(torch.randn(1, 4, 16), "who?")
+    assert least == [0, 1]
+
+
 def test_gaps_are_told_and_end_what_was_told(model: LoadedModel) -> None:
     late = [frame(tick, "blue") for tick in range(20, 24)]
     events = [*walls("red"), Gap(2.0, 10.0, "hung up"), *late]

@@ -140,3 +140,14 @@ def test_another_dtype(model: LoadedModel, tmp_path: Path) -> None:
     save_state(live, state)
     with pytest.raises(InputError, match="dtype 'float32', not 'bfloat16'"):
         restore(live_of(replace(model, dtype=torch.bfloat16)), state)
+
+
+def test_what_was_dropped_before_is_counted_on(model: LoadedModel, tmp_path: Path) -> None:
+    live, state, events = live_of(model), tmp_path / "state", Script(walls("red"))
+    events.stats.dropped = 5
+    list(live.watch(events))
+    save_state(live, state)
+    again, more = live_of(model), Script(walls("red", "green")[4:])
+    more.stats.dropped = 2
+    restore(again, state)
+    assert list(again.watch(more))[-1].dropped == 7

@@ -6,6 +6,7 @@ import errno
 import http.client
 import json
 import os
+import queue
 import socket
 import struct
 import threading
@@ -267,3 +268,15 @@ def test_browsers_listen_and_ask() -> None:
     server.close()
     assert events.read() == b"\n"
     listener.close()
+
+
+def test_a_browser_that_falls_behind_loses_the_oldest() -> None:
+    server = EventServer(0, Bell())
+    slow: queue.Queue[str | None] = queue.Queue(64)
+    server._clients.append(slow)
+    for n in range(70):
+        server.put(cue(n))
+    assert server.lost == 6
+    assert '"start": 12.0' in str(slow.get())
+    server._clients.clear()
+    server.close()
