@@ -87,14 +87,14 @@ def train(
     if isinstance(plan, Plan):
         plan = plan.fine_tuned() if fine_tune else plan
         if dry_run:
-            return _dry_run(plan, out)
+            return _dry_run(plan)
     return _run(plan, out, resume, words)
 
 
-def _dry_run(plan: Plan, out: Path) -> int:
+def _dry_run(plan: Plan) -> int:
     from flamvid.train import session
 
-    parts, seconds = session.try_out(plan, out)
+    parts, seconds = session.try_out(plan)
     typer.echo(config.to_toml(plan.table()))
     for part in parts:
         typer.echo(f"# {part.name}: {part.parameters:,} parameters, {part.trained:,} trained")

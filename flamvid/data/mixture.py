@@ -200,6 +200,9 @@ class _Ledger:
         if self.path is None:
             return
         line = json.dumps({"corpus": corpus, "sample": sample.id, "reason": sample.reason})
+        # A run that was killed after its last snapshot meets some again.
+        if self.path.exists() and line in self.path.read_text().splitlines():
+            return
         # One write at the file's end: processes may share a ledger.
         file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         try:

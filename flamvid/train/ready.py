@@ -32,8 +32,9 @@ from flamvid.train.update import Updater
 from flamvid.train.world import World
 from flamvid.weights.load import LoadedModel, load_config
 
-__all__ = ["Part", "Ready", "gates", "parts", "trained_model"]
+__all__ = ["LEDGER", "Part", "Ready", "gates", "parts", "trained_model"]
 
+LEDGER = "unreadable.jsonl"
 _TOGETHER = 512  # a CPU is as quick with few tokens at a time as with many
 
 
@@ -47,14 +48,19 @@ class Part:
 
 
 class Ready:
-    """A plan's model, data and updater, in one process of a world."""
+    """A plan's model, data and updater, in one process of a world.
 
-    def __init__(self, plan: Plan, out: Path, world: World) -> None:
+    out: the folder of the run; None writes nothing.
+    """
+
+    def __init__(self, plan: Plan, out: Path | None, world: World) -> None:
         self.plan, self.world = plan, world
         self.model = trained_model(plan, world)
-        self.data = self._mixture(plan.corpora, out / "unreadable.jsonl")
+        self.data = self._mixture(plan.corpora, out and out / LEDGER)
         # Opened now, or a shard that is missing would be met hours later.
-        self._held_out = self._mixture(plan.validation, None) if plan.validation else None
+        self._held_out = None
+        if plan.validation:
+            self._held_out = self._mixture(plan.validation, None, held_out=True)
         flamingo = self.model.flamingo
         objective = Objective(flamingo, self.model.prompts.media_id)
         self.parallel = Parallel(objective, world, plan.run.engine)
@@ -66,7 +72,7 @@ class Ready:
         self.updater = Updater(self.parallel, self.optimizer, weights, plan.optim.clip, split)
         self._cache: FeatureCache | None = None
         if plan.model.vision == "frozen":
-            path = out / plan.run.cache if plan.run.cache else None
+            path = out / plan.run.cache if out and plan.run.cache else None
             about = f"{self.model.config.vision.features} {self.model.dtype}"
             self._cache = FeatureCache(
                 self._encode,
@@ -104,20 +110,21 @@ class Ready:
         totals, counts = summed[: len(names)], summed[len(names) :]
         return {n: t / c for n, t, c in zip(names, totals, counts, strict=True) if c}
 
-    def _mixture(self, corpora: Sequence[CorpusConfig], ledger: Path | None) -> Mixture:
-        """With a ledger it is to train on; without, held out."""
+    def _mixture(
+        self, corpora: Sequence[CorpusConfig], ledger: Path | None, held_out: bool = False
+    ) -> Mixture:
         run = self.plan.run
         return Mixture(
             corpora,
             self.model.prompts,
             root=self.plan.root,
             seed=run.seed,
-            mixing=run.mixing if ledger else "accumulate",
+            mixing="accumulate" if held_out else run.mixing,
             rank=self.world.rank,
             world=self.world.size,
-            workers=run.workers if ledger else 0,
+            workers=0 if held_out else run.workers,
             ledger=ledger,
-            augment=ledger is not None,
+            augment=not held_out,
         )
 
     def _encode(self, pictures_X3HW: Tensor) -> Tensor:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from flamvid import config
 from flamvid.train.attempt import Outcome, attempt, writable
 from flamvid.train.plan import Plan, read_plan
 from flamvid.train.precision import precision
-from flamvid.train.ready import Part, Ready, gates, parts
+from flamvid.train.ready import LEDGER, Part, Ready, gates, parts
 from flamvid.train.recipe import Recipe, read_recipe
 from flamvid.train.result import save_result
 from flamvid.train.snapshot import Snapshots
@@ -59,6 +58,8 @@ def run(
 def _run(
     plan: Plan, out: Path, resume: bool, world: World, log: Log, watch: Watch | None
 ) -> Outcome:
+    if world.first and not resume:
+        (out / LEDGER).unlink(missing_ok=True)
     ready = Ready(plan, out, world)
     trainer = Trainer(
         parallel=ready.parallel,
@@ -80,14 +81,13 @@ def _run(
     return Outcome(save_result(out, ready.model, ready.parallel, settings, done.step), done.step)
 
 
-def try_out(plan: Plan, out: Path, updates: int = 2) -> tuple[list[Part], float]:
+def try_out(plan: Plan, updates: int = 2) -> tuple[list[Part], float]:
     """Load all that a run needs and make some updates of it, of which nothing is kept.
 
     Returns the model's parts, and the seconds that the run would take at the last one's speed.
     """
     with joined(plan.run.device) as world, precision(plan.run.precision, world.device):
-        quiet = replace(plan, run=replace(plan.run, cache=""))
-        ready = Ready(quiet, out, world)
+        ready = Ready(plan, None, world)
         took = math.nan
         for _ in range(updates):
             start = time.perf_counter()

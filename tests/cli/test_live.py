@@ -25,6 +25,7 @@ from flamvid.cli.stdin import check_stdin, stdin_lines
 from flamvid.errors import InputError
 from flamvid.live.cue import Cue, Kind
 from flamvid.live.trigger import Bell
+from tests.processes import wait_for
 from tests.tiny import make_model
 
 Live = Callable[..., "subprocess.Popen[str]"]
@@ -64,14 +65,6 @@ def live(tiny: Path) -> Iterator[Live]:
         if child.poll() is None:
             child.kill()
         child.communicate()
-
-
-def wait_for(what: Callable[[], bool], child: subprocess.Popen[str], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert child.poll() is None, child.stderr and child.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def cues(path: Path) -> list[dict[str, Any]]:

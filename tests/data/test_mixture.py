@@ -165,6 +165,8 @@ def test_bad_samples_are_named_once_and_left_out(
     assert all(line["corpus"] == "images" and "s.tar" in line["reason"] for line in lines)
     state = updates.state_dict()
     assert len(state["bad"]["images"]) == 2
+    next(mixture([config], prompts, tmp_path, ledger=ledger))  # as after a kill
+    assert len(ledger.read_text().splitlines()) == 2
 
     strict = corpus("images", "s.tar", batch=5, max_bad=1)
     limited = mixture([strict], prompts, tmp_path)

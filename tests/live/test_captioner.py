@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,12 +14,14 @@ from torch.nn import functional as F
 
 from flamvid.errors import DecodeError, FlamvidError, InputError
 from flamvid.generate.config import Generated, GenerationConfig
+from flamvid.generate.prompt import Prompt
 from flamvid.live.alarm import Alarm, Alert
 from flamvid.live.budget import Budget, Shed
 from flamvid.live.captioner import LiveCaptioner, LiveConfig, sizes_of
 from flamvid.live.cue import Cue
 from flamvid.live.memory import MemoryConfig
 from flamvid.live.policies import Policy
+from flamvid.live.speaker import Speaker
 from flamvid.live.trigger import Bell, Change, ChangeConfig, Every
 from flamvid.video.events import Event, Gap
 from flamvid.weights.load import LoadedModel
@@ -129,6 +132,24 @@ def test_context_continues(model: LoadedModel) -> None:
     after = watch(model, walls("red", "blue"), every=2.0, memory=MemoryConfig(recent=2), context=1)
     assert after[0].text == alone[0].text
     assert after[1].logprob != alone[1].logprob
+
+
+def test_context_of_more_latents_is_thinned_as_a_whole(
+    model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Sequence[Tensor]] = []
+
+    def search(prompt: Prompt, *_: object) -> list[Generated]:
+        read.append(prompt.latents)
+        return [Generated((7,), -1.0)]
+
+    monkeypatch.setattr(Prompt, "search", search)
+    speaker, whole = Speaker(model, SHORT, context=1), torch.randn(1, 4, 16)
+    speaker.caption(whole, {})
+    speaker.caption(whole[:, ::2], {})  # as a late caption reads it
+    before, now = read[1]
+    assert torch.equal(before, whole[:, ::2])
+    assert torch.equal(now, whole[:, ::2])
 
 
 def test_gaps_are_told_and_end_what_was_told(model: LoadedModel) -> None:
@@ -253,6 +274,11 @@ def test_alerts_are_raised_once_until_it_calms() -> None:
         return [alarm.look(torch.eye(3)[c].repeat(1, 4, 1)) for c in colours]
 
     assert see(1, 0, 0, 1, 0) == [[], [("red", 1.0)], [], [], [("red", 1.0)]]
+    # A little below the threshold it has not calmed yet.
+    alarm = Alarm([Alert(text="red", threshold=0.9)], Plain(), frames=1)
+    scores = (1.0, 0.85, 1.0, 0.8, 1.0)
+    seen = [torch.tensor([s, math.sqrt(1 - s * s), 0.0]).repeat(1, 4, 1) for s in scores]
+    assert [len(alarm.look(one)) for one in seen] == [1, 0, 0, 0, 1]
 
 
 def test_alerts_are_cues_and_need_an_embedder(model: LoadedModel) -> None:

@@ -15,7 +15,7 @@ import torch
 from flamvid.data.corpus import CorpusConfig
 from flamvid.data.samples import Document, Media
 from flamvid.data.sources import Samples
-from flamvid.errors import ConfigError, InputError
+from flamvid.errors import ConfigError, InputError, SourceError
 from flamvid.train import session
 from flamvid.train.journal import read_journal
 from flamvid.train.plan import Plan, read_plan
@@ -170,8 +170,11 @@ def test_features_are_encoded_once_in_all_epochs(
     run(read_plan(recipe, [*plain, "run.steps=40"]), tmp_path / "run")
     # 14 different pictures, two in each of seven documents; every corpus has the same.
     assert sum(encoded) == 14
+    stale = tmp_path / "run" / "unreadable.jsonl"
+    stale.touch()
     run(read_plan(recipe, plain), tmp_path / "run", resume=False)
     assert sum(encoded) == 14  # nor in another run beside the same file
+    assert not stale.exists()
     run(read_plan(recipe, [*plain, "run.cache=''"]), tmp_path / "other")
     assert sum(encoded) > 28
 
@@ -184,10 +187,18 @@ def test_what_is_wrong_is_said_before_the_first_update(recipe: Path, tmp_path: P
         run(read_plan(recipe), tmp_path / "file" / "run")
 
 
-def test_a_trial_keeps_nothing(recipe: Path, tmp_path: Path) -> None:
-    parts, seconds = session.try_out(read_plan(recipe), tmp_path / "run")
+def test_a_trial_keeps_nothing(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreadable(shard: Colours, at: int) -> Document:
+        raise SourceError(f"{shard.name(at)} is damaged")
+
+    plan = read_plan(recipe)
+    parts, seconds = session.try_out(plan)
+    monkeypatch.setattr(Colours, "document", unreadable)
+    session.try_out(plan)
     assert seconds > 0
-    assert not (tmp_path / "run").exists()
+    assert not [*tmp_path.rglob("*.jsonl"), *tmp_path.rglob("*.sqlite")]
     trained = {part.name: part.trained for part in parts}
     assert trained["vision encoder"] == trained["language model"] == 0
     assert trained["resampler"] > 0

@@ -1,0 +1,159 @@
+"""`flamvid train` killed at any moment, and given again, ends as if nothing had been."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tests.tiny import caption, encode, make_model, picture, write_colours, write_tar
+
+STEPS = 40
+RECIPE = """
+[model]
+name = "{model}"
+
+[[corpus]]
+name = "clips"
+kind = "frames"
+sources = ["clips-*.tar"]
+batch = 3
+frames = 2
+size = 32
+flip = 0.0
+jitter = 0.0
+
+[[corpus]]
+name = "walls"
+kind = "images"
+sources = ["walls.tar"]
+weight = 0.3
+batch = 4
+size = 32
+shuffle = 4
+
+[[validation]]
+name = "held out"
+kind = "frames"
+sources = ["held-out.tar"]
+batch = 2
+size = 32
+
+[optim]
+warmup = 2
+learning_rate = 1e-2
+
+[run]
+steps = {steps}
+seed = 5
+workers = 2
+precision = "float32"
+save_every = 2
+log_every = 1
+validate_every = 6
+validation_batches = 1
+cache = "features.sqlite"
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of two shards of clips, and of pictures of which one can't be read."""
+    folder = tmp_path_factory.mktemp("recipe")
+    for seed, (name, count) in enumerate([("clips-0", 7), ("clips-1", 4), ("held-out", 3)]):
+        write_colours(folder / f"{name}.tar", count, 3, seed)
+    members = []
+    for at in range(9):
+        data = encode(picture((20 * at, 90, 0))) if at != 4 else b"no picture"
+        members += [(f"{at}.webp", data), (f"{at}.txt", caption("red", at % 4).encode())]
+    write_tar(folder / "walls.tar", members)
+    path = folder / "mine.toml"
+    path.write_text(RECIPE.format(model=make_model(folder), steps=STEPS))
+    return path
+
+
+def begin(recipe: Path, out: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "flamvid", "train", str(recipe), f"--out={out}", "--resume"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+
+
+def finish(recipe: Path, out: Path) -> None:
+    with begin(recipe, out) as child:
+        assert child.wait(240) == 0
+
+
+def snapshot(out: Path) -> dict[str, Tensor]:
+    """Weights and moments at the end."""
+    files = (out / f"step-{STEPS:08}").glob("*.safetensors")
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+
+
+def journal(out: Path) -> list[tuple[Any, ...]]:
+    """What follows from the samples of an update and the weights before it: no speeds."""
+    path = out / "log.jsonl"
+    entries = map(json.loads, path.read_text().splitlines() if path.exists() else ())
+    return [(e["step"], e.get("loss"), e.get("norm"), e.get("validation")) for e in entries]
+
+
+def writing(out: Path, since: float) -> Iterator[Path]:
+    """What is in a snapshot that is not whole, and not of an earlier attempt."""
+    with contextlib.suppress(FileNotFoundError):  # it is whole by now
+        yield from (f for f in out.glob("step-*.part/*") if f.stat().st_mtime > since)
+
+
+@pytest.fixture(scope="module")
+def whole(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("whole") / "run"
+    finish(recipe, out)
+    return out
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
+def test_no_kill_shows_in_the_end(recipe: Path, whole: Path, tmp_path: Path, kills: int) -> None:
+    rng, out, half_written = random.Random(kills), tmp_path / "run", 0
+    for kill in range(kills):
+        with begin(recipe, out) as child:
+            since, deadline = time.time(), time.monotonic() + 120
+            before = len(journal(out))
+            while len(journal(out)) in (0, before):  # the last attempt's, until it is cut
+                assert child.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.002)
+            if kill % 2:  # in a snapshot, as the others are in an update
+                while not any(writing(out, since)):
+                    assert child.poll() is None
+            else:
+                time.sleep(rng.uniform(0, 0.1))
+            child.kill()
+        assert child.returncode == -9
+        half_written += any(writing(out, since))
+    assert half_written
+    assert not (out / "model.toml").exists()
+
+    finish(recipe, out)
+    ours, wanted = snapshot(out), snapshot(whole)
+    assert ours.keys() == wanted.keys()
+    assert any(name.startswith("exp_avg.") for name in ours)
+    assert all(torch.equal(ours[name], wanted[name]) for name in wanted)
+    for name in ("model.toml", "adapter.safetensors", "best.json"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
+    # Every update is there once, and had the loss that its own samples have.
+    assert journal(out) == journal(whole)
+    steps = [step for step, loss, *_ in journal(out) if loss]
+    assert steps == list(range(1, STEPS + 1))
+    told = (out / "unreadable.jsonl").read_text()
+    assert told == (whole / "unreadable.jsonl").read_text()
+    assert len(told.splitlines()) == 1
