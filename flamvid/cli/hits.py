@@ -113,10 +113,11 @@ def _html(hits: Sequence[Hit], title: str) -> str:
         "img{width:320px;height:180px;background:#222}p{margin:4px 0}"
         "code{font-size:11px;color:#888;word-break:break-all}"
     )
+    title = html.escape(one_line(title))
     body = "".join(f"<section>{card}</section>\n" for card in cards)
     return (
-        f'<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f"<style>{style}</style><h1>{html.escape(title)}</h1>\n<main>\n{body}</main>\n"
+        f'<!doctype html><meta charset="utf-8"><title>{title}</title>'
+        f"<style>{style}</style><h1>{title}</h1>\n<main>\n{body}</main>\n"
     )
 
 

@@ -31,7 +31,10 @@ _AHEAD = 8  # pieces, at least, that wait for the encoder: videos take turns to 
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """A source on its way. told: places of the sampled frames that its caption is made of."""
+    """A source on its way. told: places of the sampled frames that its caption is made of.
+
+    stale: ids of videos that the store has of this source, from before its file changed.
+    """
 
     source: str
     content: Content
@@ -39,6 +42,7 @@ class Job:
     end: float = 0.0
     told: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     seen: list[Tensor] = field(default_factory=list)
+    stale: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,7 +75,11 @@ class Sieve:
     def __init__(self, store: FeatureStore, stats: Stats, again: Callable[[str], bool]) -> None:
         self._store, self._stats = store, stats
         snapshot = store.snapshot()
-        self._known = {(v := snapshot[i].record).path: (v.size, v.mtime) for i in snapshot}
+        records = [snapshot[video_id].record for video_id in snapshot]
+        self._known = {record.path: (record.size, record.mtime) for record in records}
+        self._ids: dict[str, tuple[str, ...]] = {}
+        for record in records:
+            self._ids[record.path] = (*self._ids.get(record.path, ()), record.id)
         self._failed = {
             failure.source: failure.time
             for failure in snapshot.failures()
@@ -100,7 +108,8 @@ class Sieve:
             self._stats.duplicates += 1
             return None
         self._taken.add(content.sha256)
-        return Job(source, content)
+        stale, self._ids[source] = self._ids.get(source, ()), (content.sha256[:32],)
+        return Job(source, content, stale=stale)
 
 
 class Decoders:

@@ -293,7 +293,7 @@ class _Writing:
             assert job.video is not None
             job.video.captions(whole.captions)
             try:
-                job.video.finish()
+                job.video.finish(replaces=[i for i in job.stale if i in self._writer.reader])
             except InputError as error:  # a run before this one stored more frames than there are
                 self._fail(job, error)
                 return

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -129,6 +129,9 @@ class StoreWriter:
 
     def remove(self, video_id: str) -> None:
         """Drop a video, or what there is of one that isn't whole."""
+        self.commit(self._removal(video_id))
+
+    def _removal(self, video_id: str) -> list[Put]:
         snapshot, prefix = self.reader.snapshot(), id_bytes(video_id)
         puts: list[Put] = [("videos", prefix, None)]
         for db in ("pts", "features", "vectors"):
@@ -136,7 +139,7 @@ class StoreWriter:
         puts += [("hash", key, None) for key in snapshot.keys("hash", prefix)]
         if len(puts) == 1:
             raise InputError(f"{self.path} holds no video {video_id}")
-        self.commit(puts)
+        return puts
 
     def _put(self, db: str, *pairs: Any) -> None:
         self.commit([(db, k, dump(db, k, v)) for k, v in zip(pairs[::2], pairs[1::2], strict=True)])
@@ -242,10 +245,11 @@ class VideoWriter:
         """What was said about the video, beside its features."""
         self._record = replace(self._record, captions=tuple(captions))
 
-    def finish(self, duration: float | None = None) -> None:
+    def finish(self, duration: float | None = None, replaces: Iterable[str] = ()) -> None:
         """Write the last chunk and, in the same transaction, make the video visible.
 
-        duration: in seconds, of a stream, which did not know it before.
+        duration: in seconds, of a stream, which did not know it before. replaces: ids of videos
+        that go as this one comes.
         """
         if not self._filled:
             raise InputError(f"{self._record.path} has no frames; a video needs one")
@@ -254,7 +258,8 @@ class VideoWriter:
         if duration is not None:
             record = replace(record, duration=duration)
         full = bytes.fromhex(record.content_hash)
-        puts = self._pieces()
+        puts = [put for video_id in replaces for put in self._writer._removal(video_id)]
+        puts += self._pieces()
         puts.append(("videos", self._key, dump("videos", self._key, record_to_json(record))))
         puts.append(("hash", full, pack("hash", full, np.frombuffer(self._key, np.uint8))))
         puts.append(("failures", failure_key(record.path), None))

@@ -22,6 +22,7 @@ from flamvid.errors import StoreError
 from flamvid.index.encoder import FrameEncoder
 from flamvid.library import IndexConfig, Shard
 from flamvid.store import FeatureStore, StoreWriter, VideoRecord
+from flamvid.store.audit import verify
 from flamvid.store.maintain import merge
 from tests.index.library_files import COLOURS, contents
 from tests.tiny import write_colours, write_tar
@@ -108,6 +109,27 @@ def test_a_mended_file_is_tried_at_once(tmp_path: Path, videos: Path, captioner:
     later = time.time() + 5
     os.utime(broken, (later, later))
     assert library.index(broken, store, model=captioner).indexed == 1
+
+
+def test_a_file_that_changed_takes_its_own_place(
+    tmp_path: Path, videos: Path, captioner: Captioner
+) -> None:
+    """What it showed before is not found any more; until the new one is there, it is."""
+    source, store = tmp_path / "v.mp4", tmp_path / "s.lmdb"
+    shutil.copy(videos / "red 0.mp4", source)
+    library.index(source, store, model=captioner)
+    [old] = FeatureStore(store)
+    source.write_bytes(b"half of it")
+    assert library.index(source, store, model=captioner).failed == 1
+    assert list(FeatureStore(store)) == [old]
+    shutil.copy(videos / "blue 2.mp4", source)
+    later = time.time() + 5
+    os.utime(source, (later, later))
+    assert library.index(source, store, model=captioner).indexed == 1
+    [new] = FeatureStore(store)
+    assert new == hashlib.sha256(source.read_bytes()).hexdigest()[:32]
+    assert not verify(store).findings
+    assert library.index(source, store, model=captioner).present == 1
 
 
 def test_shards_merge_to_the_whole(tmp_path: Path, videos: Path, captioner: Captioner) -> None:
