@@ -62,7 +62,7 @@ def frames(combination: Combination, rng: random.Random) -> Iterator[np.ndarray]
     colour, shape, direction = combination
     radius = rng.uniform(14, 22)
     way = DIRECTIONS[direction]
-    path = rng.uniform(45, 70)  # pixels, from the first frame to the last
+    path = rng.uniform(60, 78)  # pixels, from the first frame to the last
     low, high = radius + 2, SIZE - radius - 2
     start = []
     for step in way:

@@ -1,6 +1,6 @@
 """Train a small Flamingo on generated clips in minutes, and see what it learnt.
 
-    python tools/train_demo.py [--out runs/demo] [--clips 2016]
+    python tools/train_demo.py [--out runs/demo] [--clips 2016] [--seed 0]
 
 It is asked about combinations of colour, shape and direction that it never met, and then once more
 with the frames of each clip shuffled: what it then still knows, it did not take from their order.
@@ -77,6 +77,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/demo"))
     parser.add_argument("--clips", type=int, default=2016, help="to train on")
+    parser.add_argument("--seed", type=int, default=0, help="of the clips")
     options = parser.parse_args()
     began = time.monotonic()
 
@@ -87,7 +88,7 @@ def main() -> int:
         log(f"update {report.step}/{report.steps} {line(report)}")
 
     data = options.out / "data"
-    make_shapes.write_all(data, options.clips, seed=0)
+    make_shapes.write_all(data, options.clips, options.seed)
     log(f"{options.clips} clips of {make_shapes.FRAMES} frames in {data}")
     outcome = run(read_recipe(RECIPE, root=data), options.out / "run", False, log, log_report)
     if outcome.result is None:

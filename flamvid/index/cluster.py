@@ -55,7 +55,8 @@ class Cluster:
 def merge_left_over(store: Path) -> None:
     """Add to the store what a run that was stopped had handed over."""
     if shards := sorted(_folder(store).glob("*.lmdb")):
-        merge(store, shards)  # the sources of what is damaged are new to the run that follows
+        # The sources of what is damaged are new to the run that follows.
+        merge(store, shards, newer=True)
     shutil.rmtree(_folder(store), ignore_errors=True)
 
 
@@ -82,7 +83,7 @@ def index_on_cluster(
                 listener.failed(failure.source, failure.reason, failure.message)
             listener.progress(total)
     if shards := sorted(_folder(store).glob("*.lmdb")):
-        merged = merge(store, shards)
+        merged = merge(store, shards, newer=True)
         total.duplicates += merged.present
         total.indexed -= merged.present
         shutil.rmtree(_folder(store))

@@ -171,10 +171,11 @@ def _beside(path: Path) -> Iterator[Path]:
             clear()
 
 
-def merge(target: Path, sources: Sequence[Path]) -> Merged:
+def merge(target: Path, sources: Sequence[Path], newer: bool = False) -> Merged:
     """Add the videos and failures of other stores; done twice, it changes nothing more.
 
-    The target is made if there is none. Videos with damaged values are left out, and named.
+    The target is made if there is none. Videos with damaged values are left out, and named. newer:
+    the others are of the same sources, later: what the target had of a source goes as theirs comes.
     """
     if any(source.exists() and target.exists() and source.samefile(target) for source in sources):
         raise InputError(f"{target} is the target and a source; leave it out of the sources")
@@ -184,6 +185,10 @@ def merge(target: Path, sources: Sequence[Path]) -> Merged:
     # One at a time is open: a process has only so many files, and addresses for their maps.
     first, *_ = [_provenance(source) for source in sources]
     with StoreWriter(target, first) as writer:
+        there = writer.reader.snapshot()
+        older: dict[str, list[str]] = {}
+        for video in there if newer else ():
+            older.setdefault(there[video].record.path, []).append(video)
         for source in sources:
             store = FeatureStore(source, check=True)
             snapshot = store.snapshot()
@@ -198,7 +203,8 @@ def merge(target: Path, sources: Sequence[Path]) -> Merged:
                     present += 1
                     continue
                 try:
-                    _merge_video(snapshot, video, writer)
+                    stale = older.pop(snapshot[video].record.path, [])
+                    _merge_video(snapshot, video, writer, stale)
                     added += 1
                 except DamagedStore as error:
                     damaged.append(Finding(str(error), video))
@@ -217,7 +223,9 @@ def _provenance(source: Path) -> Provenance:
         store.close()
 
 
-def _merge_video(snapshot: Snapshot, video_id: str, writer: StoreWriter) -> None:
+def _merge_video(
+    snapshot: Snapshot, video_id: str, writer: StoreWriter, stale: Sequence[str]
+) -> None:
     def value(db: str, key: bytes) -> Put:
         return db, key, snapshot.value(db, key)
 
@@ -225,7 +233,8 @@ def _merge_video(snapshot: Snapshot, video_id: str, writer: StoreWriter) -> None
     count = -(-record.stored // writer.provenance.chunk_frames)
     shown = [value("hash", bytes.fromhex(record.content_hash)), value("videos", video)]
     known: Put = ("failures", failure_key(record.path), None)
-    _write(writer, _chunks(writer, video, count, value, [*shown, known]))
+    gone = [put for old in stale for put in writer.removal(old)]
+    _write(writer, _chunks(writer, video, count, value, [*gone, *shown, known]))
 
 
 def _merge_failures(failures: Iterable[Failure], writer: StoreWriter) -> None:

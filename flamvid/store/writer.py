@@ -129,9 +129,10 @@ class StoreWriter:
 
     def remove(self, video_id: str) -> None:
         """Drop a video, or what there is of one that isn't whole."""
-        self.commit(self._removal(video_id))
+        self.commit(self.removal(video_id))
 
-    def _removal(self, video_id: str) -> list[Put]:
+    def removal(self, video_id: str) -> list[Put]:
+        """The changes that `remove` commits, for those who have more to commit with them."""
         snapshot, prefix = self.reader.snapshot(), id_bytes(video_id)
         puts: list[Put] = [("videos", prefix, None)]
         for db in ("pts", "features", "vectors"):
@@ -258,7 +259,7 @@ class VideoWriter:
         if duration is not None:
             record = replace(record, duration=duration)
         full = bytes.fromhex(record.content_hash)
-        puts = [put for video_id in replaces for put in self._writer._removal(video_id)]
+        puts = [put for video_id in replaces for put in self._writer.removal(video_id)]
         puts += self._pieces()
         puts.append(("videos", self._key, dump("videos", self._key, record_to_json(record))))
         puts.append(("hash", full, pack("hash", full, np.frombuffer(self._key, np.uint8))))

@@ -201,6 +201,19 @@ def test_shards_merge_into_what_one_run_would_have_made(tmp_path: Path) -> None:
         merge(target, [target])
 
 
+def test_what_is_newer_takes_its_own_place(tmp_path: Path) -> None:
+    """By the name of its source, whole or not at all; other stores' videos stay side by side."""
+    target, changed = write_store(tmp_path / "all.lmdb", [1, 2]), tmp_path / "changed.lmdb"
+    with StoreWriter(changed, MADE) as writer:
+        new = write_video(writer, 9, record(2).path)
+    apart = tmp_path / "apart.lmdb"
+    assert merge(apart, [target, changed]).added == 3
+    for _ in range(2):
+        merge(target, [changed], newer=True)
+        assert set(FeatureStore(target)) == {record(1).id, new}
+    assert not verify(target).findings
+
+
 def test_a_merge_of_many_has_few_open(tmp_path: Path) -> None:
     """A cluster's parts may be thousands, and a process's open files are not."""
     shards = [tmp_path / f"{number}.lmdb" for number in range(20)]
