@@ -12,14 +12,12 @@ from torch import Tensor
 
 from flamvid.errors import InputError
 from flamvid.generate.config import Generated, GenerationConfig, Search
-from flamvid.generate.engine import search as run_search
 from flamvid.generate.favour import Favour, favours_of
-from flamvid.generate.score import score_options
+from flamvid.generate.prompt import Prompt
 from flamvid.generate.tell import OnText, Teller
 from flamvid.live.look import Looker, View
 from flamvid.live.seen import Example, Seen, Source
 from flamvid.live.segments import look_at_segments
-from flamvid.ops import media_index
 from flamvid.text.dialogue import recent
 from flamvid.text.prompt import MEDIA, Media, Turn
 from flamvid.text.shots import Shot
@@ -189,8 +187,7 @@ class Captioner:
         ids = prompts.question(question)
         rows = [[*prompts.encode_text(f" {option.strip()}"), prompts.end_id] for option in options]
         seen = next(self._look(source, view))
-        latents, input_ids, index = self._inputs([seen], ids)
-        scores = score_options(self.model.flamingo, latents, input_ids, index, rows)
+        scores = Prompt(self.model, [seen.latents], ids).score(rows)
         return [sum(score) for score in scores]
 
     def complete(
@@ -281,12 +278,6 @@ class Captioner:
         latents_1LD = self.model.flamingo.resampler(features[None], places=at)
         return Seen(source, segment, latents_1LD, self.model.name(features))
 
-    def _inputs(self, seen: Sequence[Seen], ids: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Latents [1,M,L,D], ids [1,S] and which of the media each token sees, [1,S]."""
-        latents_1MLD = torch.cat([one.latents for one in seen])[None]
-        input_ids = torch.tensor([list(ids)], device=self.model.device)
-        return latents_1MLD, input_ids, media_index(input_ids, self.model.prompts.media_id)
-
     def _continue(
         self,
         seen: Sequence[Seen],
@@ -296,20 +287,9 @@ class Captioner:
         favours: Sequence[Favour] = (),
     ) -> list[Generated]:
         """The texts after a prompt with these media, the best first."""
-        latents, input_ids, index = self._inputs(seen, ids)
         teller = Teller(self.model.prompts, on_text) if on_text else None
-        [texts] = run_search(
-            self.model.flamingo,
-            latents,
-            input_ids,
-            index,
-            self.model.prompts.end_id,
-            config,
-            head=self.model.head,
-            media_id=self.model.prompts.media_id,
-            favours=[favours],
-            on_token=teller,
-        )
+        prompt = Prompt(self.model, [one.latents for one in seen], ids)
+        texts = prompt.search(config, favours, teller)
         if teller is not None:
             teller.end()
         return texts

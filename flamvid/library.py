@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from os import PathLike
@@ -14,7 +14,7 @@ from torch import Tensor
 from flamvid import video
 from flamvid.api import Captioner, load
 from flamvid.errors import InputError
-from flamvid.index.cluster import Cluster, index_on_cluster
+from flamvid.index.cluster import Cluster, index_on_cluster, merge_left_over
 from flamvid.index.content import on_disk
 from flamvid.index.encoder import FrameEncoder
 from flamvid.index.feed import Sieve
@@ -112,9 +112,13 @@ def index_on_ray(
     batch: int = 16,
     shard: Shard | None = None,
     config: IndexConfig | None = None,
-    on_part: Callable[[Stats], None] = lambda stats: None,
+    listener: Listener | None = None,
 ) -> Stats:
-    """As `index`, by the tasks of a Ray cluster; each loads the model once."""
+    """As `index`, by the tasks of a Ray cluster; each of its processes loads the model once.
+
+    What a run before this one handed over and did not live to merge is merged first.
+    """
+    merge_left_over(Path(store))
     config = config or IndexConfig()
     found = list(listed(sources, store, config, shard))
     stats = Stats(total=len(found))
@@ -123,7 +127,7 @@ def index_on_ray(
         found = [source for source in found if new(source)]
         stats.found = stats.over
     work = partial(_index_part, model, device, dtype, captions, batch, replace(config, retry=""))
-    return index_on_cluster(found, Path(store), work, cluster or Cluster(), on_part, stats)
+    return index_on_cluster(found, Path(store), work, cluster or Cluster(), listener, stats)
 
 
 def _index_part(
@@ -178,7 +182,7 @@ def search(
     every: float | None = None,
     chosen: Filter | None = None,
     approximate: str | None = None,
-    effort: int = 64,
+    effort: int | None = None,
     model: str | Captioner = "flamvid-base",
 ) -> list[Hit]:
     """The parts of a store's videos that are most like a text, or a picture or clip; best first.
@@ -193,6 +197,8 @@ def search(
         raise InputError("give a text to search for, or a picture or clip, and not both")
     if query is not None and not query.strip():
         raise InputError("the text to search for is empty; say what is to be seen")
+    if top < 1:
+        raise InputError(f"top is {top}; must be at least 1")
     store = store if isinstance(store, FeatureStore) else FeatureStore(store)
     held = store.provenance
     captioner = load(model) if isinstance(model, str) else model

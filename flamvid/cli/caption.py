@@ -132,6 +132,7 @@ def caption(
         say(opt.command_line("caption", wanted, where, text, extra=tail))
 
     if len(wanted) == 1 and _never_ends(wanted[0]) and end is None:
+        _check_watched(wanted[0], text, segments or bool(examples))
         return _watch(wanted[0], where, text, kind, output, verbose)
     found = existing(wanted)
     failed = len(wanted) - len(found)
@@ -153,6 +154,16 @@ def _never_ends(source: str) -> bool:
     return source.startswith(("rtsp://", "rtsps://", "rtmp://", "rtmps://", "cam:"))
 
 
+def _check_watched(source: str, text: opt.TextOptions, more: bool) -> None:
+    """Refuse what `flamvid live` can't do; more: whether there are --segments or --shots."""
+    if text.start is not None or text.prompt or text.temperature or text.returns > 1 or more:
+        raise InputError(
+            f"{named(source)} never ends, so it is watched as by flamvid live, which has no "
+            "--start, --prompt, --temperature, --returns, --segments and --shots; leave them out, "
+            "or give --end"
+        )
+
+
 def _watch(
     source: str,
     where: opt.ModelOptions,
@@ -164,11 +175,6 @@ def _watch(
     """What `flamvid live` does, with the settings of captions."""
     from flamvid.cli.live_run import LiveOptions, run
 
-    if text.start is not None or text.prompt or text.temperature or text.returns > 1:
-        raise InputError(
-            f"{named(source)} never ends, so it is watched as by flamvid live, which has no "
-            "--start, --prompt, --temperature and --returns; leave them out, or give --end"
-        )
     every = text.every or 2.0
     fps = text.fps or (2.0 if text.frames is None else text.frames / (text.window or every))
     window = text.window if text.window is not None else (every if text.every else None)

@@ -12,6 +12,7 @@ from flamvid.cli import options as opt
 from flamvid.cli.caption import load
 from flamvid.cli.failure import guarded, report, say
 from flamvid.cli.progress import progress
+from flamvid.cli.stdin import check_stdin
 from flamvid.errors import FlamvidError, InputError
 
 if TYPE_CHECKING:
@@ -53,6 +54,9 @@ def chat(
         seed=seed,
     )
     where = opt.ModelOptions(model=model, device=device, dtype=dtype, device_map=device_map)
+    check_stdin("flamvid chat")
+    if reconfigure := getattr(sys.stdin, "reconfigure", None):
+        reconfigure(errors="replace")  # a byte that is no text must not end the conversation
     with progress(1) as bar:
         captioner = load(where, bar, verbose)
     talk = captioner.chat(**text.search())

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
+from contextlib import redirect_stdout
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -116,21 +118,22 @@ def index(
     where = opt.ModelOptions(model=model, device=device, dtype=dtype)
     with live_stats() as listener:
         if engine is Engine.ray:
-            stats = library.index_on_ray(
-                sources or [],
-                store,
-                library.Cluster(
-                    address=address, gpus=1 if (device or "").startswith("cuda") else 0
-                ),
-                model=model,
-                device=device,
-                dtype=dtype,
-                captions=caption,
-                batch=batch,
-                shard=part,
-                config=config,
-                on_part=listener.progress,
-            )
+            with redirect_stdout(sys.stderr):  # Ray tells of lost machines there
+                stats = library.index_on_ray(
+                    sources or [],
+                    store,
+                    library.Cluster(
+                        address=address, gpus=1 if (device or "").startswith("cuda") else 0
+                    ),
+                    model=model,
+                    device=device,
+                    dtype=dtype,
+                    captions=caption,
+                    batch=batch,
+                    shard=part,
+                    config=config,
+                    listener=listener,
+                )
         else:
             stats = library.index(
                 sources or [],

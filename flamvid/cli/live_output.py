@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flamvid.cli.failure import ClosedPipe, OutputError, one_line
-from flamvid.cli.output import Encoder, Format, encoder
+from flamvid.cli.output import Encoder, Format, check_target, encoder, format_for
 from flamvid.errors import InputError
 from flamvid.types import Caption
 
@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from flamvid.live.sinks import Sink
     from flamvid.live.trigger import Bell
 
-__all__ = ["CueEncoder", "StdoutSink", "open_sink"]
+__all__ = ["CueEncoder", "StdoutSink", "check_sinks", "open_sink"]
 
+_WEB, _EVENTS = ("http://", "https://"), "sse:"
+_ELSEWHERE = (*_WEB, _EVENTS)
 _NOT_LIVE = "--format json is one array, which a stream never closes; choose jsonl"
 
 
@@ -99,30 +101,27 @@ def open_sink(target: str, chosen: Format | None, bell: Bell, *, resume: bool) -
 
     resume: go on behind what is in the file.
     """
-    from flamvid.live.sinks import EventServer, FileSink, WebHook
+    from flamvid.live.sinks import EventServer, FileSink, WebHook, whole_cues
 
     if target == "-":
         return StdoutSink(CueEncoder(chosen or Format.text))
-    if target.startswith(("http://", "https://")):
+    if target.startswith(_WEB):
         return WebHook(target)
-    if target.startswith("sse:"):
-        host, _, port = target.removeprefix("sse:").rpartition(":")
+    if target.startswith(_EVENTS):
+        host, _, port = target.removeprefix(_EVENTS).rpartition(":")
         if not port.isdecimal() or int(port) > 65535:
             raise InputError(f"--sink is {target!r}; must be sse:PORT or sse:HOST:PORT")
         return EventServer(int(port), bell, host or "127.0.0.1")
     path = Path(target)
-    if path.is_dir() or not path.resolve().parent.is_dir():
-        raise InputError(f"--sink is {target}, which is a folder or in none; name a file")
-    ending = path.suffix.removeprefix(".").lower()
-    kind = chosen or (Format(ending) if ending in set(Format) else Format.text)
-    resume = resume and path.is_file() and os.path.getsize(path) > 0
-    number = path.read_bytes().count(b" --> ") if resume else 0
-    encoding = CueEncoder(kind, number)
-    blocks = kind in (Format.srt, Format.vtt)
-    return FileSink(
-        path,
-        encoding.encode,
-        encoding.head,
-        resume=resume,
-        ending=b"\n\n" if blocks else b"\n",
-    )
+    kind = format_for(chosen, path)
+    ending = b"\n\n" if kind in (Format.srt, Format.vtt) else b"\n"
+    kept = whole_cues(path, ending) if resume else b""
+    encoding = CueEncoder(kind, kept.count(b" --> "))
+    return FileSink(path, encoding.encode, encoding.head, len(kept))
+
+
+def check_sinks(targets: Sequence[str], source: str) -> None:
+    """Refuse, before any work is done, files that can't be or would destroy the source."""
+    for target in targets:
+        if target != "-" and not target.startswith(_ELSEWHERE):
+            check_target(Path(target), [source], "--sink")

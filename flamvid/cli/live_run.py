@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,10 +16,12 @@ from typing import TYPE_CHECKING
 from flamvid.cli import options as opt
 from flamvid.cli.caption import load
 from flamvid.cli.failure import FAILED, INTERRUPTED, OutputError, log_to_stderr, report, say
-from flamvid.cli.live_output import open_sink
+from flamvid.cli.live_output import check_sinks, open_sink
 from flamvid.cli.output import Format
 from flamvid.cli.progress import progress
+from flamvid.cli.stdin import check_stdin, stdin_lines
 from flamvid.errors import FlamvidError, InputError
+from flamvid.video.record import Record
 
 if TYPE_CHECKING:
     from flamvid.api import Captioner
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["LiveOptions", "Memory", "run"]
 
 _EVERY = 2.0  # seconds between captions, where nothing else makes it speak
+_MOST = 1e6  # frames a second, or seconds of a window: more is a slip
 
 
 class Memory(StrEnum):
@@ -61,7 +63,7 @@ class LiveOptions:
     alerts: tuple[str, ...] = ()
     alert_threshold: float = 0.25
     budget: float | None = None
-    sinks: tuple[str, ...] = ()
+    sinks: tuple[str, ...] = ("-",)
     format: Format | None = None
     state: Path | None = None
     record: Path | None = None
@@ -72,10 +74,12 @@ class LiveOptions:
     hwaccel: str | None = None
 
     def __post_init__(self) -> None:
-        if self.window is not None and not self.window > 0:
-            raise InputError(f"--window is {self.window:g}; must be above 0")
-        if not self.fps > 0:
-            raise InputError(f"--fps is {self.fps:g}; must be above 0")
+        for name in ("window", "fps"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= _MOST:
+                raise InputError(f"--{name} is {value:g}; must be above 0 and at most {_MOST:g}")
+        if self.queue < 1:
+            raise InputError(f"--queue is {self.queue}; must be at least 1")
 
     @property
     def by_clock(self) -> float | None:
@@ -94,13 +98,16 @@ def run(
     """Watch a source until it ends or is interrupted."""
     if wanted.on_demand and source == "-":
         raise InputError("--on-demand reads stdin, and so does the source -; give only one of them")
+    if wanted.on_demand:
+        check_stdin("--on-demand")
+    check_sinks(wanted.sinks, source)
+    record = Record(wanted.record) if wanted.record else None
     log_to_stderr()
     with progress(1) as bar:
         captioner = load(where, bar, verbose)
     watcher = _captioner(captioner, wanted, text)
 
     from flamvid.live.checkpoint import restore
-    from flamvid.video.record import Record
     from flamvid.video.stream import open_stream
 
     resumes = wanted.state is not None and wanted.state.exists()
@@ -108,7 +115,7 @@ def run(
     with ExitStack() as stack:
         sinks = [
             open_sink(target, wanted.format, watcher.bell, resume=resumes)
-            for target in wanted.sinks or ("-",)
+            for target in wanted.sinks
         ]
         if wanted.store is not None:
             sinks.append(_keeper(watcher, source, wanted.store))
@@ -123,12 +130,12 @@ def run(
                 open_stream(
                     source,
                     fps=wanted.fps,
-                    size=watcher.decode_size,
+                    size=captioner.model.transform.decode_size,
                     timeout=wanted.timeout,
                     queue=wanted.queue,
                     realtime=wanted.realtime,
                     hwaccel=wanted.hwaccel,
-                    record=Record(wanted.record) if wanted.record else None,
+                    record=record,
                     after=after,
                 )
             )
@@ -246,6 +253,6 @@ def _stopping(watcher: LiveCaptioner) -> Iterator[Callable[[], bool]]:
 
 def _listen(watcher: LiveCaptioner) -> None:
     """Each line of stdin asks for a caption, or for the answer to what it says."""
-    with contextlib.suppress(OSError, ValueError):
-        for line in sys.stdin:
+    with contextlib.suppress(OSError):
+        for line in stdin_lines():
             watcher.bell.ring(line)

@@ -183,20 +183,20 @@ class Output:
             raise OutputError(f"can't write to {self.name} ({error.strerror})") from error
 
 
-def check_target(target: Path | None, sources: list[str]) -> None:
+def check_target(target: Path | None, sources: list[str], flag: str = "--output") -> None:
     """Refuse, before any work is done, a target that can't be or would destroy a source."""
     if target is None or str(target) == "-":
         return
     if target.is_dir():
-        raise InputError(f"--output is {target}, a folder; give the name of a file in it")
+        raise InputError(f"{flag} is {target}, a folder; give the name of a file in it")
     if not target.resolve().parent.is_dir():
         raise InputError(
-            f"--output is {target}, but the folder {target.parent} does not exist; create it first"
+            f"{flag} is {target}, but the folder {target.parent} does not exist; create it first"
         )
     for source in sources:
         with contextlib.suppress(OSError):
             if os.path.samefile(source, target):
-                raise InputError(f"--output is {target}, which is a source; give another name")
+                raise InputError(f"{flag} is {target}, which is a source; give another name")
 
 
 @contextmanager

@@ -64,7 +64,9 @@ def search(
         Kind | None,
         typer.Option(help="For millions of windows: a FAISS index, which may miss some. -v tells."),
     ] = None,
-    effort: Annotated[int, typer.Option(help="Of --approximate: more misses fewer.")] = 64,
+    effort: Annotated[
+        int | None, typer.Option(help="Of --approximate: more misses fewer (ivf 64, hnsw 256).")
+    ] = None,
     model: opt.Model = "flamvid-base",
     device: opt.Device = None,
     dtype: opt.Dtype = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -50,6 +51,9 @@ class GenerationConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("temperature", "length_penalty"):
+            if not math.isfinite(getattr(self, name)):
+                raise InputError(f"{name} is {getattr(self, name)}; must be a finite number")
         for name, least in (
             *(("beams", 1), ("max_tokens", 1), ("returns", 1)),
             *(("min_tokens", 0), ("temperature", 0), ("top_k", 0), ("no_repeat_ngram", 0)),

@@ -20,12 +20,13 @@ import torch
 from torch import Tensor
 
 from flamvid.errors import InputError
-from flamvid.index.search import Filter, Hit, apart, check_top, nearest
+from flamvid.index.search import Filter, Hit, apart, nearest
 from flamvid.index.windows import Windows
 
-__all__ = ["KINDS", "Approximate"]
+__all__ = ["EFFORT", "Approximate"]
 
-KINDS = ("ivf", "hnsw")
+EFFORT = {"ivf": 64, "hnsw": 256}
+"""Each kind, and the effort that found over 0.95 of the ten nearest (tools/bench/search.py)."""
 _BLOCK = 65536  # windows that are added at once
 _TRAINED_ON = 48  # windows per list that its centres are found by
 
@@ -35,12 +36,13 @@ class Approximate:
     "hnsw" answers sooner, takes twice the memory and far longer to make.
 
     effort: lists that are looked into, or candidates that are kept; more finds more, and takes
-    longer.
+    longer. None for that of `EFFORT`.
     """
 
-    def __init__(self, windows: Windows, kind: str = "ivf", effort: int = 64) -> None:
-        if kind not in KINDS:
-            raise InputError(f"the kind of index is {kind!r}; must be {' or '.join(KINDS)}")
+    def __init__(self, windows: Windows, kind: str = "ivf", effort: int | None = None) -> None:
+        if kind not in EFFORT:
+            raise InputError(f"the kind of index is {kind!r}; must be {' or '.join(EFFORT)}")
+        effort = EFFORT[kind] if effort is None else effort
         if effort < 1:
             raise InputError(f"effort is {effort}; must be at least 1")
         self.windows, self.kind, self.effort = windows, kind, effort
@@ -49,7 +51,6 @@ class Approximate:
 
     def search(self, query_E: Tensor, top: int = 10, chosen: Filter | None = None) -> list[Hit]:
         """As `search_windows`, but some hits may be missed. Scores are exact."""
-        check_top(top)
         masks = [
             (chosen or Filter()).rows(*pair)
             for pair in zip(self.windows.parts, self.windows.alive, strict=True)

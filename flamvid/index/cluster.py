@@ -3,25 +3,28 @@
 A part is a task: it writes a store of its own, where the machine has fast disk, and hands it over
 whole. A task whose machine or process is lost is run again from the start, by Ray; what it would
 have handed over never came, so nothing is counted twice. Parts that were handed over stay beside
-the store until all are merged: a run that was stopped finds them there.
+the store until all are merged: what a run that was stopped left there, the next one merges first.
 """
 
 from __future__ import annotations
 
-import hashlib
+import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from flamvid.errors import DamagedStore, InputError
+from flamvid.index.indexer import Listener
 from flamvid.index.stats import Stats
+from flamvid.store import Failure, FeatureStore
 from flamvid.store.maintain import merge
 
-__all__ = ["Cluster", "Work", "index_on_cluster"]
+__all__ = ["Cluster", "Work", "index_on_cluster", "merge_left_over"]
 
 Work = Callable[[Sequence[str], Path], Stats]
 """Indexes sources into a new store. It is pickled, so it is no closure."""
@@ -31,9 +34,9 @@ Work = Callable[[Sequence[str], Path], Stats]
 class Cluster:
     """Where the work is done. address: of a Ray cluster; None starts one on this machine.
 
-    part: sources per task; what a lost task has to do again. cpus, gpus: that a task claims.
-    processes: how many run at once on a cluster that is started here, None for all there is room
-    for.
+    part: sources per task, at most, which a lost task has to do again; fewer where all can't have
+    work otherwise. cpus, gpus: that a task claims. processes: how many run at once on a cluster
+    that is started here, None for all there is room for.
     """
 
     address: str | None = None
@@ -49,33 +52,40 @@ class Cluster:
             raise InputError(f"a task claims {self.cpus:g} CPUs and {self.gpus:g} GPUs; give some")
 
 
+def merge_left_over(store: Path) -> None:
+    """Add to the store what a run that was stopped had handed over."""
+    if shards := sorted(_folder(store).glob("*.lmdb")):
+        merge(store, shards)  # the sources of what is damaged are new to the run that follows
+    shutil.rmtree(_folder(store), ignore_errors=True)
+
+
 def index_on_cluster(
     sources: Sequence[str],
     store: Path,
     work: Work,
     cluster: Cluster,
-    on_part: Callable[[Stats], None] = lambda stats: None,
+    listener: Listener | None = None,
     stats: Stats | None = None,
 ) -> Stats:
     """Do `work` on all sources, and merge what it makes into the store, in the sources' order.
 
     Sources and the store's folder must have the same names on all machines. Returns the counts of
-    all tasks, on top of `stats`; on_part hears of them as tasks end. DamagedStore where a part was
-    damaged on its way: the others are merged, and the next run does its sources again.
+    all tasks, on top of `stats`; the listener hears of them as tasks end. DamagedStore where a part
+    was damaged on its way: the others are merged, and the next run does its sources again.
     """
     total = stats or Stats(total=len(sources))
-    folder = store.with_name(f"{store.name}.parts")
-    folder.mkdir(parents=True, exist_ok=True)
-    parts = [sources[at : at + cluster.part] for at in range(0, len(sources), cluster.part)]
-    shards = [folder / f"{_digest(part)}.lmdb" for part in parts]
-    for done in _run(work, parts, shards, cluster):
+    _folder(store).mkdir(parents=True, exist_ok=True)
+    for done, shard in _run(work, sources, _folder(store), cluster):
         total.add(done)
-        on_part(total)
-    if shards:
+        if listener is not None:
+            for failure in _failures(shard):
+                listener.failed(failure.source, failure.reason, failure.message)
+            listener.progress(total)
+    if shards := sorted(_folder(store).glob("*.lmdb")):
         merged = merge(store, shards)
         total.duplicates += merged.present
         total.indexed -= merged.present
-        shutil.rmtree(folder)
+        shutil.rmtree(_folder(store))
         if merged.damaged:
             raise DamagedStore(
                 f"{len(merged.damaged)} videos were damaged on their way into {store} "
@@ -84,14 +94,22 @@ def index_on_cluster(
     return total
 
 
-def _digest(part: Sequence[str]) -> str:
-    return hashlib.sha256("\0".join(part).encode("utf-8", "surrogateescape")).hexdigest()[:24]
+def _folder(store: Path) -> Path:
+    return store.with_name(f"{store.name}.parts")
+
+
+def _failures(shard: Path) -> list[Failure]:
+    part = FeatureStore(shard)
+    try:
+        return part.failures()
+    finally:
+        part.close()
 
 
 def _run(
-    work: Work, parts: Sequence[Sequence[str]], shards: Sequence[Path], cluster: Cluster
-) -> Iterator[Stats]:
-    """What the tasks count, in the order in which they end."""
+    work: Work, sources: Sequence[str], folder: Path, cluster: Cluster
+) -> Iterator[tuple[Stats, Path]]:
+    """What the tasks count and the stores that they handed over, in the order in which they end."""
     ray = _ray()
     started = not ray.is_initialized()
     if started:
@@ -105,15 +123,18 @@ def _run(
             max_retries=-1,  # of a lost machine or process; an error of ours is raised at once
             retry_exceptions=False,
         )
-        waiting = list(zip(parts, shards, strict=True))[::-1]
-        running: list[Any] = []
-        while waiting or running:
-            while waiting and len(running) < _SENT:
-                part, shard = waiting.pop()
-                running.append(task.remote(work, list(part), str(shard)))
-            done, running = ray.wait(running)
+        at_once = int(ray.cluster_resources().get("CPU", 1) / cluster.cpus)
+        waiting = enumerate(_parts(sources, cluster.part, at_once))
+        running: dict[Any, Path] = {}
+        while True:
+            for number, part in islice(waiting, _SENT - len(running)):
+                shard = folder / f"{number:06}.lmdb"  # by whose names they are merged in order
+                running[task.remote(work, list(part), str(shard))] = shard
+            if not running:
+                return
+            [done], _ = ray.wait(list(running))
             try:
-                yield from ray.get(done)
+                yield ray.get(done), running.pop(done)
             except ray.exceptions.RayTaskError as error:
                 raise (error.cause or error) from None
     finally:
@@ -124,11 +145,15 @@ def _run(
 _SENT = 256  # tasks that the cluster knows of at once
 
 
+def _parts(sources: Sequence[str], most: int, at_once: int) -> Iterable[Sequence[str]]:
+    """At most `most` sources each, and fewer where all that run at once could not have one."""
+    size = max(1, min(most, math.ceil(len(sources) / max(1, at_once))))
+    return (sources[at : at + size] for at in range(0, len(sources), size))
+
+
 def _task(work: Work, part: Sequence[str], shard: str) -> Stats:
     """Index a part on this machine, and move the whole store to where the others lie."""
     final = Path(shard)
-    if final.exists():  # of a run before this one, or of this one's lost answer
-        return Stats(found=len(part), present=len(part))
     with tempfile.TemporaryDirectory(prefix="flamvid-part-") as scratch:
         made = Path(scratch, "part.lmdb")
         stats = work(part, made)

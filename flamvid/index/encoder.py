@@ -67,8 +67,8 @@ class FrameEncoder:
 
     @property
     def decode_size(self) -> tuple[int, int] | None:
-        """What frames can be resized to while they are decoded, without a crop to come."""
-        return self.model.transform.size if self.model.transform.resize == "squash" else None
+        """As of the model's transform."""
+        return self.model.transform.decode_size
 
     def shrink(self, pixels_B3HW: Tensor) -> Tensor:
         """Frames uint8 at the encoder's size: all that is kept of them until they are encoded."""

@@ -26,6 +26,7 @@ __all__ = ["Decoders", "Ending", "Item", "Job", "Piece", "Sieve", "is_last", "re
 
 _AT_ONCE = 16  # frames that are read together
 _LARGE = 64 << 20  # bytes of frames that are read together, where they come in full size
+_AHEAD = 8  # pieces, at least, that wait for the encoder: videos take turns to be short and long
 
 
 @dataclass(slots=True, eq=False)
@@ -120,7 +121,7 @@ class Decoders:
         stats: Stats,
         switch: Switch,
     ) -> None:
-        self.items: Channel[Item] = Channel(2 * workers, switch)
+        self.items: Channel[Item] = Channel(max(_AHEAD, 2 * workers), switch)
         self._writer, self._encoder, self._sampling = writer, encoder, sampling
         self._workers, self._timeout, self._tell = workers, timeout, tell
         self._stats, self._switch = stats, switch

@@ -29,7 +29,7 @@ class Shed(IntEnum):
 
 
 class Budget:
-    """Decides by the latency of captions, in seconds from the newest frame's arrival."""
+    """Decides by how late captions are, in seconds from the frame or the wish that they are for."""
 
     def __init__(self, seconds: float | None) -> None:
         if seconds is not None and not (math.isfinite(seconds) and seconds > 0):

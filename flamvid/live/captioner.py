@@ -35,6 +35,7 @@ from flamvid.weights.load import LoadedModel
 
 __all__ = ["LiveCaptioner", "LiveConfig", "Source", "sizes_of"]
 
+_BY_FRAME = ("every", "change", "different")  # others speak when the newest frame may be old
 _POLL = 0.2  # seconds after which a request or the wish to stop is heard though no frame comes
 
 
@@ -145,11 +146,6 @@ class LiveCaptioner:
         if config.alerts and embedder is not None:
             self._alarm = Alarm(config.alerts, embedder, config.memory.recent)
 
-    @property
-    def decode_size(self) -> tuple[int, int] | None:
-        """Height and width that frames may come in; None for their own."""
-        return self._looker._decode_size()
-
     def stop(self) -> None:
         """End soon: after the caption that is being made, and a last one."""
         self._stop.set()
@@ -157,7 +153,8 @@ class LiveCaptioner:
     def watch(self, source: Source) -> Iterator[Cue]:
         """Cues until the stream ends or `stop` is called; then one of what was not told yet.
 
-        That one comes before the error, too, with which a stream ends that is lost for good.
+        That one comes in front of a gap, too, and of the error with which a stream ends that is
+        lost for good.
         """
         failure: FlamvidError | None = None
         while not self._stop.is_set():
@@ -174,13 +171,18 @@ class LiveCaptioner:
             if event is None:
                 break
             if isinstance(event, Gap):
+                yield from self._rest(source, "gap")
                 yield self._gap(source, event)
             elif not self.budget.skips():
                 yield from self._look(source, event)
-        if self.newest is not None and self._end(self.newest) > self.told + 1e-6:
-            yield self._cue(source, "end", self.config.question)
+        yield from self._rest(source, "end")
         if failure is not None:
             raise failure
+
+    def _rest(self, source: Source, why: str) -> Iterator[Cue]:
+        """A cue of what was seen and not told yet, if anything was."""
+        if self.newest is not None and self._end(self.newest) > self.told + 1e-6:
+            yield self._cue(source, why, self.config.question)
 
     def _look(self, source: Source, frame: Frame) -> Iterator[Cue]:
         features_1NF = self._looker.encode(frame.frames)
@@ -236,6 +238,7 @@ class LiveCaptioner:
     def _cue(self, source: Source, why: str, question: str) -> Cue:
         """Say what is seen now."""
         assert self.newest is not None  # nobody speaks before the first frame
+        wanted = self.newest.wall if why in _BY_FRAME else time.time()
         greedy = self.budget.greedy and self.speaker.config.beams > 1
         shed = {"greedy": int(greedy), "latents": int(self.budget.stride > 1)}
         latents_1LD, labels = self._see()
@@ -254,7 +257,7 @@ class LiveCaptioner:
             self.told = end
         kind = Kind.ANSWER if question else Kind.CAPTION
         cue = self._made(source, kind, start, end, said.text, said.logprob, why, question, shed)
-        self.budget.took(cue.latency)
+        self.budget.took(cue.wall - wanted)
         return cue
 
     def _gap(self, source: Source, gap: Gap) -> Cue:
@@ -278,6 +281,11 @@ class LiveCaptioner:
         question: str = "",
         shed: dict[str, int] | None = None,
     ) -> Cue:
+        if not math.isfinite(logprob):
+            raise FlamvidError(
+                f"the text about {source.name} at {end:g} s has the log-probability {logprob}; "
+                "must be finite: try --dtype float32, or another model"
+            )
         now = time.time()
         arrived = now if self.newest is None or kind is Kind.GAP else self.newest.wall
         self.dropped = self.dropped_before + source.stats.dropped + self.budget.skipped

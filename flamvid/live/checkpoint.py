@@ -111,6 +111,7 @@ def _identity(live: LiveCaptioner) -> dict[str, Any]:
     return {
         "model": model.name,
         "features": model.vision.features,
+        "dtype": str(live.model.dtype).removeprefix("torch."),
         "fps": live.config.fps,
         "policy": memory.policy.value,
         "recent": memory.recent,

@@ -22,7 +22,8 @@ class Kind(StrEnum):
 class Cue:
     """One text about [start, end) of a stream, in seconds on its clock.
 
-    why: what made it speak: every, change, different, asked, alert, end; of a gap, the reason.
+    why: what made it speak: every, change, different, asked, alert, gap (in front of one), end; of
+    a gap, the reason.
     question: what an answer is to. logprob: of the text's tokens; of an alert, how alike text and
     window are; 0 of a gap. pts: of the newest frame that it knows. wall: Unix time at which it was
     made. latency: seconds from that frame's arrival to now. seen, dropped: frames looked at and

@@ -78,7 +78,8 @@ class Looker:
     def look(self, source: str | PathLike[str], view: View) -> Iterator[tuple[Segment, Tensor]]:
         """The parts of a source that the view asks for, and features [T,N,F] of their frames."""
         sampling = self._sampling(view)
-        with video.open_source(source, size=self._decode_size(), timeout=view.timeout) as opened:
+        scaled = self.model.transform.decode_size
+        with video.open_source(source, size=scaled, timeout=view.timeout) as opened:
             if isinstance(opened, LiveSource):
                 yield from self._watch(
                     opened, sampling, Segment(view.start or 0.0, view.end or math.inf), view
@@ -112,21 +113,21 @@ class Looker:
         size = every if view.window is None else view.window
         pace = _pace(sampling, size, every)
         seen: deque[tuple[float, Tensor]] = deque()
-        begin, last = part.start, part.start
+        begin = last = told = part.start
         for time, pictures in self._pieces(live, pace, part):
             while time >= begin + size:
                 if inside := [f for t, f in seen if t >= begin]:
                     yield Segment(begin, begin + size), torch.cat(inside)
-                begin += every
+                begin, told = begin + every, begin + size
             while seen and seen[0][0] < begin:
                 seen.popleft()
             last = time + 0.5 / pace.rate
             if pictures is not None and time >= begin:
                 seen.append((time, self._features(pictures)))
-        while begin < last - 1e-9:
+        while max(begin, told) < last - 1e-9:
             if inside := [f for t, f in seen if t >= begin]:
                 yield Segment(begin, min(begin + size, last)), torch.cat(inside)
-            begin += every
+            begin, told = begin + every, begin + size
 
     def _watch_whole(
         self, live: LiveSource, pace: _Pace, most: int, part: Segment
@@ -180,12 +181,6 @@ class Looker:
                 f"frames, {clip.fps:g} a second; say how many frames instead"
             )
         return Clips(math.ceil(even.n / clip.frames), clip.frames, clip.fps)
-
-    def _decode_size(self) -> tuple[int, int] | None:
-        """What frames can be resized to while they are decoded, without a crop to come."""
-        vision = self.model.config.vision
-        plain = vision.resize == "squash" and vision.interpolation == "bicubic"
-        return (vision.size, vision.size) if plain else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,8 @@ What it may take is known before the first frame, and held.
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -68,17 +70,21 @@ class Sizes:
 
         InputError where not even one place of each fits.
         """
-        while self.most(config) > cap:
-            if config.policy is not Policy.WINDOW and config.long > 1:
-                config = replace(config, long=config.long - 1)
-            elif config.recent > 1:
-                config = replace(config, recent=config.recent - 1)
-            else:
-                raise InputError(
-                    f"the memory may take {cap} bytes, but a frame of this model takes "
-                    f"{self.moment} and the least memory {self.most(config)}; allow more"
-                )
+        if config.policy is not Policy.WINDOW:
+            long = self._fit(cap, config.long, lambda n: replace(config, long=n))
+            config = replace(config, long=long)
+        recent = self._fit(cap, config.recent, lambda n: replace(config, recent=n))
+        config = replace(config, recent=recent)
+        if self.most(config) > cap:
+            raise InputError(
+                f"the memory may take {cap} bytes, but a frame of this model takes "
+                f"{self.moment} and the least memory {self.most(config)}; allow more"
+            )
         return config
+
+    def _fit(self, cap: int, wanted: int, of: Callable[[int], MemoryConfig]) -> int:
+        """The largest number up to `wanted` of which a memory fits; 1 where none does."""
+        return max(1, bisect_right(range(1, wanted + 1), cap, key=lambda n: self.most(of(n))))
 
 
 class Memory:

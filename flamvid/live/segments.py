@@ -47,7 +47,8 @@ def look_at_segments(
     change = Change(ChangeConfig(least=_LEAST))
     begin, last = view.start or 0.0, 0.0
     kept: Spread[Tensor] = Spread(most)
-    with video.open_source(source, size=looker._decode_size(), timeout=view.timeout) as opened:
+    scaled = looker.model.transform.decode_size
+    with video.open_source(source, size=scaled, timeout=view.timeout) as opened:
         for start, end, frame in _frames(opened, rate, view):
             features_1NF = looker.encode(frame)
             if change.look(features_1NF[0].mean(0), start):

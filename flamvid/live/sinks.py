@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import logging
 import os
@@ -14,12 +15,14 @@ from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from flamvid.errors import InputError
 from flamvid.live.cue import Cue
 from flamvid.live.trigger import Bell
+from flamvid.video.address import shown
 
-__all__ = ["EventServer", "FileSink", "Sink", "WebHook", "to_json"]
+__all__ = ["EventServer", "FileSink", "Sink", "WebHook", "to_json", "whole_cues"]
 
 _log = logging.getLogger("flamvid.live")
 _WAITING = 64  # cues that may wait for a hook or a browser
@@ -27,6 +30,7 @@ _CLIENTS = 32
 _TRIES = 3
 _TIMEOUT = 10.0  # seconds of a request
 _LAST = 5.0  # seconds that closing waits for what is under way
+_POLL = 0.1  # seconds after which the end is heard though no cue comes
 _LONGEST_BODY = 4096  # bytes of a question
 
 
@@ -49,7 +53,7 @@ class FileSink:
     """A file to which each cue is written whole, or not at all.
 
     When the disk is full, what got written of a cue is cut off again, and the next is tried.
-    resume: go on behind the last whole cue, which ends with `ending`.
+    keep: go on behind so many bytes of what is there.
     """
 
     def __init__(
@@ -57,17 +61,13 @@ class FileSink:
         path: Path,
         encode: Callable[[Cue], str],
         head: str = "",
-        *,
-        resume: bool = False,
-        ending: bytes = b"\n",
+        keep: int = 0,
     ) -> None:
-        self.path, self.lost, self._encode = path, 0, encode
-        fresh = 0 if resume else os.O_TRUNC
+        self.path, self.lost, self._encode, self._size = path, 0, encode, keep
         try:
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | fresh, 0o666)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             raise InputError(f"can't write to {path}: {error.strerror}") from error
-        self._size = self._whole(ending) if resume else 0
         self._regular = path.is_file()
         self._cut()
         if self._size == 0 and head:
@@ -104,21 +104,38 @@ class FileSink:
             os.ftruncate(self._file, self._size)
             os.lseek(self._file, self._size, os.SEEK_SET)
 
-    def _whole(self, ending: bytes) -> int:
-        """How long the file is up to the last cue that ends as it should."""
-        data = self.path.read_bytes() if self.path.is_file() else b""
-        at = data.rfind(ending)
-        return 0 if at < 0 else at + len(ending)
+
+def whole_cues(path: Path, ending: bytes) -> bytes:
+    """What a file holds up to the last cue that ends as it should; nothing where there is none."""
+    data = path.read_bytes() if path.is_file() else b""
+    at = data.rfind(ending)
+    return b"" if at < 0 else data[: at + len(ending)]
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A post that is sent elsewhere would arrive there as a GET, without the cue."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
 
 
 class WebHook:
     """Posts each cue as JSON to an address, from a thread; what can't be delivered is counted."""
 
     def __init__(self, url: str) -> None:
-        if not url.startswith(("http://", "https://")):
-            raise InputError(f"the web hook is {url!r}; must be an http or https address")
+        try:
+            parts = urlsplit(url)
+            named = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:
+            named = None
+        if not named or parts.username is not None:
+            raise InputError(
+                f"the web hook is {shown(url)!r}; must be an http or https address with a host, "
+                "and without a password"
+            )
         self.url, self.lost = url, 0
-        self._waiting: queue.Queue[Cue | None] = queue.Queue(_WAITING)
+        self._open = urllib.request.build_opener(_NoRedirect).open
+        self._waiting: queue.Queue[Cue] = queue.Queue(_WAITING)
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="flamvid-hook", daemon=True)
         self._thread.start()
@@ -131,16 +148,21 @@ class WebHook:
             self._lose("too many cues wait")
 
     def close(self) -> None:
-        """Wait a few seconds for what is under way."""
-        self._closing.set()
-        try:
-            self._waiting.put(None, timeout=_LAST)
-        except queue.Full:
+        """Wait a few seconds for what is under way; the rest is lost. Safe to call twice."""
+        if self._closing.is_set():
             return
+        self._closing.set()
         self._thread.join(_LAST)
+        self.lost += self._waiting.unfinished_tasks
 
     def _run(self) -> None:
-        while (cue := self._waiting.get()) is not None:
+        while True:
+            try:
+                cue = self._waiting.get(timeout=_POLL)
+            except queue.Empty:
+                if self._closing.is_set():
+                    return
+                continue
             for attempt in range(_TRIES):
                 reason = self._post(cue)
                 if not reason:
@@ -149,21 +171,29 @@ class WebHook:
                     self._closing.wait(2.0**attempt)
             else:
                 self._lose(reason)
+            self._waiting.task_done()
 
     def _post(self, cue: Cue) -> str:
         """Why it failed, or nothing."""
         kind = {"Content-Type": "application/json"}
         request = urllib.request.Request(self.url, to_json(cue).encode(), kind)
         try:
-            with urllib.request.urlopen(request, timeout=_TIMEOUT):
+            with self._open(request, timeout=_TIMEOUT):
                 return ""
-        except (OSError, ValueError) as error:  # HTTPError and URLError are OSErrors
-            return str(error)
+        except (OSError, http.client.HTTPException) as error:  # HTTPError is an OSError
+            return str(error) or type(error).__name__
 
     def _lose(self, reason: str) -> None:
         if not self.lost:
             _log.warning("a cue was not delivered to the web hook (%s)", reason)
         self.lost += 1
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A caller who hangs up, or talks nonsense, is no news."""
 
 
 class EventServer:
@@ -186,11 +216,11 @@ class EventServer:
                 sink._serve(self)
 
             def do_POST(self) -> None:
-                length = int(self.headers.get("Content-Length") or 0)
-                if not 0 <= length <= _LONGEST_BODY:
+                length = self.headers.get("Content-Length") or "0"
+                if not length.isdecimal() or int(length) > _LONGEST_BODY:
                     self.send_error(413)
                     return
-                bell.ring(self.rfile.read(length).decode("utf-8", "replace"))
+                bell.ring(self.rfile.read(int(length)).decode("utf-8", "replace"))
                 self.send_response(202)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
@@ -199,10 +229,9 @@ class EventServer:
                 pass
 
         try:
-            self._server = ThreadingHTTPServer((host, port), Handler)
+            self._server = _Server((host, port), Handler)
         except (OSError, OverflowError) as error:
             raise InputError(f"can't serve events on {host}:{port}: {error}") from error
-        self._server.daemon_threads = True
         self.port: int = self._server.server_address[1]
         threading.Thread(
             target=self._server.serve_forever, name="flamvid-events", daemon=True

@@ -1,6 +1,6 @@
 """Latents to words: captions in the light of those before, answers, and how well a text still fits.
 
-Legend: L latents, D width, M media.
+Legend: L latents, D width.
 """
 
 from __future__ import annotations
@@ -9,14 +9,11 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from flamvid.generate.config import Generated, GenerationConfig
-from flamvid.generate.engine import generate
 from flamvid.generate.favour import Favour, favours_of
-from flamvid.generate.score import score_options
-from flamvid.ops import media_index
+from flamvid.generate.prompt import Prompt
 from flamvid.weights.load import LoadedModel
 
 __all__ = ["Said", "Speaker"]
@@ -66,21 +63,13 @@ class Speaker:
         Without other captions before it, which would make a repetition likely of itself.
         """
         ids = self.model.prompts.caption("", tuple(labels))
-        latents, input_ids, index = self._inputs([latents_1LD], ids)
         option = [*said.ids, self.model.prompts.end_id]
-        [scores] = score_options(self.model.flamingo, latents, input_ids, index, [option])
+        [scores] = Prompt(self.model, [latents_1LD], ids).score([option])
         return sum(scores) / len(scores)
 
     def _prompt(self, labels: Mapping[str, float]) -> list[int]:
         shots = [(said.labels, said.text) for said in self.before]
         return self.model.prompts.caption("", tuple(labels), shots)
-
-    def _inputs(
-        self, latents: Sequence[Tensor], ids: Sequence[int]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        latents_1MLD = torch.cat(list(latents))[None]
-        input_ids = torch.tensor([list(ids)], device=self.model.device)
-        return latents_1MLD, input_ids, media_index(input_ids, self.model.prompts.media_id)
 
     def _continue(
         self,
@@ -95,19 +84,7 @@ class Speaker:
         # All media of a text have as many latents; of more or fewer, those in common are read.
         fewest = min(x.shape[1] for x in (*before, latents_1LD))
         media = [x[:, :: x.shape[1] // fewest][:, :fewest] for x in (*before, latents_1LD)]
-        latents, input_ids, index = self._inputs(media, ids)
         config = config or self.config
         if greedy and not config.draws:
             config = replace(config, beams=1, returns=1)
-        [made] = generate(
-            self.model.flamingo,
-            latents,
-            input_ids,
-            index,
-            self.model.prompts.end_id,
-            config,
-            head=self.model.head,
-            media_id=self.model.prompts.media_id,
-            favours=[favours],
-        )
-        return made
+        return Prompt(self.model, media, ids).search(config, favours)[0]

@@ -15,8 +15,8 @@ from flamvid.store.audit import Contents, Finding, Report, verify
 from flamvid.store.file import abandon, open_file, translated
 from flamvid.store.locks import exclusive, replace
 from flamvid.store.pages import Entry, Pages
-from flamvid.store.reader import FeatureStore, Snapshot
-from flamvid.store.schema import DATABASES, chunk_key, dump, id_bytes, pack
+from flamvid.store.reader import Failure, FeatureStore, Snapshot
+from flamvid.store.schema import DATABASES, Provenance, chunk_key, dump, id_bytes, pack
 from flamvid.store.writer import Put, StoreWriter, failure_key
 
 __all__ = ["Merged", "Repaired", "Report", "compact", "merge", "remove", "repair", "verify"]
@@ -176,13 +176,16 @@ def merge(target: Path, sources: Sequence[Path]) -> Merged:
 
     The target is made if there is none. Videos with damaged values are left out, and named.
     """
-    stores = [FeatureStore(source, check=True) for source in sources]
     if any(source.exists() and target.exists() and source.samefile(target) for source in sources):
         raise InputError(f"{target} is the target and a source; leave it out of the sources")
     added, present = 0, 0
     damaged: list[Finding] = []
-    with StoreWriter(target, stores[0].provenance) as writer:
-        for store in stores:
+    failures: list[Failure] = []
+    # One at a time is open: a process has only so many files, and addresses for their maps.
+    first, *_ = [_provenance(source) for source in sources]
+    with StoreWriter(target, first) as writer:
+        for source in sources:
+            store = FeatureStore(source, check=True)
             snapshot = store.snapshot()
             writer.provenance.check(snapshot.provenance, str(target))
             if writer.provenance.chunk_frames != snapshot.provenance.chunk_frames:
@@ -199,8 +202,19 @@ def merge(target: Path, sources: Sequence[Path]) -> Merged:
                     added += 1
                 except DamagedStore as error:
                     damaged.append(Finding(str(error), video))
-        _merge_failures([store.snapshot() for store in stores], writer)
+            failures += snapshot.failures()
+            del snapshot
+            store.close()
+        _merge_failures(failures, writer)
     return Merged(added, present, tuple(damaged))
+
+
+def _provenance(source: Path) -> Provenance:
+    store = FeatureStore(source)
+    try:
+        return store.provenance
+    finally:
+        store.close()
 
 
 def _merge_video(snapshot: Snapshot, video_id: str, writer: StoreWriter) -> None:
@@ -214,12 +228,12 @@ def _merge_video(snapshot: Snapshot, video_id: str, writer: StoreWriter) -> None
     _write(writer, _chunks(writer, video, count, value, [*shown, known]))
 
 
-def _merge_failures(snapshots: Sequence[Snapshot], writer: StoreWriter) -> None:
+def _merge_failures(failures: Iterable[Failure], writer: StoreWriter) -> None:
     """The latest word on each source that is in no store."""
     there = writer.reader.snapshot()
     indexed = {there[video].record.path for video in there}
     rows = {row.source: row for row in there.failures()}
-    for row in (row for snapshot in snapshots for row in snapshot.failures()):
+    for row in failures:
         known = rows.get(row.source)
         if row.source not in indexed and (known is None or known.time < row.time):
             rows[row.source] = row

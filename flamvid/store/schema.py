@@ -61,7 +61,7 @@ _DTYPES: dict[int, np.dtype[Any]] = {
 }
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 
-_CHUNK_BYTES = 4 << 20  # large enough that few ranges cross an edge, small enough to resume often
+_CHUNK_BYTES = 16 << 20  # large enough that few ranges cross an edge, small enough to resume often
 _CHUNK_FRAMES = 1024
 _LARGEST_CHUNK = 1 << 30
 _KINDS: dict[Any, type | tuple[type, ...]] = {"str": str, "int": int, "float": (int, float)}

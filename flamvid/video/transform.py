@@ -41,6 +41,12 @@ class FrameTransform:
                 "resize must be crop"
             )
 
+    @property
+    def decode_size(self) -> tuple[int, int] | None:
+        """What frames can be resized to while they are decoded, without a crop to come."""
+        squashes = self.resize == "squash" and self.interpolation == "bicubic" and self.antialias
+        return self.size if squashes else None
+
     def __call__(self, pixels_T3HW: Tensor) -> Tensor:
         return self.normalised(self.resized(pixels_T3HW))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from flamvid.weights.load import load_config
 
 __all__ = ["about", "convert", "source_config"]
 
+HEAD = "contrastive.safetensors"  # what search embeds with, beside the model
 # Presets whose prompts and pictures are those of a checkpoint that says what it is.
 _LIKE = {"idefics": "idefics-9b", "otter": "otter-image", "flamingo": "otter-image"}
 
@@ -40,8 +42,11 @@ def convert(
         raise InputError("dtype is 'int8'; weights are stored as fp32, bf16 or fp16: load as int8")
     model = load_config(config, "cpu", dtype or config.dtype)
     vocabulary = None if model.head is None else model.head.ids
-    model.flamingo.save_pretrained(destination, about=about(model.config), vocabulary=vocabulary)
+    table = {**about(model.config), "contrastive": HEAD if config.contrastive else ""}
+    model.flamingo.save_pretrained(destination, about=table, vocabulary=vocabulary)
     model.prompts.tokenizer.save_pretrained(destination)
+    if config.contrastive:
+        shutil.copyfile(config.contrastive, destination / HEAD)
     return destination
 
 

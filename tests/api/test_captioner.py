@@ -303,9 +303,8 @@ def test_an_answer_that_ends_within_a_letter_is_told_to_its_end(
             on_token(0, token)
         return [[Generated(tuple(ids), -1.0)]]
 
-    monkeypatch.setattr(
-        api, "run_search", search
-    )  # what is written is then not the weights' affair
+    # What is written is then not the weights' affair.
+    monkeypatch.setattr("flamvid.generate.prompt.search", search)
     pieces: list[str] = []
     answer = captioner.ask(clip, "What colour?", beams=1, on_text=pieces.append)
     assert "".join(pieces) == answer.text == "n\ufffd"

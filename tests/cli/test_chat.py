@@ -77,3 +77,9 @@ def test_bad_shots_are_one_line(run: Any, fake: Any, tmp_path: Path, verb: tuple
     assert result.exit_code == 2
     assert "s.jsonl, line 1 is no JSON" in result.stderr
     assert not fake.calls
+
+
+def test_bytes_that_are_no_text_do_not_end_it(fake: Any) -> None:
+    result = CliRunner().invoke(app, ["chat"], input=b"caf\xe9?\nmore?\n")
+    assert (result.exit_code, result.stdout) == (0, "two dogs\ntwo dogs\n")
+    assert fake.calls[1][0] == "caf\ufffd?"

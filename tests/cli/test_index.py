@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import subprocess
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -13,6 +14,9 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from flamvid.cli.main import app
+from flamvid.index import cluster
+from flamvid.index.cluster import Cluster, Work
+from flamvid.index.stats import Stats
 from tests.index.library_files import make_library
 from tests.tiny import make_model
 
@@ -75,6 +79,24 @@ def test_usage(folder: Path, arguments: list[str], says: str) -> None:
     assert says in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert not (folder / "other.lmdb").exists()
+
+
+def test_ray_says_nothing_on_stdout(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def one_part(
+        work: Work, sources: Sequence[str], parts: Path, given: Cluster
+    ) -> Iterator[tuple[Stats, Path]]:
+        print("(raylet) a node died")
+        yield cluster._task(work, sources, str(parts / "0.lmdb")), parts / "0.lmdb"
+
+    monkeypatch.setattr(cluster, "_run", one_part)
+    store = tmp_path / "s.lmdb"
+    result = run(folder, "index", folder / "videos", "--store", store, "--engine=ray")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["indexed"] == 6
+    assert "a node died" in result.stderr
+    assert f"{folder}/videos/broken.mp4 is no video" in result.stderr
 
 
 def test_hits(folder: Path, store: Path, tmp_path: Path) -> None:

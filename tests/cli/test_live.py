@@ -18,11 +18,14 @@ import imageio_ffmpeg
 import pytest
 from typer.testing import CliRunner
 
-from flamvid.cli.live_output import CueEncoder
+from flamvid.cli.live_output import CueEncoder, open_sink
 from flamvid.cli.main import app
 from flamvid.cli.output import Format
+from flamvid.cli.stdin import check_stdin, stdin_lines
 from flamvid.errors import InputError
 from flamvid.live.cue import Cue, Kind
+from flamvid.live.trigger import Bell
+from tests.processes import wait_for
 from tests.tiny import make_model
 
 Live = Callable[..., "subprocess.Popen[str]"]
@@ -62,14 +65,6 @@ def live(tiny: Path) -> Iterator[Live]:
         if child.poll() is None:
             child.kill()
         child.communicate()
-
-
-def wait_for(what: Callable[[], bool], child: subprocess.Popen[str], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert child.poll() is None, child.stderr and child.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def cues(path: Path) -> list[dict[str, Any]]:
@@ -160,7 +155,7 @@ def test_lines_on_stdin_ask(live: Live, clip: Path, tmp_path: Path) -> None:
         child.stdin.flush()
         time.sleep(0.5)
     child.terminate()
-    child.wait(20)
+    assert child.wait(20) == 130  # though it waits for another line
     kinds = [(cue["kind"], cue["question"]) for cue in cues(out) if cue["why"] == "asked"]
     assert ("caption", "") in kinds
     assert ("answer", "what moves?") in kinds
@@ -183,6 +178,11 @@ def test_a_closed_reader_is_no_failure(live: Live, clip: Path) -> None:
         (["--max-memory=lots"], "--max-memory is 'lots'"),
         (["--window=0"], "--window is 0"),
         (["--fps=0"], "--fps is 0"),
+        (["--window=inf"], "--window is inf"),
+        (["--queue=0"], "--queue is 0"),
+        (["--record=/dev/null/parts"], "can't be recorded to"),
+        (["--sink=no/such/a.vtt"], "--sink is no/such/a.vtt, but the folder"),
+        (["--sink=."], "--sink is ., a folder"),
         (["--on-demand", "-"], "--on-demand reads stdin"),
     ],
 )
@@ -192,6 +192,39 @@ def test_bad_options(flags: list[str], says: str) -> None:
     assert (result.exit_code, result.stdout) == (2, "")
     assert says in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_sink_that_is_the_source_is_refused(clip: Path) -> None:
+    before = clip.stat().st_size
+    result = CliRunner().invoke(app, ["live", str(clip), f"--sink={clip}"])
+    assert result.exit_code == 2
+    assert "which is a source" in result.stderr
+    assert clip.stat().st_size == before
+
+
+def test_a_closed_stdin_can_not_be_listened_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(InputError, match="reads stdin, which is closed"):
+        check_stdin("--on-demand")
+
+
+def test_lines_of_any_bytes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    given = tmp_path / "lines"
+    given.write_bytes("who\n\xff?\n".encode("latin-1") + b"x" * 9000)
+    with given.open() as file:
+        monkeypatch.setattr("sys.stdin", file)
+        assert [line[:5] for line in stdin_lines()] == ["who\n", "\ufffd?\n", *["xxxxx"] * 3]
+
+
+def test_a_resumed_file_counts_whole_cues(tmp_path: Path) -> None:
+    path = tmp_path / "a.srt"
+    sink = open_sink(str(path), None, Bell(), resume=False)
+    sink.put(a_cue())
+    sink.put(a_cue())
+    path.write_bytes(path.read_bytes()[:-5])  # as if it had died while it wrote
+    sink = open_sink(str(path), None, Bell(), resume=True)
+    sink.put(a_cue())
+    assert re.findall(r"^\d+$", path.read_text(), re.MULTILINE) == ["1", "2"]
 
 
 def a_cue(**changes: Any) -> Cue:
@@ -239,6 +272,7 @@ def test_caption_watches_what_never_ends(monkeypatch: pytest.MonkeyPatch) -> Non
     [(source, wanted, beams)] = seen
     assert (source, beams) == (url, 3)
     assert (wanted.every, wanted.window, wanted.fps, wanted.sinks) == (4.0, 4.0, 2.0, ("a.vtt",))
-    result = CliRunner().invoke(app, ["caption", url, "--prompt=in it"])
-    assert result.exit_code == 2
-    assert "never ends" in result.stderr
+    for more in ("--prompt=in it", "--segments"):
+        result = CliRunner().invoke(app, ["caption", url, more])
+        assert result.exit_code == 2
+        assert "never ends" in result.stderr

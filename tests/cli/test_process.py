@@ -6,11 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from tests.processes import wait_for
 
 Start = Callable[..., subprocess.Popen[bytes]]
 
@@ -18,7 +19,7 @@ Start = Callable[..., subprocess.Popen[bytes]]
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_keeps_the_captions_made(start: Start, tmp_path: Path, number: int) -> None:
     child = start("caption", "a.mp4", "part_slow.mp4", "b.mp4", "-v", "-o", "out.jsonl")
-    wait_for(lambda: any(p.stat().st_size > 200 for p in tmp_path.glob(".out*")))
+    wait_for(lambda: any(p.stat().st_size > 200 for p in tmp_path.glob(".out*")), child)
     assert not (tmp_path / "out.jsonl").exists()
     child.send_signal(number)
     out, err = child.communicate(timeout=30)
@@ -99,10 +100,3 @@ def test_the_package_is_a_command_and_loads_lazily() -> None:
     assert done.stdout == f"flamvid {flamvid.__version__}\n"
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = flamvid.nonsense  # type: ignore[attr-defined]
-
-
-def wait_for(done: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not done():
-        assert time.monotonic() < deadline, "nothing happened in 30 s"
-        time.sleep(0.02)

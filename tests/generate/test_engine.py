@@ -84,15 +84,13 @@ def test_drawn_tokens_follow_the_probabilities_of_the_model() -> None:
     with torch.no_grad():
         expected = (model.lm.lm(ids).logits[0, -1] / 2.0).softmax(-1)
 
-    def draw(seed: int) -> int:
-        config = GenerationConfig(beams=1, max_tokens=1, temperature=2.0, seed=seed)
-        [best] = generate(model, torch.randn(1, 1, 2, 8), ids, media_index(ids, MEDIA), END, config)
-        return best.ids[0] if best.ids else END
-
-    drawn = torch.bincount(torch.tensor([draw(seed) for seed in range(400)]), minlength=40)
+    settings = {"beams": 1, "max_tokens": 1, "temperature": 2.0, "returns": 400}
+    [texts] = found(model, ids, **settings)
+    drawn = torch.tensor([made.ids[0] if made.ids else END for made in texts])
     # Three deviations of a share of 400 draws are 0.075 at most.
-    assert (drawn / 400 - expected).abs().max() < 0.09
-    assert draw(7) == draw(7)
+    assert (torch.bincount(drawn, minlength=40) / 400 - expected).abs().max() < 0.09
+    assert found(model, ids, **settings) == [texts]
+    assert found(model, ids, **settings, seed=1) != [texts]
 
 
 def found(model: Flamingo, ids: torch.Tensor, **settings: object) -> list[list[Generated]]:
@@ -210,6 +208,8 @@ def test_tokens_are_told_as_they_come() -> None:
         ({"returns": 4}, "4, but 3 beams end in no more"),
         ({"min_tokens": 21}, "min_tokens is 21, above max_tokens, 20"),
         ({"no_repeat_ngram": -1}, "no_repeat_ngram is -1"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"length_penalty": float("inf")}, "length_penalty is inf"),
     ],
 )
 def test_settings_that_contradict_are_refused(settings: dict[str, float], told: str) -> None:
@@ -239,6 +239,30 @@ def test_options_are_as_likely_as_a_pass_over_each_says() -> None:
         score_options(model, latents, ids, index, [[12]], head=head)
     with pytest.raises(InputError, match="is empty"):
         score_options(model, latents, ids, index, [[7], []])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("beams", [1, 3])
+def test_prompts_of_other_lengths_beside_it_change_nothing(beams: int) -> None:
+    config = GenerationConfig(beams=beams, max_tokens=6, min_tokens=3)
+    for seed in range(3):
+        model = blind(seed)
+        for name, parameter in model.trained():
+            if name.endswith("gate"):
+                torch.nn.init.constant_(parameter, 1.0)
+        latents = model.resample(torch.randn(2, 2, 2, 2, 8))
+        ids = torch.randint(6, 40, (2, 9))
+        ids[0, 2] = ids[1, 6] = MEDIA  # of the second row, the last four are the prompt
+        real = torch.ones_like(ids)
+        ids[1, :5], real[1, :5] = 0, 0
+        index = media_index(ids, MEDIA)
+        together = generate(model, latents, ids, index, END, config, real, media_id=MEDIA)
+        for row, begin in enumerate((0, 5)):
+            one = slice(row, row + 1)
+            alone, at = ids[one, begin:], index[one, begin:]
+            [best] = generate(model, latents[one], alone, at, END, config, media_id=MEDIA)
+            assert together[row].ids == best.ids
+            assert together[row].logprob == pytest.approx(best.logprob, abs=1e-4)
 
 
 @torch.no_grad()

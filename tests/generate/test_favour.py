@@ -59,11 +59,12 @@ def best_by_hand(ids: torch.Tensor, seed: int, words: list[Favour], length: int)
     lm = blind(seed).lm.lm
     best = -math.inf
     for n in range(length + 1):
-        for text in itertools.product([t for t in range(40) if t != END], repeat=n):
-            whole = [*text, END] if n < length else list(text)
-            row = torch.tensor([[*ids[0].tolist(), *whole]])
-            logprobs = lm(row).logits.log_softmax(-1)[0]
-            total = sum(float(logprobs[3 + i, t]) for i, t in enumerate(whole))
+        texts = list(itertools.product([t for t in range(40) if t != END], repeat=n))
+        wholes = torch.tensor([[*text, *[END] * (n < length)] for text in texts])
+        rows = torch.cat([ids.expand(len(texts), -1), wholes], dim=1)
+        logprobs = lm(rows).logits[:, 3:-1].log_softmax(-1)
+        totals = logprobs.gather(2, wholes[..., None]).sum((1, 2)).tolist()
+        for text, total in zip(texts, totals, strict=True):
             state = Favoured.at_start(words)
             for token in text:
                 state = state.after(token)

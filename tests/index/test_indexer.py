@@ -156,6 +156,36 @@ def test_captions_come_of_the_same_pass(tmp_path: Path, videos: Path, captioner:
     assert caption.logprob == pytest.approx(wanted.logprob, abs=1e-2)
 
 
+def test_what_waits_for_the_encoder_is_bounded(
+    tmp_path: Path, videos: Path, captioner: Captioner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long it takes for its batch, decoders are only so many pieces ahead."""
+    real, shrink = FrameEncoder.encode, FrameEncoder.shrink
+    made: list[int] = []
+    encoded: list[int] = []
+    ahead: list[int] = []
+
+    def slow(self: FrameEncoder, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if not encoded:
+            time.sleep(2)  # the decoders go as far as they may
+        ahead.append(len(made) - len(encoded))
+        encoded.append(len(pixels))
+        return real(self, pixels)
+
+    def counted(self: FrameEncoder, pixels: torch.Tensor) -> torch.Tensor:
+        made.append(len(pixels))
+        return shrink(self, pixels)
+
+    monkeypatch.setattr(FrameEncoder, "encode", slow)
+    monkeypatch.setattr(FrameEncoder, "shrink", counted)
+    config = IndexConfig(fps=30, workers=1)
+    stats = library.index(videos, tmp_path / "s.lmdb", model=captioner, config=config)
+    assert (stats.indexed, sum(made)) == (6, sum(encoded))
+    assert len(made) > 30
+    # Eight that wait, one in the decoder's hands, one or two in the encoder's.
+    assert 8 <= ahead[0] <= 12
+
+
 def test_an_odd_error_takes_one_video(
     tmp_path: Path, videos: Path, captioner: Captioner, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,10 +21,11 @@ from tests.store.stores import arrays, length, record, write_store
 @pytest.fixture(autouse=True)
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(
-        work: Work, parts: Sequence[Sequence[str]], shards: Sequence[Path], _: Cluster
-    ) -> Iterator[Stats]:
-        for part, shard in zip(parts, shards, strict=True):
-            yield cluster._task(work, part, str(shard))
+        work: Work, sources: Sequence[str], folder: Path, given: Cluster
+    ) -> Iterator[tuple[Stats, Path]]:
+        for number, part in enumerate(cluster._parts(sources, given.part, 1)):
+            shard = folder / f"{number:06}.lmdb"
+            yield cluster._task(work, part, str(shard)), shard
 
     monkeypatch.setattr(cluster, "_run", run)
 
@@ -62,3 +63,58 @@ def test_what_is_there_is_counted(
     stats = library.index_on_ray(videos, store, Cluster(part=2), model=str(toml), device="cpu")
     assert (stats.total, stats.found, stats.over, stats.present) == (8, 8, 8, 6)
     assert (stats.indexed, stats.duplicates, stats.failed_before) == (0, 1, 1)
+
+
+def test_parts_hold_all_and_keep_all_busy() -> None:
+    sources = [str(number) for number in range(100)]
+    for most, at_once, count in ((64, 1, 2), (64, 16, 15), (7, 3, 15), (64, 500, 100)):
+        parts = list(cluster._parts(sources, most, at_once))
+        assert [source for part in parts for source in part] == sources
+        assert len(parts) == count
+        assert max(map(len, parts)) <= most
+
+
+class Heard:
+    def __init__(self) -> None:
+        self.failures: list[tuple[str, str]] = []
+        self.over: list[int] = []
+
+    def progress(self, stats: Stats) -> None:
+        self.over.append(stats.over)
+
+    def failed(self, source: str, reason: str, message: str) -> None:
+        assert message
+        self.failures.append((source, reason))
+
+
+def test_failures_are_named_as_parts_end(tmp_path: Path, videos: Path, toml: Path) -> None:
+    heard, store = Heard(), tmp_path / "s.lmdb"
+    stats = library.index_on_ray(
+        videos, store, Cluster(part=2), model=str(toml), device="cpu", listener=heard
+    )
+    assert heard.failures == [(str(videos / "broken.mp4"), "source")]
+    assert heard.over == [2, 4, 6, 8]
+    assert (stats.indexed, stats.duplicates, stats.failed) == (6, 1, 1)
+    assert [failure.source for failure in FeatureStore(store).failures()] == [heard.failures[0][0]]
+
+
+def test_what_a_stopped_run_handed_over_is_merged(tmp_path: Path, videos: Path, toml: Path) -> None:
+    """Whatever the parts of the next run are."""
+    store = tmp_path / "s.lmdb"
+
+    class Stopping(Heard):
+        def progress(self, stats: Stats) -> None:
+            super().progress(stats)
+            if len(self.over) == 2:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        library.index_on_ray(
+            videos, store, Cluster(part=2), model=str(toml), device="cpu", listener=Stopping()
+        )
+    assert not store.exists()
+    stats = library.index_on_ray(videos, store, Cluster(part=3), model=str(toml), device="cpu")
+    assert stats.present + stats.failed_before == 4
+    assert stats.over == stats.total == 8
+    assert len(FeatureStore(store)) == 6
+    assert not store.with_name("s.lmdb.parts").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,14 +12,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flamvid.errors import DecodeError, InputError
-from flamvid.generate.config import GenerationConfig
+from flamvid.errors import DecodeError, FlamvidError, InputError
+from flamvid.generate.config import Generated, GenerationConfig
+from flamvid.generate.prompt import Prompt
 from flamvid.live.alarm import Alarm, Alert
 from flamvid.live.budget import Budget, Shed
 from flamvid.live.captioner import LiveCaptioner, LiveConfig, sizes_of
 from flamvid.live.cue import Cue
 from flamvid.live.memory import MemoryConfig
 from flamvid.live.policies import Policy
+from flamvid.live.speaker import Speaker
 from flamvid.live.trigger import Bell, Change, ChangeConfig, Every
 from flamvid.video.events import Event, Gap
 from flamvid.weights.load import LoadedModel
@@ -131,12 +134,37 @@ def test_context_continues(model: LoadedModel) -> None:
     assert after[1].logprob != alone[1].logprob
 
 
+def test_context_of_more_latents_is_thinned_as_a_whole(
+    model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Sequence[Tensor]] = []
+
+    def search(prompt: Prompt, *_: object) -> list[Generated]:
+        read.append(prompt.latents)
+        return [Generated((7,), -1.0)]
+
+    monkeypatch.setattr(Prompt, "search", search)
+    speaker, whole = Speaker(model, SHORT, context=1), torch.randn(1, 4, 16)
+    speaker.caption(whole, {})
+    speaker.caption(whole[:, ::2], {})  # as a late caption reads it
+    before, now = read[1]
+    assert torch.equal(before, whole[:, ::2])
+    assert torch.equal(now, whole[:, ::2])
+
+
 def test_gaps_are_told_and_end_what_was_told(model: LoadedModel) -> None:
     late = [frame(tick, "blue") for tick in range(20, 24)]
     events = [*walls("red"), Gap(2.0, 10.0, "hung up"), *late]
     cues = watch(model, events, every=2.0)
     assert spans(cues) == [("every", 0, 2), ("hung up", 2, 10), ("every", 10, 12)]
     assert [cue.kind.value for cue in cues] == ["caption", "gap", "caption"]
+
+
+def test_what_was_seen_before_a_gap_is_told_before_it(model: LoadedModel) -> None:
+    events = [*walls("red", each=3), Gap(1.5, 10.0, "hung up"), frame(20, "blue")]
+    cues = watch(model, events, every=60.0)
+    assert spans(cues) == [("gap", 0, 1.5), ("hung up", 1.5, 10), ("end", 10, 10.5)]
+    assert cues[0].text
 
 
 def test_stop_says_what_was_not_told_yet(model: LoadedModel) -> None:
@@ -154,7 +182,7 @@ def test_stop_says_what_was_not_told_yet(model: LoadedModel) -> None:
 
 
 def test_a_stream_that_is_lost_ends_with_its_last_cue_and_the_error(model: LoadedModel) -> None:
-    events = Script(walls("red"))
+    events = Script([*walls("red"), Gap(2.0, 9.0, "hung up")])
     plain = events.get
 
     def get(timeout: float | None = None) -> Event | None:
@@ -164,7 +192,7 @@ def test_a_stream_that_is_lost_ends_with_its_last_cue_and_the_error(model: Loade
 
     events.get = get  # type: ignore[method-assign]
     cues = LiveCaptioner(model, LiveConfig(every=60.0), SHORT).watch(events)
-    assert next(cues).why == "end"
+    assert [next(cues).why for _ in range(2)] == ["gap", "hung up"]  # as a Stream ends
     with pytest.raises(DecodeError, match="lost"):
         next(cues)
 
@@ -186,6 +214,33 @@ def test_late_captions_shed_work_in_order_and_count_it(model: LoadedModel) -> No
     assert done[2][2] == 0 < done[3][2]
     assert cues[-1].seen + cues[-1].shed["frames"] <= 40
     assert cues[-1].dropped == cues[-1].shed["frames"] > 20
+
+
+def test_questions_while_nothing_comes_are_not_late(model: LoadedModel) -> None:
+    live = LiveCaptioner(model, LiveConfig(every=None, budget=5.0), SHORT)
+    events = Script([frame(0, "red", age=60.0)])
+    plain, asked = events.get, iter(range(3))
+
+    def get(timeout: float | None = None) -> Event | None:
+        if not events.events and next(asked, None) is not None:
+            live.bell.ring()
+            raise TimeoutError
+        return plain(timeout)
+
+    events.get = get  # type: ignore[method-assign]
+    cues = list(live.watch(events))
+    assert [cue.why for cue in cues] == ["asked"] * 3 + ["end"]
+    assert all(cue.latency >= 60.0 for cue in cues)
+    assert live.budget.level is Shed.NOTHING
+
+
+def test_numbers_that_are_none_end_it_in_a_line(
+    model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = [Generated((7,), float("nan"))]
+    monkeypatch.setattr("flamvid.live.speaker.Prompt.search", lambda *_: broken)
+    with pytest.raises(FlamvidError, match="log-probability nan; must be finite"):
+        watch(model, walls("red"))
 
 
 def test_a_budget_takes_back_what_it_shed() -> None:
@@ -219,6 +274,11 @@ def test_alerts_are_raised_once_until_it_calms() -> None:
         return [alarm.look(torch.eye(3)[c].repeat(1, 4, 1)) for c in colours]
 
     assert see(1, 0, 0, 1, 0) == [[], [("red", 1.0)], [], [], [("red", 1.0)]]
+    # A little below the threshold it has not calmed yet.
+    alarm = Alarm([Alert(text="red", threshold=0.9)], Plain(), frames=1)
+    scores = (1.0, 0.85, 1.0, 0.8, 1.0)
+    seen = [torch.tensor([s, math.sqrt(1 - s * s), 0.0]).repeat(1, 4, 1) for s in scores]
+    assert [len(alarm.look(one)) for one in seen] == [1, 0, 0, 0, 1]
 
 
 def test_alerts_are_cues_and_need_an_embedder(model: LoadedModel) -> None:

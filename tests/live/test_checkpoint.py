@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -132,3 +132,11 @@ def test_other_settings(
     save_state(live, state)
     with pytest.raises(InputError, match=says):
         restore(live_of(model, **changes), state)
+
+
+def test_another_dtype(model: LoadedModel, tmp_path: Path) -> None:
+    live, state = live_of(model), tmp_path / "state"
+    list(live.watch(Script(walls("red"))))
+    save_state(live, state)
+    with pytest.raises(InputError, match="dtype 'float32', not 'bfloat16'"):
+        restore(live_of(replace(model, dtype=torch.bfloat16)), state)

@@ -19,7 +19,7 @@ from flamvid.errors import InputError
 from flamvid.live.look import Looker, View
 from flamvid.models.encoder import Clip
 from flamvid.types import Frames, Segment
-from flamvid.video.sample import Clips, frame_at
+from flamvid.video.sample import Clips, frame_at, windows
 from flamvid.weights.load import LoadedModel
 
 CLIP = Clip(frames=4, fps=2.0, steps=2)
@@ -81,6 +81,12 @@ def test_windows_of_a_stream_hold_whole_clips() -> None:
     parts, clips = watch(8.0, every=4.0, frames=8)
     assert parts == [(0, 4), (4, 8)]
     assert [clip[0] for clip in clips] == [0.25, 2.25, 4.25, 6.25]
+
+
+def test_windows_that_overlap_end_with_the_stream_as_those_of_a_file_do() -> None:
+    for length in (6.0, 7.0, 8.0):
+        parts, _ = watch(length, every=2.0, window=4.0)
+        assert parts == [(part.start, part.end) for part in windows(length, 4.0, 2.0)]
 
 
 def test_a_window_shorter_than_a_clip_squeezes_it() -> None:

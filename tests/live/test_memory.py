@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -128,8 +130,15 @@ def test_a_cap_is_kept_or_refused(recent: int, long: int, cap: int, policy: Poli
     assert SIZES.most(fits) <= cap
     assert fits.recent <= recent
     assert fits.long <= long
-    if fits != config and policy is Policy.WINDOW:  # no place is given away for nothing
-        assert SIZES.most(MemoryConfig(policy=policy, recent=fits.recent + 1)) > cap
+    if fits.long < long and policy is not Policy.WINDOW:  # no place is given away for nothing
+        assert SIZES.most(replace(fits, recent=recent, long=fits.long + 1)) > cap
+    if fits.recent < recent:
+        assert SIZES.most(replace(fits, recent=fits.recent + 1)) > cap
+
+
+def test_a_window_of_years_is_cut_down_at_once() -> None:
+    fits = SIZES.within(MemoryConfig(policy=Policy.MERGE, recent=10**12, long=10**12), 10**6)
+    assert SIZES.most(fits) <= 10**6
 
 
 def test_a_new_scene_leaves_the_window() -> None:

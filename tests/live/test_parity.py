@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from flamvid import video
-from flamvid.api import Captioner, Seen, load
+from flamvid.api import Captioner, load
 from flamvid.generate.config import GenerationConfig
 from flamvid.live.captioner import LiveCaptioner, LiveConfig
 from flamvid.live.cue import Cue
-from flamvid.live.look import Looker
+from flamvid.live.look import Looker, View
 from flamvid.live.memory import MemoryConfig
 from flamvid.types import Caption, Segment
 from flamvid.video.sample import frame_at
@@ -50,16 +50,11 @@ def generated(folder: Path) -> list[Path]:
     return [make(folder / name, graph) for name, graph in sources]
 
 
-def look_at(model: LoadedModel, clip: Path, seconds: Sequence[float]) -> tuple[Seen, Tensor]:
-    """The frames shown at these times, by random access, encoded together and resampled whole."""
-    look = Looker(model)
-    with video.open_source(clip, size=look._decode_size()) as opened:
+def look_at(model: LoadedModel, clip: Path, seconds: Sequence[float]) -> Tensor:
+    """Features of the frames shown at these times, by random access, encoded together."""
+    with video.open_source(clip, size=model.transform.decode_size) as opened:
         frames = opened.read(frame_at(opened.pts, np.array(seconds)).tolist())
-    features = look.encode(frames)
-    with torch.inference_mode():
-        latents = model.flamingo.resampler(features[None])
-    seen = Seen(str(clip), Segment(0.0, frames.pts_seconds[-1]), latents, model.name(features))
-    return seen, features
+    return Looker(model).encode(frames)
 
 
 def compare(captioner: Captioner, clips: Sequence[Path]) -> None:
@@ -67,18 +62,18 @@ def compare(captioner: Captioner, clips: Sequence[Path]) -> None:
     for clip in clips:
         config = LiveConfig(fps=FPS, every=None, memory=MemoryConfig(recent=64))
         live = LiveCaptioner(model, config, SEARCH)
-        with open_stream(str(clip), fps=FPS, size=live.decode_size) as stream:
+        with open_stream(str(clip), fps=FPS, size=model.transform.decode_size) as stream:
             [cue] = live.watch(stream)
-        seen, features = look_at(model, clip, [moment.time for moment in live.memory.recent])
+        # By `fps` a clip is looked at in whole ticks; a stream also in one cut short by its end.
+        if ends_within_a_tick(clip, cue):
+            features = look_at(model, clip, [moment.time for moment in live.memory.recent])
+        else:
+            [(_, features)] = Looker(model).look(clip, View(fps=FPS))
         streamed = torch.stack([moment.features for moment in live.memory.recent])
         assert torch.equal(streamed, features), clip.name
-        [whole] = captioner.caption(seen)
+        [whole] = captioner.caption(captioner.recall(str(clip), Segment(0.0, cue.end), features))
         assert cue.text == whole.text, clip.name
         assert cue.logprob == pytest.approx(whole.logprob, abs=1e-3), clip.name
-        # By `fps` a clip is looked at in whole ticks; a stream also in one cut short by its end.
-        if not ends_within_a_tick(clip, cue):
-            [verb] = captioner.caption(clip, fps=FPS)
-            assert cue.text == verb.text, clip.name
 
 
 def ends_within_a_tick(clip: Path, cue: Cue) -> bool:
@@ -96,7 +91,7 @@ def test_every_caption_on_the_way_is_that_of_the_clip_so_far(
 ) -> None:
     [clip] = generated(tmp_path)[:1]
     live = LiveCaptioner(model, LiveConfig(every=2.0, memory=MemoryConfig(recent=64)), SEARCH)
-    with open_stream(str(clip), fps=FPS, size=live.decode_size) as stream:
+    with open_stream(str(clip), fps=FPS, size=model.transform.decode_size) as stream:
         cues = list(live.watch(stream))
     wholes: list[Caption] = [
         made for cue in cues for made in Captioner(model).caption(clip, fps=FPS, end=cue.end)

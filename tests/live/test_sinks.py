@@ -6,8 +6,12 @@ import errno
 import http.client
 import json
 import os
+import socket
+import struct
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -16,7 +20,7 @@ import pytest
 
 from flamvid.errors import InputError
 from flamvid.live.cue import Cue, Kind
-from flamvid.live.sinks import EventServer, FileSink, WebHook, to_json
+from flamvid.live.sinks import EventServer, FileSink, WebHook, to_json, whole_cues
 from flamvid.live.trigger import Bell
 
 
@@ -60,10 +64,10 @@ def test_a_file_holds_whole_cues_at_every_instant(tmp_path: Path) -> None:
 def test_resuming_cuts_off_half_a_cue(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(line(cue(0)) + line(cue(1))[:20])
-    sink = FileSink(path, line, resume=True)
+    sink = FileSink(path, line, keep=len(whole_cues(path, b"\n")))
     sink.put(cue(2))
     assert [json.loads(x)["start"] for x in path.read_text().splitlines()] == [0.0, 4.0]
-    FileSink(path, line)  # without resuming, it begins anew
+    FileSink(path, line)  # without keeping any, it begins anew
     assert path.read_bytes() == b""
 
 
@@ -154,8 +158,92 @@ def test_a_hook_that_is_down_holds_nothing_up() -> None:
         sink.put(cue(n))
     assert time.monotonic() - began < 1.0
     assert sink.lost >= 200 - 64 - 2
-    with pytest.raises(InputError, match="http or https"):
-        WebHook("file:///etc/passwd")
+
+
+@contextmanager
+def answering(*answers: bytes | None) -> Iterator[tuple[str, list[bytes]]]:
+    """A socket that takes one call after the other and says this, or nothing; what it was sent."""
+    asked: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            for answer in answers:
+                caller, _ = server.accept()
+                asked.append(caller.recv(65536))
+                if answer is None:
+                    callers.append(caller)
+                    continue
+                caller.sendall(answer)
+                caller.close()
+
+        callers: list[socket.socket] = []
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}/", asked
+        for caller in callers:
+            caller.close()
+
+
+NONSENSE = b"no http at all\r\n\r\n"
+THANKS = b"HTTP/1.0 204 thanks\r\n\r\n"
+
+
+def test_a_hook_that_talks_nonsense_is_tried_again() -> None:
+    with answering(NONSENSE, THANKS, THANKS) as (url, asked):
+        sink = WebHook(url)
+        sink.put(cue(0))
+        sink.put(cue(1))
+        sink.close()
+    assert sink.lost == 0
+    assert len(asked) == 3
+
+
+def test_a_hook_that_sends_elsewhere_has_not_got_the_cue() -> None:
+    moved = b"HTTP/1.0 302 moved\r\nLocation: /there\r\n\r\n"
+    with answering(moved, moved, moved, THANKS) as (url, asked):
+        sink = WebHook(url)
+        sink.put(cue(0))
+        sink.close()
+    assert sink.lost == 1
+    assert all(request.startswith(b"POST / ") for request in asked)
+
+
+def test_what_a_hook_has_not_got_by_the_end_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flamvid.live.sinks._LAST", 0.3)
+    with answering(None) as (url, _):
+        sink = WebHook(url)
+        for n in range(3):
+            sink.put(cue(n))
+        sink.close()
+        sink.close()
+        assert sink.lost == 3
+
+
+@pytest.mark.parametrize(
+    "url", ["file:///etc/passwd", "http:///hook", "http://a:b/", "https://me:secret@host/"]
+)
+def test_what_can_be_no_hook(url: str) -> None:
+    with pytest.raises(InputError, match="http or https address with a host") as refused:
+        WebHook(url)
+    assert "secret" not in str(refused.value)
+
+
+def test_callers_who_talk_nonsense_are_no_news(capfd: pytest.CaptureFixture[str]) -> None:
+    bell = Bell()
+    server = EventServer(0, bell)
+    for request in (
+        b"POST / HTTP/1.0\r\nContent-Length: many\r\n\r\n",
+        b"POST / HTTP/1.0\r\nContent-Length: 99999\r\n\r\n",
+    ):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as caller:
+            caller.sendall(request)
+            assert caller.recv(4096).startswith(b"HTTP/1.0 413")
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as caller:
+        caller.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        caller.sendall(b"POST / HTTP/1.0\r\nContent-Length: 9\r\n\r\n")
+    time.sleep(0.2)  # until the server has seen that it was hung up on
+    server.close()
+    assert bell.take() in ([], [""])
+    assert capfd.readouterr().err == ""
 
 
 def test_browsers_listen_and_ask() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import resource
 import shutil
 from contextlib import suppress
 from dataclasses import asdict
@@ -197,6 +199,21 @@ def test_shards_merge_into_what_one_run_would_have_made(tmp_path: Path) -> None:
     assert {key: value for key, value in first.items() if key[0] != "failures"} == expected
     with pytest.raises(InputError, match="is the target and a source"):
         merge(target, [target])
+
+
+def test_a_merge_of_many_has_few_open(tmp_path: Path) -> None:
+    """A cluster's parts may be thousands, and a process's open files are not."""
+    shards = [tmp_path / f"{number}.lmdb" for number in range(20)]
+    for number, shard in enumerate(shards):
+        write_store(shard, [number])
+    gc.collect()
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    os.close(lowest := os.dup(0))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + 16, limits[1]))
+    try:
+        assert merge(tmp_path / "all.lmdb", shards).added == 20
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_a_merge_that_is_stopped_anywhere_leaves_a_sound_store(

@@ -16,10 +16,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import flamvid
 from flamvid.config import read_toml, to_toml
 from flamvid.errors import ConfigError, FlamvidError, InputError, OfflineError, WeightsError
+from flamvid.models.contrastive import ContrastiveConfig, DualHead
 from flamvid.models.flamingo import Flamingo
 from flamvid.models.llama import Llama
 from flamvid.models.pretrained import _tensors
 from flamvid.weights.convert import convert, source_config
+from flamvid.weights.embed import load_embedder, save_head
 from flamvid.weights.load import LoadedModel, load_model
 from tests.tiny import make_tokenizer
 from tests.weights.reference import write_folder
@@ -126,6 +128,19 @@ def test_our_own_model_keeps_its_vocabulary(tiny: Path, tmp_path: Path) -> None:
     assert after.head is not None
     assert after.head.ids.tolist() == [3, 7, 40]
     assert same(before.flamingo, after.flamingo)
+
+
+def test_a_converted_model_can_be_searched_with_as_before(tiny: Path, tmp_path: Path) -> None:
+    head = DualHead(ContrastiveConfig(features=256, states=32, width=8))
+    save_head(tiny.parent / "head.safetensors", head)
+    named = tmp_path / "named.toml"
+    named.write_text(f'contrastive = "{tiny.parent}/head.safetensors"\n' + tiny.read_text())
+    named.write_text(named.read_text().replace('"tiny.safe', f'"{tiny.parent}/tiny.safe'))
+    convert(str(named), tmp_path / "ours")
+    before, after = (load_embedder(load_model(str(at))) for at in (named, tmp_path / "ours"))
+    assert before is not None
+    assert after is not None
+    assert torch.equal(before.text(["a red wall"]), after.text(["a red wall"]))
 
 
 def same(one: Flamingo, other: Flamingo) -> bool:

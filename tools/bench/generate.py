@@ -24,26 +24,21 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from flamvid.generate.config import GenerationConfig
 from flamvid.generate.engine import generate
 from flamvid.models.flamingo import Flamingo
-from flamvid.models.gated_xattn import XattnConfig
-from flamvid.models.linear import Linear
-from flamvid.models.mosaic import MosaicConfig, MosaicForCausalLM
-from flamvid.models.resampler import ResamplerConfig
+from flamvid.models.mosaic import MosaicForCausalLM
 from flamvid.ops import implementation, media_index
-from flamvid.weights.open_flamingo import build_open_flamingo
 from flamvid.weights.placement import quantise
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from tests.weights.reference import FlamingoLayer, GatedCrossAttentionBlock, Perceiver
+from tools.bench.peers import END, MEDIA, MPT, OpenFlamingo, our_flamingo
 
-VOCAB, END, MEDIA = 50280, 50277, 50278
-WIDTH, PATCHES, LATENTS, LAYERS = 1024, 256, 64, 12
+WIDTH, PATCHES = 1024, 256
 BARS = {1: 2.0, 5: 5.0, 33: 15.0}
 BEAMS, BEAM_BAR = 3, 1.6
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -71,26 +66,11 @@ class Host(MosaicForCausalLM, GenerationMixin):
         return CausalLMOutputWithPast(logits=logits, past_key_values=held)
 
 
-class Features(nn.Module):
-    """Stands for CLIP, of which both sides would make the same features."""
-
-    width = WIDTH
-
-
-class Peer(nn.Module):
+class Peer(OpenFlamingo):
     """OpenFlamingo's Flamingo, from the features of pictures on."""
 
     def __init__(self, lm: Host) -> None:
-        super().__init__()
-        self.perceiver = Perceiver(WIDTH, 6, (8, 64), LATENTS)
-        self.lang_encoder = lm
-        dim = lm.config.hidden_size
-        for module in lm.modules():
-            if isinstance(module, Linear):  # plain ones, as their LM has
-                module.__class__ = nn.Linear
-        blocks = lm.transformer.blocks
-        for i, layer in enumerate(blocks):
-            blocks[i] = FlamingoLayer(GatedCrossAttentionBlock(dim, WIDTH), layer)
+        super().__init__(lm, WIDTH, every=1)
         # Past nn.Module's bookkeeping: the LM is a part of this, not the other way about.
         object.__setattr__(lm, "flamingo", self)
 
@@ -103,11 +83,11 @@ class Peer(nn.Module):
             locations = count[:, None]
         else:
             self.locations = locations
-        for layer in self.lang_encoder.transformer.blocks:
+        for layer in self.blocks:
             layer.media_locations = locations
 
     def condition(self, media: Tensor) -> None:
-        for layer in self.lang_encoder.transformer.blocks:
+        for layer in self.blocks:
             layer.vis_x = media
 
     def resample(self, features: Tensor) -> Tensor:
@@ -129,36 +109,10 @@ class Peer(nn.Module):
 
 def models() -> tuple[Flamingo, Peer]:
     """The same random model as ours and as theirs."""
-    config = MosaicConfig(d_model=512, n_heads=8, n_layers=LAYERS, vocab_size=VOCAB)
-    lm = Host(config).eval()
+    lm = Host(MPT).eval()
     lm.generation_config.eos_token_id = None
-    for parameter in lm.parameters():
-        if parameter.dim() > 1:
-            nn.init.normal_(parameter, std=0.05)  # larger than at first, or all logits are close
-    ours_lm = copy.deepcopy(lm)
     peer = Peer(lm).eval()
-    held = {
-        name: tensor
-        for name, tensor in peer.state_dict().items()
-        if name.startswith("perceiver.")
-        or ".gated_cross_attn_layer." in name
-        or name == "lang_encoder.transformer.wte.weight"
-    }
-    resampler = ResamplerConfig(
-        features=WIDTH,
-        width=WIDTH,
-        depth=6,
-        heads=8,
-        head_width=64,
-        latents=LATENTS,
-        frames=0,
-        project=False,
-        activation="gelu",
-    )
-    xattn = XattnConfig(first=0, every=1, heads=8, head_width=64, activation="gelu")
-    vision: Any = Features()
-    parts = (resampler, xattn)
-    return build_open_flamingo(held, vision, ours_lm, parts, Path("random")).eval(), peer
+    return our_flamingo(peer, Host(MPT), WIDTH, every=1).eval(), peer.with_plain_layers()
 
 
 class Case:

@@ -1,8 +1,11 @@
 """The indexer against its own parts, against a plain script, and its memory over many videos.
 
-One round measures, after each other and on the same videos: decoding alone by the indexer's
-workers, encoding alone, the indexer, the indexer with a writer that drops what it is given, and a
-script of the usual shape: decode a video, encode it, save a .npy, the next.
+One round measures, after each other and on the same videos, with one worker and one thread:
+decoding alone by the indexer's workers, encoding alone, both at once without a queue between them,
+the indexer, and the indexer with a writer that drops what it is given. In all of them the encoder
+has the first core to itself and all else the last: or each part alone would use what the other
+needs. Then, with all cores, the indexer and a script of the usual shape: decode a video, encode it,
+save a .npy, the next.
 
     python tools/bench/index.py                  three rounds over 40 videos
     python tools/bench/index.py --memory 1000    resident memory while 1,000 videos are indexed
@@ -16,6 +19,7 @@ import shutil
 import statistics
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from fractions import Fraction
@@ -27,6 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flamvid.cli.process import prepare
 from flamvid.index import indexer
 from flamvid.index.channel import Switch
 from flamvid.index.encoder import FrameEncoder
@@ -34,6 +39,7 @@ from flamvid.index.feed import Decoders, Piece, Sieve, is_last
 from flamvid.index.indexer import IndexConfig, index_videos
 from flamvid.index.stats import Stats
 from flamvid.store import StoreWriter
+from flamvid.video import isolate
 from flamvid.weights.load import load_model
 
 
@@ -49,6 +55,17 @@ def make_videos(folder: Path, count: int, size: str, seconds: int) -> list[str]:
         subprocess.run([*command, "-i", graph, *encode, str(path)], check=True)
         made.append(str(path))
     return made
+
+
+class PinnedEncoder(FrameEncoder):
+    """Keeps its thread on one core while `core` is set."""
+
+    core: int | None = None
+
+    def encode(self, pixels_B3hw: Tensor) -> tuple[Tensor, Tensor]:
+        if self.core is not None:
+            os.sched_setaffinity(0, {self.core})
+        return super().encode(pixels_B3hw)
 
 
 class DroppingWriter(StoreWriter):
@@ -108,13 +125,19 @@ def plain(videos: list[str], encoder: FrameEncoder, folder: Path) -> int:
     return frames
 
 
+def end_idle_decoders() -> None:
+    """Children that wait for a file keep to the core that they were started on."""
+    while isolate._idle:
+        isolate._idle.pop().kill()
+
+
 def timed(work: Callable[[], object]) -> float:
     begun = time.perf_counter()
     work()
     return time.perf_counter() - begun
 
 
-def throughput(videos: list[str], encoder: FrameEncoder, rounds: int, scratch: Path) -> None:
+def throughput(videos: list[str], encoder: PinnedEncoder, rounds: int, scratch: Path) -> None:
     def index(config: IndexConfig) -> int:
         store = scratch / "lib.lmdb"
         for file in scratch.glob("lib.lmdb*"):
@@ -130,19 +153,40 @@ def throughput(videos: list[str], encoder: FrameEncoder, rounds: int, scratch: P
         finally:
             indexer.StoreWriter = StoreWriter  # type: ignore[misc]
 
-    one, all_cores = IndexConfig(workers=1), IndexConfig(workers=os.cpu_count() or 1)
+    def both_at_once() -> None:
+        decoding = threading.Thread(target=decode_only, args=(videos, encoder, one))
+        decoding.start()
+        encoder.encode(pixels)
+        decoding.join()
+
+    cores = sorted(os.sched_getaffinity(0))
+
+    def split(work: Callable[[], object]) -> float:
+        """The encoder on the first core; threads and processes that are started now on the last."""
+        os.sched_setaffinity(0, cores[-1:])
+        encoder.core = cores[0]
+        try:
+            return timed(work)
+        finally:
+            os.sched_setaffinity(0, cores)
+            encoder.core = None
+
+    one, all_cores = IndexConfig(workers=1), IndexConfig(workers=len(cores))
     pixels = torch.cat(decode_only(videos, encoder, one))
     count = len(pixels)
     seconds: dict[str, list[float]] = {}
     for number in range(rounds + 1):
+        end_idle_decoders()
         torch.set_num_threads(1)
         row = {
-            "decode only, 1 worker": timed(lambda: decode_only(videos, encoder, one)),
-            "encode only, 1 thread": timed(lambda: encoder.encode(pixels)),
-            "index, 1 worker and 1 thread": timed(lambda: index(one)),
-            "the same, nothing written": timed(lambda: dropping(one)),
+            "decode only": split(lambda: decode_only(videos, encoder, one)),
+            "encode only": split(lambda: encoder.encode(pixels)),
+            "both at once, unconnected": split(both_at_once),
+            "index": split(lambda: index(one)),
+            "index, nothing written": split(lambda: dropping(one)),
         }
-        torch.set_num_threads(os.cpu_count() or 1)
+        end_idle_decoders()
+        torch.set_num_threads(len(cores))
         row["index, all cores"] = timed(lambda: index(all_cores))
         row["plain script, all cores"] = timed(lambda: plain(videos, encoder, scratch))
         if number:  # the first one warms up
@@ -152,12 +196,17 @@ def throughput(videos: list[str], encoder: FrameEncoder, rounds: int, scratch: P
     for name, median in medians.items():
         low, high = min(seconds[name]), max(seconds[name])
         print(f"{name:30} {count / median:7.1f} frames/s  ({low:.1f} .. {high:.1f} s)")
-    slower = max(medians["decode only, 1 worker"], medians["encode only, 1 thread"])
-    index_1, dropped = medians["index, 1 worker and 1 thread"], medians["the same, nothing written"]
-    print(f"index against the slower of its parts: {slower / index_1:.2f}")
-    print(f"writing costs {100 * (index_1 / dropped - 1):.1f}%")
-    against = medians["plain script, all cores"] / medians["index, all cores"]
-    print(f"index against the plain script: {against:.2f}")
+
+    def against(one: str, other: str) -> float:
+        """How much sooner the other is done, by the median of the rounds' ratios."""
+        return statistics.median(a / b for a, b in zip(seconds[one], seconds[other], strict=True))
+
+    slower = max("decode only", "encode only", key=lambda name: medians[name])
+    print(f"index against {slower}: {against(slower, 'index'):.2f}")
+    print(f"index against both at once: {against('both at once, unconnected', 'index'):.2f}")
+    print(f"writing costs {100 * (against('index', 'index, nothing written') - 1):.1f}%")
+    ratio = against("plain script, all cores", "index, all cores")
+    print(f"index against the plain script: {ratio:.2f}")
 
 
 class Watching:
@@ -189,9 +238,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--memory", type=int, default=0, metavar="VIDEOS")
     args = parser.parse_args()
+    prepare()  # as the command does
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        encoder = FrameEncoder(load_model(args.model))
+        encoder = PinnedEncoder(load_model(args.model))
         if not args.memory:
             videos = make_videos(scratch, args.videos, args.size, args.seconds)
             throughput(videos, encoder, args.rounds, scratch)

@@ -52,7 +52,7 @@ def cost(clip: Path, rounds: int) -> None:
     model.flamingo.requires_grad_(False)  # or torch can't count
     config = LiveConfig(every=None, memory=MemoryConfig(recent=WINDOW))
     live = LiveCaptioner(model, config, GenerationConfig(beams=1))
-    with video.open_source(clip, size=live.decode_size) as opened:
+    with video.open_source(clip, size=model.transform.decode_size) as opened:
         length = float(opened.pts[-1] + opened.durations[-1])
         at = Fps(WINDOW / length).indices(opened.pts, opened.durations, 0.0, length)
         frames = opened.read(at.tolist())

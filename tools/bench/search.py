@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--vectors", type=int, default=1_000_000)
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--kind", default="ivf")
-    parser.add_argument("--effort", type=int, default=64)
+    parser.add_argument("--effort", type=int)
     parser.add_argument("--queries", type=int, default=50)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()

@@ -1,12 +1,12 @@
 """Reading ranges of features: a store, a flat memory-mapped file, and compressed npz in LMDB.
 
-    python tools/bench/store_read.py [--videos 40] [--frames 240] [--range 16] [--rounds 15]
+    python tools/bench/store_read.py [--videos 20] [--frames 120] [--range 16] [--rounds 15]
 
 All three hold the same bytes; an npz holds one range, which is the size that suits it best. "copy"
 has them in memory of the caller's, as a batch needs them; "view" sums them where they lie, which
 needs no copy. Sequential: every video from its first frame to its last, a range at a time. Random:
 as many ranges anywhere. The three take turns in every round; medians of processor time, warm, in
-one process.
+one process. At last, what a call costs that reads one frame in place.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numpy as np
 
 from flamvid.store import FeatureStore, Provenance, StoreWriter, VideoRecord
 
-N, F = 49, 352  # flamvid-base
+N, F = 81, 1280  # flamvid-base
 
 Read = Callable[[int, int, int, np.ndarray | None], np.ndarray]
 """Video, first frame, the one after the last, where to copy them, to features [T,N,F]."""
@@ -95,10 +95,21 @@ def seconds(
     return time.process_time() - begin
 
 
+_CALLS = ("memmap", "store")
+
+
+def per_call(read: Read, ranges: list[tuple[int, int, int]]) -> float:
+    """Microseconds of processor time until the features can be read, without reading them."""
+    begin = time.process_time()
+    for number, first, last in ranges:
+        read(number, first, last, None)
+    return (time.process_time() - begin) / len(ranges) * 1e6
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--videos", type=int, default=40)
-    parser.add_argument("--frames", type=int, default=240)
+    parser.add_argument("--videos", type=int, default=20)
+    parser.add_argument("--frames", type=int, default=120)
     parser.add_argument("--range", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=15)
     args = parser.parse_args()
@@ -136,6 +147,12 @@ def main() -> None:
                     + f"; store / memmap {speed['store'] / speed['memmap']:.2f}, "
                     f"store / npz {speed['store'] / speed['npz']:.0f}"
                 )
+        calls = [(video, first, first + 1) for video, first, _ in random]
+        cost = {name: [per_call(reads[name], calls) for _ in range(args.rounds)] for name in _CALLS}
+        print(
+            "a call for one frame in place: "
+            + ", ".join(f"{name} {statistics.median(cost[name]):.1f} us" for name in _CALLS)
+        )
 
 
 if __name__ == "__main__":

@@ -33,18 +33,15 @@ from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flamvid.data.collate import Batch
-from flamvid.models.gated_xattn import XattnConfig
-from flamvid.models.linear import Linear
 from flamvid.models.lm import decoder_layers
-from flamvid.models.mosaic import MosaicConfig, MosaicForCausalLM
-from flamvid.models.resampler import ResamplerConfig
+from flamvid.models.mosaic import MosaicForCausalLM
 from flamvid.train.chunks import chunks
 from flamvid.train.objective import Objective
 from flamvid.train.optimizer import OptimConfig, make_optimizer
@@ -52,13 +49,11 @@ from flamvid.train.parallel import Parallel
 from flamvid.train.precision import halve_frozen, precision
 from flamvid.train.update import Updater
 from flamvid.train.world import World
-from flamvid.weights.open_flamingo import build_open_flamingo
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from tests.weights.reference import FlamingoLayer, GatedCrossAttentionBlock, Perceiver
+from tools.bench.peers import END, MEDIA, MPT, VOCAB, OpenFlamingo, our_flamingo
 
-VOCAB, END, MEDIA = 50280, 50277, 50278
-WIDTH, PATCHES, LATENTS, LAYERS, DIM = 256, 256, 64, 12, 512
+WIDTH, PATCHES = 256, 256
 WEIGHTS = {"pages": 1.0, "pairs": 0.2}
 SPEED_BAR, MEMORY_BAR = 2.0, 0.5
 MEMORY = ("the whole process", "above a bare process", "above the loaded weights")
@@ -95,27 +90,11 @@ def _batch(corpus: str, rows: int, S: int, media: int, rng: torch.Generator) -> 
     return Batch(corpus, keys, ids, targets, ahead, counts, features=features)
 
 
-class Features(nn.Module):
-    """Stands for CLIP, of which both sides would make the same features."""
-
-    width = WIDTH
-
-
-class Peer(nn.Module):
-    """OpenFlamingo's Flamingo, from the features of pictures on."""
+class Peer(OpenFlamingo):
+    """OpenFlamingo's Flamingo, from the features of pictures on, with open gates."""
 
     def __init__(self, every: int) -> None:
-        super().__init__()
-        config = MosaicConfig(d_model=DIM, n_heads=8, n_layers=LAYERS, vocab_size=VOCAB)
-        self.perceiver = Perceiver(WIDTH, 6, (8, 64), LATENTS)
-        self.lang_encoder = MosaicForCausalLM(config)
-        for parameter in self.lang_encoder.parameters():
-            if parameter.dim() > 1:
-                nn.init.normal_(parameter, std=0.05)
-        blocks = self.lang_encoder.transformer.blocks
-        for i, layer in enumerate(blocks):
-            inserted = GatedCrossAttentionBlock(DIM, WIDTH) if (i + 1) % every == 0 else None
-            blocks[i] = FlamingoLayer(inserted, layer)
+        super().__init__(MosaicForCausalLM(MPT), WIDTH, every)
         for name, parameter in self.named_parameters():
             if name.endswith("gate"):
                 nn.init.constant_(parameter, 0.5)
@@ -125,7 +104,7 @@ class Peer(nn.Module):
         features = batch.features
         assert features is not None
         media = self.perceiver(features[:, :, 0])
-        for layer in self.lang_encoder.transformer.blocks:
+        for layer in self.blocks:
             layer.vis_x, layer.media_locations = media, batch.ids == MEDIA
         hidden = self.lang_encoder.transformer(batch.ids).last_hidden_state
         logits = self.lang_encoder.lm_head(hidden).float()
@@ -136,11 +115,11 @@ class Peer(nn.Module):
 
 def peer_step(every: int, half: bool) -> Step:
     """`train_one_epoch`: two losses, one embedding gradient cut down to two rows, one step."""
-    model = _plain(Peer(every))
+    model = Peer(every).with_plain_layers()
     model.requires_grad_(False)
     model.perceiver.requires_grad_(True)
     table = model.lang_encoder.transformer.wte.weight.requires_grad_(True)
-    for layer in model.lang_encoder.transformer.blocks:
+    for layer in model.blocks:
         if layer.gated_cross_attn_layer is not None:
             layer.gated_cross_attn_layer.requires_grad_(True)
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -170,33 +149,9 @@ def peer_step(every: int, half: bool) -> Step:
 
 def our_step(every: int, half: bool) -> Step:
     """The updater of `flamvid train`, of the same weights."""
-    peer = Peer(every)
-    config = MosaicConfig(d_model=DIM, n_heads=8, n_layers=LAYERS, vocab_size=VOCAB)
-    lm = MosaicForCausalLM(config)
-    own = peer.lang_encoder.state_dict()
-    own = {n.replace(".decoder_layer.", "."): t for n, t in own.items() if "gated_" not in n}
-    lm.load_state_dict(own)
-    held = {
-        name: tensor
-        for name, tensor in peer.state_dict().items()
-        if name.startswith("perceiver.")
-        or ".gated_cross_attn_layer." in name
-        or name == "lang_encoder.transformer.wte.weight"
-    }
-    resampler = ResamplerConfig(
-        features=WIDTH,
-        width=WIDTH,
-        depth=6,
-        heads=8,
-        head_width=64,
-        latents=LATENTS,
-        frames=0,
-        project=False,
-        activation="gelu",
-    )
-    xattn = XattnConfig(first=every - 1, every=every, heads=8, head_width=64, activation="gelu")
-    vision: Any = Features()
-    flamingo = build_open_flamingo(held, vision, lm, (resampler, xattn), Path("random")).train()
+    peer = Peer(every)  # first, with the random numbers that it has by itself
+    lm = MosaicForCausalLM(MPT)
+    flamingo = our_flamingo(peer, lm, WIDTH, every).train()
     flamingo.lm.add_tokens([END, MEDIA])
     if half:
         halve_frozen(decoder_layers(lm))
@@ -204,14 +159,6 @@ def our_step(every: int, half: bool) -> Step:
     optimizer = make_optimizer(parallel.trained(), OptimConfig())
     updater = Updater(parallel, optimizer, WEIGHTS, 1.0, partial(chunks, most=256))  # as on any CPU
     return lambda update: dict(updater(update).losses)
-
-
-def _plain(model: Peer) -> Any:
-    """With torch's own linear layers, as theirs has."""
-    for module in model.modules():
-        if isinstance(module, Linear):
-            module.__class__ = nn.Linear
-    return model
 
 
 def serve(side: str, every: int, how: str, threads: int, pipe: Connection) -> None:

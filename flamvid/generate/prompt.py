@@ -1,0 +1,60 @@
+"""A prompt with its media, as a loaded model reads it: what it says next, and what it would say.
+
+Legend: M media, S tokens, L latents, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flamvid.generate.config import Generated, GenerationConfig
+from flamvid.generate.engine import OnToken, search
+from flamvid.generate.favour import Favour
+from flamvid.generate.score import score_options
+from flamvid.ops import media_index
+from flamvid.weights.load import LoadedModel
+
+__all__ = ["Prompt"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prompt:
+    """Token ids, and latents [1,L,D] of each of the media among them."""
+
+    model: LoadedModel
+    latents: Sequence[Tensor]
+    ids: Sequence[int]
+
+    def search(
+        self,
+        config: GenerationConfig,
+        favours: Sequence[Favour] = (),
+        on_token: OnToken | None = None,
+    ) -> list[Generated]:
+        """`config.returns` texts that go on from it, the best first; see `engine.search`."""
+        prompts = self.model.prompts
+        [texts] = search(
+            self.model.flamingo,
+            *self._inputs(),
+            prompts.end_id,
+            config,
+            head=self.model.head,
+            media_id=prompts.media_id,
+            favours=[favours],
+            on_token=on_token,
+        )
+        return texts
+
+    def score(self, options: Sequence[Sequence[int]]) -> list[list[float]]:
+        """The log-probability of each token of each option as what goes on from it."""
+        return score_options(self.model.flamingo, *self._inputs(), options)
+
+    def _inputs(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents [1,M,L,D], ids [1,S] and which of the media each token sees, [1,S]."""
+        input_ids = torch.tensor([list(self.ids)], device=self.model.device)
+        index = media_index(input_ids, self.model.prompts.media_id)
+        return torch.cat(list(self.latents))[None], input_ids, index
