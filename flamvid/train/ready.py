@@ -35,7 +35,7 @@ from flamvid.weights.load import LoadedModel, load_config
 __all__ = ["LEDGER", "Part", "Ready", "gates", "parts", "trained_model"]
 
 LEDGER = "unreadable.jsonl"
-_TOGETHER = 256  # a CPU is as quick with few tokens at a time as with many
+_TOGETHER = 128  # a CPU is as quick with few tokens at a time as with many
 
 
 @dataclass(frozen=True, slots=True)

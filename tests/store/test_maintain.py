@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import os
-import resource
 import shutil
+import subprocess
+import sys
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -216,17 +216,15 @@ def test_what_is_newer_takes_its_own_place(tmp_path: Path) -> None:
 
 def test_a_merge_of_many_has_few_open(tmp_path: Path) -> None:
     """A cluster's parts may be thousands, and a process's open files are not."""
-    shards = [tmp_path / f"{number}.lmdb" for number in range(20)]
-    for number, shard in enumerate(shards):
-        write_store(shard, [number])
-    gc.collect()
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    os.close(lowest := os.dup(0))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + 16, limits[1]))
-    try:
-        assert merge(tmp_path / "all.lmdb", shards).added == 20
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    shards = [write_store(tmp_path / f"{number}.lmdb", [number]) for number in range(20)]
+    code = (
+        "import resource, sys; from pathlib import Path; from flamvid.store.maintain import merge;"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (20, 20));"
+        "target, *shards = map(Path, sys.argv[1:]); print(merge(target, shards).added)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "all.lmdb"), *map(str, shards)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("20\n", "")
 
 
 def test_a_merge_that_is_stopped_anywhere_leaves_a_sound_store(
