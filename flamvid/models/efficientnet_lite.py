@@ -30,7 +30,6 @@ _SCALES = {  # name: width, depth
     "tf_efficientnet_lite3": (1.2, 1.4),
     "tf_efficientnet_lite4": (1.4, 1.8),
 }
-_ONEDNN = torch.backends.mkldnn.is_available()
 _STEM, _HEAD, _CLASSES = 32, 1280, 1000
 _NORM = ("weight", "bias", "running_mean", "running_var")
 
@@ -50,28 +49,17 @@ class _Conv(nn.Conv2d):
         """No random weights: they are always read from a file."""
 
     def forward(self, x: Tensor) -> Tensor:
-        x, pad = self._padded(x)
-        return F.conv2d(x, self.weight, self.bias, self.stride, pad, groups=self.groups)
-
-    def relu6(self, x: Tensor) -> Tensor:
-        """The convolution cut off at 0 and 6; oneDNN does both at once."""
-        if x.dtype != torch.float32 or not x.is_cpu or torch.is_grad_enabled() or not _ONEDNN:
-            return F.relu6(self(x), inplace=True)
-        x, pad = self._padded(x)
-        out: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            *(x, self.weight, self.bias, pad, self.stride, self.dilation, self.groups),
-            *("hardtanh", [0.0, 6.0], ""),
-        )
-        return out
-
-    def _padded(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """The input, and what the convolution is to pad it by on both sides."""
         k, s = self.kernel_size[0], self.stride[0]
+        if k == 1:
+            return super().forward(x)
+        if s == 1:
+            return F.conv2d(x, self.weight, self.bias, 1, k // 2, groups=self.groups)
         need = [max((-(-n // s) - 1) * s + k - n, 0) for n in x.shape[-2:]]
         if need[0] % 2 == 0 and need[1] % 2 == 0:
-            return x, (need[0] // 2, need[1] // 2)
+            pad = (need[0] // 2, need[1] // 2)
+            return F.conv2d(x, self.weight, self.bias, s, pad, groups=self.groups)
         top, left = need[0] // 2, need[1] // 2
-        return F.pad(x, (left, need[1] - left, top, need[0] - top)), (0, 0)
+        return super().forward(F.pad(x, (left, need[1] - left, top, need[0] - top)))
 
     def fold(self, tensors: Mapping[str, Tensor], conv: str, norm: str) -> None:
         """Read the weights of a convolution and of the batch norm behind it, as one."""
@@ -95,8 +83,8 @@ class _Block(nn.Module):
         self.short_cut = stride == 1 and cin == cout
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x if self.widen is None else self.widen.relu6(x)
-        out: Tensor = self.narrow(self.depthwise.relu6(y))
+        y = x if self.widen is None else F.relu6(self.widen(x), inplace=True)
+        out: Tensor = self.narrow(F.relu6(self.depthwise(y), inplace=True))
         return out.add_(x) if self.short_cut else out
 
     def convolutions(self) -> Iterator[tuple[_Conv, str, str]]:
@@ -137,12 +125,13 @@ class EfficientNetLite(nn.Module):
 
     def forward_features(self, pictures_B3HW: Tensor) -> Tensor:
         """Features [B,F,h,w]."""
-        x = self.stem.relu6(pictures_B3HW)
+        x = F.relu6(self.stem(pictures_B3HW), inplace=True)
         for stage in self.blocks:
             assert isinstance(stage, nn.ModuleList)
             for block in stage:
                 x = block(x)
-        return self.head.relu6(x)
+        out: Tensor = F.relu6(self.head(x), inplace=True)
+        return out
 
     def get_classifier(self) -> nn.Linear:
         """Pooled features to logits."""

@@ -45,19 +45,6 @@ def test_features_are_those_of_timm(name: str) -> None:
     )
 
 
-@torch.no_grad()
-def test_single_precision_on_a_cpu() -> None:
-    """There a convolution and its cut are one operation of oneDNN's."""
-    theirs, ours = reference("tf_efficientnet_lite0"), EfficientNetLite("tf_efficientnet_lite0")
-    ours.load(dict(theirs.state_dict()))
-    ours.to(memory_format=torch.channels_last)
-    for size in ((64, 64), (65, 50), (33, 98)):
-        pictures = torch.randn(2, 3, *size)
-        want = features(theirs, pictures.double()).float()
-        got = features(ours, pictures.contiguous(memory_format=torch.channels_last))
-        torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
-
-
 def test_what_does_not_fit_is_named_and_nothing_is_copied() -> None:
     ours = EfficientNetLite("tf_efficientnet_lite0")
     nn.init.zeros_(ours.stem.weight)
