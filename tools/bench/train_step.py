@@ -14,10 +14,9 @@ which all rows but those of the two new tokens are then set to 0; a backward pas
 logits of every token; a dense mask over all media. In bfloat16 it has torch's autocast, as its
 amp_bf16, and ours what `run.precision` gives. Both losses must agree.
 
-Each side runs in a process of its own, in turns; speed is the median. Memory is the highest
-resident set of an update, three times: of the whole process; above what it took before it had a
-model; and above what it took with the weights in place, which leaves moments, gradients and
-activations. The bars are for the whole process.
+Each side runs in a process of its own, in turns, which keeps what it frees as `flamvid train` does;
+speed is the median. Memory is the highest resident set of an update, of the whole process and above
+what it took before it had a model. The bar is for the whole process.
 """
 
 from __future__ import annotations
@@ -25,7 +24,6 @@ from __future__ import annotations
 import argparse
 import gc
 import multiprocessing
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -39,6 +37,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flamvid.cli.process import prepare
 from flamvid.data.collate import Batch
 from flamvid.models.lm import decoder_layers
 from flamvid.models.mosaic import MosaicForCausalLM
@@ -56,7 +55,7 @@ from tools.bench.peers import END, MEDIA, MPT, VOCAB, OpenFlamingo, our_flamingo
 WIDTH, PATCHES = 256, 256
 WEIGHTS = {"pages": 1.0, "pairs": 0.2}
 SPEED_BAR, MEMORY_BAR = 2.0, 0.5
-MEMORY = ("the whole process", "above a bare process", "above the loaded weights")
+MEMORY = ("the whole process", "above a bare process")
 Step = Callable[[list[Batch]], dict[str, float]]
 
 
@@ -163,6 +162,7 @@ def our_step(every: int, half: bool) -> Step:
 
 def serve(side: str, every: int, how: str, threads: int, pipe: Connection) -> None:
     """Make an update for each number that comes: seconds, losses, and memory in MB."""
+    prepare()  # both sides keep what they free, as `flamvid train` does
     torch.set_num_threads(threads)
     batches(0)
     bare = _memory("VmRSS")
@@ -170,7 +170,6 @@ def serve(side: str, every: int, how: str, threads: int, pipe: Connection) -> No
     half = how == "bfloat16"
     step = our_step(every, half) if side == "ours" else peer_step(every, half)
     gc.collect()
-    loaded = _memory("VmRSS")
     with precision(how if side == "ours" else "float32"):
         while (number := pipe.recv()) is not None:
             update = batches(number)
@@ -179,7 +178,7 @@ def serve(side: str, every: int, how: str, threads: int, pipe: Connection) -> No
             losses = step(update)
             took = time.perf_counter() - start
             peak = _memory("VmHWM")
-            pipe.send(Update(took, losses, (peak, peak - bare, peak - loaded)))
+            pipe.send(Update(took, losses, (peak, peak - bare)))
 
 
 def _memory(name: str) -> float:
@@ -200,8 +199,7 @@ def main() -> int:
     parser.add_argument("--every", type=int, default=4)
     parser.add_argument("--precision", nargs="+", choices=("float32", "bfloat16"))
     args = parser.parse_args()
-    # What is freed goes back at once, or what is resident would tell of the past.
-    os.environ["MALLOC_MMAP_THRESHOLD_"] = str(1 << 17)
+    prepare()
     return max([compare(how, args) for how in args.precision or ("float32", "bfloat16")])
 
 
