@@ -31,7 +31,7 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Train on generated clips and ask about what was held out: five minutes.
+# Train on generated clips and ask about what was held out: five minutes on two fast cores.
 train-demo: setup
 	$(BIN)/python tools/train_demo.py
 

@@ -185,10 +185,7 @@ def merge(target: Path, sources: Sequence[Path], newer: bool = False) -> Merged:
     # One at a time is open: a process has only so many files, and addresses for their maps.
     first, *_ = [_provenance(source) for source in sources]
     with StoreWriter(target, first) as writer:
-        there = writer.reader.snapshot()
-        older: dict[str, list[str]] = {}
-        for video in there if newer else ():
-            older.setdefault(there[video].record.path, []).append(video)
+        older = _by_path(writer.reader) if newer else {}
         for source in sources:
             store = FeatureStore(source, check=True)
             snapshot = store.snapshot()
@@ -213,6 +210,15 @@ def merge(target: Path, sources: Sequence[Path], newer: bool = False) -> Merged:
             store.close()
         _merge_failures(failures, writer)
     return Merged(added, present, tuple(damaged))
+
+
+def _by_path(store: FeatureStore) -> dict[str, list[str]]:
+    """Ids of what a store has of each source. The snapshot ends here: it would pin freed pages."""
+    snapshot = store.snapshot()
+    ids: dict[str, list[str]] = {}
+    for video in snapshot:
+        ids.setdefault(snapshot[video].record.path, []).append(video)
+    return ids
 
 
 def _provenance(source: Path) -> Provenance:

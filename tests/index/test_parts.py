@@ -11,11 +11,11 @@ from flamvid import library
 from flamvid.api import Captioner
 from flamvid.errors import DamagedStore
 from flamvid.index import cluster
-from flamvid.index.cluster import Cluster, Work, index_on_cluster
+from flamvid.index.cluster import Cluster, Work, index_on_cluster, merge_left_over
 from flamvid.index.stats import Stats
-from flamvid.store import FeatureStore
+from flamvid.store import FeatureStore, StoreWriter
 from flamvid.store.audit import verify
-from tests.store.stores import arrays, length, record, write_store
+from tests.store.stores import MADE, arrays, length, record, write_store, write_video
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +52,29 @@ def test_a_damaged_part_is_told_and_done_again(tmp_path: Path) -> None:
     assert set(FeatureStore(store)) == {record(1).id, record(5).id}
     assert index_on_cluster(["4"], store, written, Cluster()).indexed == 1
     assert set(FeatureStore(store)) == {record(number).id for number in (1, 4, 5)}
+    assert not verify(store).findings
+
+
+def changed(sources: Sequence[str], store: Path) -> Stats:
+    """Other contents of the source that `written` calls video 1."""
+    with StoreWriter(store, MADE) as writer:
+        write_video(writer, 9, record(1).path)
+    return Stats(found=1, indexed=1)
+
+
+@pytest.mark.parametrize("left_over", [False, True])
+def test_a_source_that_changed_is_there_once(tmp_path: Path, left_over: bool) -> None:
+    """Whether its part is merged by the run that made it or, stopped before, by the next."""
+    store = tmp_path / "all.lmdb"
+    index_on_cluster(["1", "4"], store, written, Cluster())
+    if left_over:
+        parts = tmp_path / "all.lmdb.parts"
+        parts.mkdir()
+        changed(["1"], parts / "000000.lmdb")
+        merge_left_over(store)
+    else:
+        index_on_cluster(["1"], store, changed, Cluster())
+    assert set(FeatureStore(store)) == {record(9).id, record(4).id}
     assert not verify(store).findings
 
 
