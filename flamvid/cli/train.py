@@ -78,27 +78,27 @@ def train(
 
     asked = [*(changes or []), *([f"model.lora={lora}"] if lora else [])]
     mixed = "corpus" in config.read_toml(recipe)
-    if not mixed and (fine_tune or lora or dry_run):
+    if not mixed and (fine_tune or lora):
         raise InputError(
-            f"{recipe} has no [[corpus]] tables; --fine-tune, --lora and --dry-run are for "
-            "recipes that do"
+            f"{recipe} trains on frozen features; --fine-tune and --lora are for recipes with "
+            "[[corpus]] tables"
         )
     plan = session.read(recipe, asked, data)
-    if isinstance(plan, Plan):
-        plan = plan.fine_tuned() if fine_tune else plan
-        if dry_run:
-            return _dry_run(plan)
-    return _run(plan, out, resume, words)
+    if fine_tune and isinstance(plan, Plan):
+        plan = plan.fine_tuned()
+    return _dry_run(plan, out) if dry_run else _run(plan, out, resume, words)
 
 
-def _dry_run(plan: Plan) -> int:
+def _dry_run(plan: Plan | Recipe, out: Path) -> int:
     from flamvid.train import session
 
-    parts, seconds = session.try_out(plan)
+    trial = session.try_out(plan, out)
     typer.echo(config.to_toml(plan.table()))
-    for part in parts:
+    for part in trial.parts:
         typer.echo(f"# {part.name}: {part.parameters:,} parameters, {part.trained:,} trained")
-    typer.echo(f"# {plan.run.steps:,} updates take about {duration(seconds)} on this machine")
+    if trial.encoding:
+        typer.echo(f"# features of all shards take about {duration(trial.encoding)} before it")
+    typer.echo(f"# {trial.updates:,} updates take about {duration(trial.seconds)} on this machine")
     return 0
 
 

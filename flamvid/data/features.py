@@ -11,7 +11,7 @@ import os
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, islice
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,15 @@ from flamvid.data.shards import read_shard
 from flamvid.errors import SourceError
 from flamvid.weights.load import LoadedModel
 
-__all__ = ["FeatureSet", "FeatureShard", "Thin", "compute_features", "features_of", "load_features"]
+__all__ = [
+    "FeatureSet",
+    "FeatureShard",
+    "Thin",
+    "compute_features",
+    "features_of",
+    "load_features",
+    "missing_features",
+]
 
 Encode = Callable[[list[Tensor]], Tensor]
 """Pictures uint8 [3,H,W] to features [T,N,F], one T for each unless it looks over time."""
@@ -107,15 +115,18 @@ def cache_name(shard: Path, encoder: str) -> str:
     return f"{shard.parent.name}-{shard.stem}-{digest.hexdigest()[:12]}.safetensors"
 
 
-def compute_features(shard: Path, out: Path, encode: Encode, over_time: bool = False) -> None:
+def compute_features(
+    shard: Path, out: Path, encode: Encode, over_time: bool = False, most: int | None = None
+) -> None:
     """Encode every picture of a shard into `out`, which appears whole or not at all.
 
     over_time: the encoder takes the pictures of one sample at once; if not, of any in a batch.
+    most: only of so many samples.
     """
     ids, counts, captions = [], [], []
     features: list[Tensor] = []
     waiting: list[Tensor] = []
-    for sample in read_shard(shard):
+    for sample in islice(read_shard(shard), most):
         ids.append(sample.id)
         captions.append(sample.captions)
         if over_time:
@@ -149,9 +160,13 @@ def load_features(path: Path) -> FeatureSet:
 
 
 def features_of(
-    shards: list[Path], cache: Path, model: LoadedModel, log: Callable[[str], None]
+    shards: list[Path],
+    cache: Path,
+    model: LoadedModel,
+    log: Callable[[str], None],
+    most: int | None = None,
 ) -> FeatureSet:
-    """Features of all shards, from the cache where they lie there."""
+    """Features of all shards, from the cache where they lie there; if not, of `most` samples."""
     cache.mkdir(parents=True, exist_ok=True)
     encoder = model.config.vision.features
 
@@ -164,9 +179,16 @@ def features_of(
         path = cache / cache_name(shard, encoder)
         if not path.exists():
             log(f"features of {shard} -> {path}")
-            compute_features(shard, path, encode, model.flamingo.vision.clip is not None)
+            over_time = model.flamingo.vision.clip is not None
+            compute_features(shard, path, encode, over_time, most)
         sets.append(load_features(path))
     return sum(sets[1:], start=sets[0])
+
+
+def missing_features(shards: list[Path], cache: Path, model: LoadedModel) -> list[Path]:
+    """The shards whose features are not in the cache."""
+    encoder = model.config.vision.features
+    return [shard for shard in shards if not (cache / cache_name(shard, encoder)).exists()]
 
 
 class FeatureShard:

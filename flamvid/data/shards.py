@@ -23,7 +23,7 @@ from torch import Tensor
 
 from flamvid.errors import ConfigError, SourceError
 
-__all__ = ["Sample", "expand", "read_shard"]
+__all__ = ["Sample", "expand", "read_shard", "samples_in"]
 
 _PICTURES = ("webp", "jpg", "jpeg", "png")
 
@@ -60,6 +60,15 @@ def read_shard(path: Path) -> Iterator[Sample]:
     except (tarfile.TarError, ValueError) as error:
         reason = str(error.args[0]).partition(" @ ")[0]  # webdataset adds objects to the message
         raise SourceError(f"{path} is no whole tar file ({reason}); copy it again") from error
+
+
+def samples_in(path: Path) -> int:
+    """How many samples a shard holds, by its members' names; SourceError where it is no tar."""
+    try:
+        with tarfile.open(path) as shard:
+            return sum(member.name.endswith(".json") for member in shard)
+    except tarfile.TarError as error:
+        raise SourceError(f"{path} is no whole tar file ({error}); copy it again") from error
 
 
 def _sample(group: dict[str, Any], path: Path) -> Sample:

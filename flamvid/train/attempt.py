@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flamvid import config
+from flamvid.data.features import FeatureSet
 from flamvid.errors import InputError
 from flamvid.train.journal import Journal
 from flamvid.train.stop import on_signals
 from flamvid.train.trainer import Done, Trainer
+from flamvid.weights.load import LoadedModel
 
-__all__ = ["Outcome", "attempt", "writable"]
+__all__ = ["Outcome", "Read", "attempt", "writable"]
+
+Read = Callable[[list[Path], LoadedModel], FeatureSet]
+"""Shards and a model to the features that its frozen encoder gives."""
 
 
 @dataclass(frozen=True, slots=True)

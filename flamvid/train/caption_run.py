@@ -6,7 +6,7 @@ Legend: B media, R captions, S tokens, V trained vocabulary.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,27 +14,27 @@ import torch
 from torch import Tensor, nn
 
 from flamvid.data.consensus import consensus
-from flamvid.data.features import FeatureSet, Thin, features_of
+from flamvid.data.features import FeatureSet, Thin
 from flamvid.data.shards import expand
 from flamvid.models.vision import TimmEncoder
-from flamvid.train.attempt import Outcome, attempt
+from flamvid.train.attempt import Read
 from flamvid.train.draw import Drawn, Inputs, MeanLoss, rows_of
 from flamvid.train.labels import LabelNoise, label_media
 from flamvid.train.optimizer import OptimConfig, make_optimizer
 from flamvid.train.parallel import Parallel
 from flamvid.train.plan import RunConfig
-from flamvid.train.ready import gates
+from flamvid.train.ready import Part, gates, parts
 from flamvid.train.recipe import Recipe
 from flamvid.train.result import save_result
 from flamvid.train.snapshot import Snapshots
 from flamvid.train.step import TextBatch, caption_loss, caption_rows, vocabulary
-from flamvid.train.trainer import Report, Trainer
+from flamvid.train.trainer import Trainer
 from flamvid.train.update import Updater
 from flamvid.train.words import WordModel, frequent_words, word_targets
 from flamvid.train.world import World
 from flamvid.weights.load import LoadedModel, load_model
 
-__all__ = ["run_captions"]
+__all__ = ["CaptionRun"]
 
 _HELD_OUT = 32  # clips that are validated together
 
@@ -52,47 +52,51 @@ class _Media:
     vocabulary: Tensor
 
 
-def run_captions(
-    recipe: Recipe,
-    out: Path,
-    resume: bool,
-    world: World,
-    log: Callable[[str], None],
-    watch: Callable[[Report], None] | None = None,
-) -> Outcome:
+class CaptionRun:
     """Both stages, each with snapshots of its own; those of words lie in `<out>/words`.
 
-    Frozen features lie beside `out`, where other runs find them.
+    read: frozen features of shards.
     """
-    if world.first and not resume:
-        Snapshots(out).clear()  # or a run that is stopped in its words would find them
-    torch.manual_seed(recipe.seed)
-    model = load_model(recipe.model, dtype="float32", trained=False)
-    media = _read(recipe, out.parent / "features", model, world, log)
-    for stage in (_words, _captions) if recipe.words.steps else (_captions,):
-        trainer = stage(recipe, model, media, out, world)
-        trainer.log, trainer.watch = log, watch
-        done = attempt(trainer, resume, recipe.table())
-        if done.stopped:
-            return Outcome(None, done.step)
-        model.flamingo.resampler.dropout.p = 0.0
-    table = recipe.table()
-    result = save_result(out, model, trainer.parallel, table, done.step, media.vocabulary)
-    return Outcome(result, done.step)
+
+    def __init__(
+        self, recipe: Recipe, out: Path, world: World, read: Read, log: Callable[[str], None]
+    ) -> None:
+        self.recipe, self.out, self.world = recipe, out, world
+        torch.manual_seed(recipe.seed)
+        self.model = load_model(recipe.model, dtype="float32", trained=False)
+        self.media = _read(recipe, self.model, world, read)
+        clips, held_out = self.media.clips, self.media.held_out
+        stills = len(self.media.all) - clips
+        log(f"{clips} clips, {stills} stills, {len(held_out)} validation")
+
+    def stages(self) -> Iterator[Trainer]:
+        """What trains each, to be carried out in turn."""
+        recipe, about = self.recipe, (self.model, self.media, self.out, self.world)
+        for stage in (_words, _captions) if recipe.words.steps else (_captions,):
+            trainer = stage(recipe, *about)
+            yield trainer
+            self.model.flamingo.resampler.dropout.p = 0.0
+        self.parallel = trainer.parallel
+
+    def parts(self) -> list[Part]:
+        """The model's."""
+        return parts(self.model.flamingo)
+
+    def save(self, step: int) -> Path:
+        """Write what all stages gave; what `flamvid caption --model` takes."""
+        table, vocabulary = self.recipe.table(), self.media.vocabulary
+        return save_result(self.out, self.model, self.parallel, table, step, vocabulary)
 
 
-def _read(
-    recipe: Recipe, cache: Path, model: LoadedModel, world: World, log: Callable[[str], None]
-) -> _Media:
+def _read(recipe: Recipe, model: LoadedModel, world: World, read: Read) -> _Media:
     def features(*patterns: str) -> FeatureSet:
-        found = features_of(expand(patterns, recipe.root), cache, model, log)
+        found = read(expand(patterns, recipe.root), model)
         return found.plain() if recipe.data.plain else found
 
     data = recipe.data
     with world.in_turn():  # what the first process encodes, the others find
         clips, held_out = features(*data.clips), features(*data.validation)
         stills = features(*data.stills) if data.stills else None
-    log(f"{len(clips)} clips, {len(stills) if stills else 0} stills, {len(held_out)} validation")
     whole = clips + stills if stills else clips
     words = model.labels.words if model.labels else ()
     return _Media(whole, len(clips), held_out, vocabulary(model.prompts, [*whole.captions, words]))

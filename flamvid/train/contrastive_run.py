@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import accumulate
 from pathlib import Path
@@ -18,11 +18,11 @@ from safetensors.torch import save_file
 from timm.utils.agc import adaptive_clip_grad
 from torch import Tensor, nn
 
-from flamvid.data.features import FeatureSet, features_of
+from flamvid.data.features import FeatureSet
 from flamvid.data.shards import expand
 from flamvid.models.contrastive import ContrastiveConfig, DualHead
 from flamvid.models.vision import TimmEncoder
-from flamvid.train.attempt import Outcome, attempt
+from flamvid.train.attempt import Read
 from flamvid.train.contrastive import ContrastiveLoss, ContrastiveStage
 from flamvid.train.draw import Drawn, Inputs, MeanLoss, rows_of
 from flamvid.train.dual import HeadModule, HeadPairs, missed
@@ -30,9 +30,10 @@ from flamvid.train.dual_encoder import DualEncoder, PicturePairs, build_encoder
 from flamvid.train.optimizer import OptimConfig, make_optimizer
 from flamvid.train.parallel import Parallel
 from flamvid.train.plan import RunConfig
+from flamvid.train.ready import Part, part_of, parts
 from flamvid.train.recipe import Recipe
 from flamvid.train.snapshot import Snapshots
-from flamvid.train.trainer import Report, Trainer
+from flamvid.train.trainer import Trainer
 from flamvid.train.update import Updater
 from flamvid.train.world import World
 from flamvid.video.transform import FrameTransform
@@ -40,9 +41,12 @@ from flamvid.weights.adapter import save_adapter
 from flamvid.weights.embed import save_head, text_states
 from flamvid.weights.load import LoadedModel, load_model
 
-__all__ = ["run_contrastive"]
+__all__ = ["ContrastiveRun"]
 
 Validate = Callable[[], Mapping[str, float]]
+
+_HEADS = "contrastive.safetensors"
+_FROZEN = ("vision encoder", "language model")
 
 
 class Pairs(Protocol):
@@ -55,38 +59,43 @@ class Pairs(Protocol):
         ...
 
 
-def run_contrastive(
-    recipe: Recipe,
-    out: Path,
-    resume: bool,
-    world: World,
-    log: Callable[[str], None],
-    watch: Callable[[Report], None] | None = None,
-) -> Outcome:
-    """Train as the recipe says; the result is what a model's TOML can name.
+class ContrastiveRun:
+    """Training of two towers; the result is what a model's TOML can name.
 
     That is `<out>/contrastive.safetensors`, the heads; or `<out>/encoder/`, the weights of a
-    trained vision encoder, with the heads and BERT beside it.
+    trained vision encoder, with the heads and BERT beside it. read: frozen features of shards.
     """
-    stage = recipe.contrastive
-    assert stage is not None
-    torch.manual_seed(recipe.seed)
-    model = load_model(recipe.model, dtype="float32", trained=False)
-    module: nn.Module
-    pairs: Pairs
-    if stage.encoder:
-        module, pairs, validate = _encoder(recipe, stage, model)
-    else:
-        module, pairs, validate = _heads(recipe, stage, model, out.parent / "features", world, log)
-    trainer = _trainer(module.train(), pairs, validate, stage, recipe.seed, out, world)
-    trainer.log, trainer.watch = log, watch
-    done = attempt(trainer, resume, recipe.table())
-    if done.stopped:
-        return Outcome(None, done.step)
-    result = out / ("encoder" if stage.encoder else "contrastive.safetensors")
-    if world.first:
-        _save(module.eval(), out, stage)
-    return Outcome(result, done.step)
+
+    def __init__(self, recipe: Recipe, out: Path, world: World, read: Read) -> None:
+        assert recipe.contrastive is not None
+        self.stage, self.out, self.world, self.seed = recipe.contrastive, out, world, recipe.seed
+        torch.manual_seed(recipe.seed)
+        model = load_model(recipe.model, dtype="float32", trained=False)
+        self.module: nn.Module
+        self.pairs: Pairs
+        if self.stage.encoder:
+            self.module, self.pairs, self.validate = _encoder(recipe, self.stage, model)
+            self.frozen: list[Part] = []
+        else:
+            made = _heads(recipe, self.stage, model, world, read)
+            self.module, self.pairs, self.validate = made
+            self.frozen = [p for p in parts(model.flamingo) if p.name in _FROZEN]
+
+    def stages(self) -> Iterator[Trainer]:
+        """The one that there is."""
+        module, stage = self.module.train(), self.stage
+        yield _trainer(module, self.pairs, self.validate, stage, self.seed, self.out, self.world)
+
+    def parts(self) -> list[Part]:
+        """The frozen ones that heads stand on, and those of the trained module."""
+        module = self.module.head if isinstance(self.module, HeadModule) else self.module
+        return self.frozen + [part_of(name, child) for name, child in module.named_children()]
+
+    def save(self, step: int) -> Path:
+        """Write the towers as they are."""
+        if self.world.first:
+            _save(self.module.eval(), self.out, self.stage)
+        return self.out / ("encoder" if self.stage.encoder else _HEADS)
 
 
 def _trainer(
@@ -147,15 +156,13 @@ def _heads(
     recipe: Recipe,
     stage: ContrastiveStage,
     model: LoadedModel,
-    cache: Path,
     world: World,
-    log: Callable[[str], None],
+    read: Read,
 ) -> tuple[HeadModule, HeadPairs, Validate]:
     vision, data = model.flamingo.vision, recipe.data
     with world.in_turn():  # what the first process encodes, the others find
-        shards = expand((*data.clips, *data.stills), recipe.root)
-        media = features_of(shards, cache, model, log)
-        held_out = features_of(expand(data.validation, recipe.root), cache, model, log)
+        media = read(expand((*data.clips, *data.stills), recipe.root), model)
+        held_out = read(expand(data.validation, recipe.root), model)
     states = text_states(model, stage.layer)
     pairs, validation = (
         _pairs(media, model, states, stage.captions, recipe.seed),
@@ -240,7 +247,7 @@ def _encoder(
 
 
 def _save(module: nn.Module, out: Path, stage: ContrastiveStage) -> None:
-    path = out / "contrastive.safetensors"
+    path = out / _HEADS
     if isinstance(module, HeadModule):
         save_head(path, module.head)
         return

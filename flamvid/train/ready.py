@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flamvid.data.collate import Batch
 from flamvid.data.corpus import CorpusConfig
@@ -32,7 +32,7 @@ from flamvid.train.update import Updater
 from flamvid.train.world import World
 from flamvid.weights.load import LoadedModel, load_config
 
-__all__ = ["LEDGER", "Part", "Ready", "gates", "parts", "trained_model"]
+__all__ = ["LEDGER", "Part", "Ready", "gates", "part_of", "parts", "trained_model"]
 
 LEDGER = "unreadable.jsonl"
 _TOGETHER = 128  # a CPU is as quick with few tokens at a time as with many
@@ -175,9 +175,14 @@ def parts(flamingo: Flamingo) -> list[Part]:
         "language model": lm.lm,
     }.items():
         if part is not None:
-            sizes = [(p.numel(), p.requires_grad) for p in part.parameters()]
-            found.append(Part(name, sum(n for n, _ in sizes), sum(n for n, t in sizes if t)))
+            found.append(part_of(name, part))
     return found
+
+
+def part_of(name: str, module: nn.Module) -> Part:
+    """A module's sizes."""
+    sizes = [(p.numel(), p.requires_grad) for p in module.parameters()]
+    return Part(name, sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained))
 
 
 def gates(flamingo: Flamingo) -> list[list[float]]:
@@ -196,7 +201,7 @@ def _thaw(vision: VisionEncoder) -> None:
     vision.requires_grad_(True)
     if isinstance(vision, TimmEncoder):
         head = vision.model.get_classifier()
-        if isinstance(head, torch.nn.Module):
+        if isinstance(head, nn.Module):
             head.requires_grad_(False)
 
 

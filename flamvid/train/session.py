@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Protocol
 
 from flamvid import config
-from flamvid.train.attempt import Outcome, attempt, writable
+from flamvid.data.features import FeatureSet, features_of
+from flamvid.train.attempt import Outcome, Read, attempt, writable
 from flamvid.train.plan import Plan, read_plan
 from flamvid.train.precision import precision
 from flamvid.train.ready import LEDGER, Part, Ready, gates, parts
@@ -16,12 +19,17 @@ from flamvid.train.recipe import Recipe, read_recipe
 from flamvid.train.result import save_result
 from flamvid.train.snapshot import Snapshots
 from flamvid.train.trainer import Report, Trainer
+from flamvid.train.trial import SomeFeatures, Trial
 from flamvid.train.world import World, joined
+from flamvid.weights.load import LoadedModel
 
 __all__ = ["Outcome", "read", "run", "try_out"]
 
 Log = Callable[[str], None]
 Watch = Callable[[Report], None]
+
+_NOWHERE = Path(os.devnull)
+"""The folder of a trial, which writes nothing."""
 
 
 def read(path: Path, changes: Sequence[str] = (), root: Path | None = None) -> Plan | Recipe:
@@ -36,67 +44,112 @@ def run(
     """Train as the recipe says, in as many processes as torchrun started.
 
     `resume` goes on from the last snapshot in `out`, or begins where there is none; without it, the
-    snapshots of an earlier run are removed. SIGTERM and SIGINT end it after a snapshot.
+    snapshots of an earlier run are removed. SIGTERM and SIGINT end it after a snapshot. Frozen
+    features of a recipe of pairs lie beside `out`, where other runs find them.
     Raises ConfigError, before the first update, for what can't be read or written.
     """
+    with _joined(recipe) as world:
+        if world.first:
+            writable(out)
+            if not resume:  # now, or a run that is stopped in its first stage would find them
+                Snapshots(out).clear()
+                (out / LEDGER).unlink(missing_ok=True)
+        world.wait()
+        say = log if world.first else _nothing
+
+        def read_features(shards: list[Path], model: LoadedModel) -> FeatureSet:
+            return features_of(shards, _features(out), model, say)
+
+        job = _job(recipe, out, world, read_features, say)
+        for trainer in job.stages():
+            trainer.log, trainer.watch = say, watch
+            done = attempt(trainer, resume, recipe.table())
+            if done.stopped:
+                return Outcome(None, done.step)
+        return Outcome(job.save(done.step), done.step)
+
+
+def try_out(recipe: Plan | Recipe, out: Path, updates: int = 2) -> Trial:
+    """Load what a run in `out` needs, and make some updates of it, of which nothing is kept."""
+    with _joined(recipe) as world, TemporaryDirectory() as scratch:
+        some = SomeFeatures(_features(out), Path(scratch))
+        job = _job(recipe, None, world, some, _nothing)
+        steps, seconds = 0, 0.0
+        for trainer in job.stages():
+            steps += trainer.run.steps
+            seconds += trainer.trial(updates)
+        return Trial(tuple(job.parts()), steps, seconds, some.seconds)
+
+
+class _Job(Protocol):
+    """A run of any kind, in memory."""
+
+    def stages(self) -> Iterable[Trainer]:
+        """What trains each stage, to be carried out in turn."""
+        ...
+
+    def parts(self) -> list[Part]: ...
+
+    def save(self, step: int) -> Path:
+        """Write what all stages gave. Every process calls it."""
+        ...
+
+
+class _PlanRun:
+    """A plan, which has one stage. out: None writes nothing."""
+
+    def __init__(self, plan: Plan, out: Path | None, world: World) -> None:
+        self.plan, self.out = plan, out or _NOWHERE
+        self.ready = Ready(plan, out, world)
+
+    def stages(self) -> Iterable[Trainer]:
+        plan, ready = self.plan, self.ready
+        yield Trainer(
+            parallel=ready.parallel,
+            updater=ready.updater,
+            data=ready.data,
+            run=plan.run,
+            optim=plan.optim,
+            snapshots=Snapshots(self.out, plan.run.keep),
+            prepare=ready.prepare,
+            validate=ready.validate if plan.validation else None,
+            gates=lambda: gates(ready.model.flamingo),
+        )
+
+    def parts(self) -> list[Part]:
+        return parts(self.ready.model.flamingo)
+
+    def save(self, step: int) -> Path:
+        ready, table = self.ready, self.plan.table()
+        del table["validation"]
+        return save_result(self.out, ready.model, ready.parallel, table, step)
+
+
+def _job(
+    recipe: Plan | Recipe, out: Path | None, world: World, read_features: Read, log: Log
+) -> _Job:
+    if isinstance(recipe, Plan):
+        return _PlanRun(recipe, out, world)
+    if recipe.contrastive is None:
+        from flamvid.train.caption_run import CaptionRun
+
+        return CaptionRun(recipe, out or _NOWHERE, world, read_features, log)
+    from flamvid.train.contrastive_run import ContrastiveRun
+
+    return ContrastiveRun(recipe, out or _NOWHERE, world, read_features)
+
+
+@contextmanager
+def _joined(recipe: Plan | Recipe) -> Iterator[World]:
     device = recipe.run.device if isinstance(recipe, Plan) else "cpu"
     how = recipe.run.precision if isinstance(recipe, Plan) else recipe.precision
     with joined(device) as world, precision(how, world.device):
-        if world.first:
-            writable(out)
-        world.wait()
-        say = log if world.first else _nothing
-        if isinstance(recipe, Plan):
-            return _run(recipe, out, resume, world, say, watch)
-        if recipe.contrastive is None:
-            from flamvid.train.caption_run import run_captions as run_pairs
-        else:
-            from flamvid.train.contrastive_run import run_contrastive as run_pairs
-        return run_pairs(recipe, out, resume, world, say, watch)
+        yield world
 
 
-def _run(
-    plan: Plan, out: Path, resume: bool, world: World, log: Log, watch: Watch | None
-) -> Outcome:
-    if world.first and not resume:
-        (out / LEDGER).unlink(missing_ok=True)
-    ready = Ready(plan, out, world)
-    trainer = Trainer(
-        parallel=ready.parallel,
-        updater=ready.updater,
-        data=ready.data,
-        run=plan.run,
-        optim=plan.optim,
-        snapshots=Snapshots(out, plan.run.keep),
-        prepare=ready.prepare,
-        validate=ready.validate if plan.validation else None,
-        gates=lambda: gates(ready.model.flamingo),
-        log=log,
-        watch=watch,
-    )
-    done = attempt(trainer, resume, plan.table())
-    if done.stopped:
-        return Outcome(None, done.step)
-    settings = {key: value for key, value in plan.table().items() if key != "validation"}
-    return Outcome(save_result(out, ready.model, ready.parallel, settings, done.step), done.step)
-
-
-def try_out(plan: Plan, updates: int = 2) -> tuple[list[Part], float]:
-    """Load all that a run needs and make some updates of it, of which nothing is kept.
-
-    Returns the model's parts, and the seconds that the run would take at the last one's speed.
-    """
-    with joined(plan.run.device) as world, precision(plan.run.precision, world.device):
-        ready = Ready(plan, None, world)
-        took = math.nan
-        for _ in range(updates):
-            start = time.perf_counter()
-            batches = [
-                ready.prepare(b) for _ in range(plan.run.accumulate) for b in next(ready.data)
-            ]
-            ready.updater(batches)
-            took = time.perf_counter() - start
-        return parts(ready.model.flamingo), took * plan.run.steps
+def _features(out: Path) -> Path:
+    """Where runs in this folder look for frozen features."""
+    return out.parent / "features"
 
 
 def _nothing(text: str) -> None:

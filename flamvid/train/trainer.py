@@ -134,6 +134,15 @@ class Trainer:
                 return Done(done, stopped=done < run.steps)
         return Done(max(first, run.steps), stopped=False)
 
+    def trial(self, updates: int) -> float:
+        """Make some updates; the seconds that all of the run would take at the last one's speed."""
+        took = math.nan
+        for _ in range(updates):
+            start = time.perf_counter()
+            self.updater(list(self._batches(_Clock())))
+            took = time.perf_counter() - start
+        return took * self.run.steps
+
     def _batches(self, clock: _Clock) -> Iterator[Samples]:
         for _ in range(self.run.accumulate):
             start = time.perf_counter()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 
 from flamvid.errors import ConfigError
 from flamvid.train import session
+from flamvid.train.ready import Part
+from flamvid.train.trial import Trial
 
 PAIRS = '[data]\nclips = ["a.tar"]\nvalidation = ["b.tar"]\n'
 
@@ -56,12 +59,28 @@ def test_failures_are_one_line(run: Any, loop: Any) -> None:
     assert run("train", "my.toml", "--data", "none").exit_code == 2
     result = run("train", "my.toml", "--lora", "2")
     assert result.exit_code == 2
-    assert "my.toml has no [[corpus]] tables" in result.stderr
+    assert "my.toml trains on frozen features; --fine-tune" in result.stderr
     assert not loop.calls
     loop.error = ConfigError("my.toml has no key 'lr'")
     result = run("train", "my.toml")
     assert result.exit_code == 2
     assert result.stderr.splitlines()[-1] == "flamvid: my.toml has no key 'lr'"
+
+
+def test_a_dry_run_prints_a_recipe_that_can_be_read(
+    run: Any, loop: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = (Part("resampler", 1200, 1200),)
+    monkeypatch.setattr(session, "try_out", lambda recipe, out: Trial(parts, 2400, 90.0, 3700.0))
+    result = run("train", "my.toml", "--dry-run")
+    assert (result.exit_code, loop.calls) == (0, [])
+    Path("again.toml").write_text(result.stdout)
+    assert session.read(Path("again.toml")) == replace(
+        session.read(Path("my.toml")), name="again", data=session.read(Path("again.toml")).data
+    )
+    assert "# resampler: 1,200 parameters, 1,200 trained" in result.stdout
+    assert "# features of all shards take about 1 h 1 min before it" in result.stdout
+    assert "# 2,400 updates take about 1 min 30 s on this machine" in result.stdout
 
 
 def test_a_run_that_ends_early_says_how_to_go_on(run: Any, loop: Any) -> None:

@@ -21,7 +21,7 @@ from flamvid.api import load
 from flamvid.errors import ConfigError, WeightsError
 from flamvid.train import session
 from flamvid.train.journal import read_journal
-from flamvid.train.recipe import read_recipe
+from flamvid.train.recipe import Recipe, read_recipe
 from flamvid.train.trainer import Report
 from flamvid.weights.adapter import load_adapter
 from flamvid.weights.load import load_model
@@ -179,10 +179,8 @@ def test_a_fresh_run_forgets_the_one_before(make_recipe: MakeRecipe, tmp_path: P
 
 def test_every_sample_is_seen_once_an_epoch(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     """Six rows of eight are clips, of which two shards have twelve each, by the same names."""
-    from flamvid.train import caption_run
-
     seen: list[tuple[str, ...]] = []
-    trained = caption_run.attempt
+    trained = session.attempt
 
     def noting(trainer: Any, *rest: Any) -> Any:
         make = trainer.data.make
@@ -197,7 +195,7 @@ def test_every_sample_is_seen_once_an_epoch(make_recipe: MakeRecipe, tmp_path: P
         return trained(trainer, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(caption_run, "attempt", noting)
+        patch.setattr(session, "attempt", noting)
         run(make_recipe(steps=9), tmp_path / "run")
     clips = Counter(key for keys in seen[:8] for key in keys[:6])
     assert len(clips) == 12
@@ -277,3 +275,22 @@ def test_a_snapshot_of_another_recipe_is_one_line(make_recipe: MakeRecipe, tmp_p
         run(recipe, out)
     assert "\n" not in str(raised.value)
     run(recipe, out, resume=False)
+
+
+def test_a_trial_keeps_nothing_and_knows_what_is_encoded(
+    make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    recipe, out = session.read(make_recipe()), tmp_path / "runs" / "run"
+    trial = session.try_out(recipe, out)
+    assert not out.parent.exists()
+    assert isinstance(recipe, Recipe)
+    assert trial.updates == recipe.words.steps + recipe.captions.steps
+    assert trial.seconds > 0
+    assert trial.encoding > 0
+    trained = {part.name: part.trained for part in trial.parts}
+    assert trained["vision encoder"] == trained["language model"] == 0
+    assert trained["resampler"] > 0
+    session.run(recipe, out, True, lambda _: None)
+    written = sorted(out.parent.rglob("*"))
+    assert session.try_out(recipe, out).encoding == 0
+    assert sorted(out.parent.rglob("*")) == written

@@ -69,6 +69,18 @@ def run(recipe: Path, out: Path, watch: Callable[[Report], None] | None = None) 
     return session.run(read_recipe(recipe), out, True, lambda _: None, watch).result
 
 
+@pytest.mark.parametrize("more", ["", WHOLE])
+def test_a_trial_keeps_nothing(recipe: Path, tmp_path: Path, more: str) -> None:
+    recipe.write_text(recipe.read_text() + more)
+    trial = session.try_out(read_recipe(recipe), tmp_path / "runs" / "run")
+    assert not (tmp_path / "runs").exists()
+    assert trial.updates == 40
+    assert (trial.encoding > 0) == (not more)
+    sizes = {part.name: (part.parameters, part.trained) for part in trial.parts}
+    assert sizes["vision"][1] == sizes["vision"][0] > 0
+    assert more or sizes["language model"][1] == 0 < sizes["language model"][0]
+
+
 def test_loss_is_that_of_clip() -> None:
     """As figure 3 of its paper states it, in numpy's terms."""
     torch.manual_seed(0)

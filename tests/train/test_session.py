@@ -194,12 +194,13 @@ def test_a_trial_keeps_nothing(
         raise SourceError(f"{shard.name(at)} is damaged")
 
     plan = read_plan(recipe)
-    parts, seconds = session.try_out(plan)
+    trial = session.try_out(plan, tmp_path / "run")
     monkeypatch.setattr(Colours, "document", unreadable)
-    session.try_out(plan)
-    assert seconds > 0
+    session.try_out(plan, tmp_path / "run")
+    assert trial.seconds > 0
+    assert trial.updates == plan.run.steps
     assert not [*tmp_path.rglob("*.jsonl"), *tmp_path.rglob("*.sqlite")]
-    trained = {part.name: part.trained for part in parts}
+    trained = {part.name: part.trained for part in trial.parts}
     assert trained["vision encoder"] == trained["language model"] == 0
     assert trained["resampler"] > 0
 
