@@ -86,6 +86,8 @@ def index_on_cluster(
         merged = merge(store, shards, newer=True)
         total.duplicates += merged.present
         total.indexed -= merged.present
+        total.moved += merged.settled.moved
+        total.removed += merged.settled.removed
         shutil.rmtree(_folder(store))
         if merged.damaged:
             raise DamagedStore(

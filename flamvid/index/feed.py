@@ -20,6 +20,7 @@ from flamvid.index.content import Content, identify, on_disk, status
 from flamvid.index.encoder import FrameEncoder
 from flamvid.index.stats import Stats
 from flamvid.store import FeatureStore, StoreWriter, VideoRecord, VideoWriter
+from flamvid.store.places import Met
 from flamvid.video.sample import Sampling, thinned
 
 __all__ = ["Decoders", "Ending", "Item", "Job", "Piece", "Sieve", "is_last", "reason_of"]
@@ -69,7 +70,8 @@ Item = Piece | Ending
 class Sieve:
     """Which sources are new: not in the store by name or content, and not failed before.
 
-    again: by its reason, whether a failure is tried once more.
+    again: by its reason, whether a failure is tried once more. met: what sources that don't look as
+    the store has them were found to hold. copied: ids of those that it has nevertheless.
     """
 
     def __init__(self, store: FeatureStore, stats: Stats, again: Callable[[str], bool]) -> None:
@@ -86,6 +88,8 @@ class Sieve:
             if not again(failure.reason)
         }
         self._taken: set[str] = set()
+        self.met: dict[str, Met] = {}
+        self.copied: set[str] = set()
 
     def unseen(self, source: str) -> bool:
         """Whether a source is new as far as its name and state tell; counted if not."""
@@ -104,8 +108,10 @@ class Sieve:
         if not self.unseen(source):
             return None
         content = identify(source)
+        self.met[source] = Met(content.sha256[:32], content.mtime)
         if content.sha256 in self._taken or content.sha256[:32] in self._store:
             self._stats.duplicates += 1
+            self.copied.add(content.sha256[:32])
             return None
         self._taken.add(content.sha256)
         stale, self._ids[source] = self._ids.get(source, ()), (content.sha256[:32],)

@@ -1,6 +1,6 @@
 """The indexer: decode workers, one encoder over all videos' frames, one writer, one pass.
 
-    sources -> sieve -> jobs -> decode workers -> pieces -> encoder -> features -> writer -> store
+    sources -> sieve -> jobs -> decode workers -> pieces -> lanes -> features -> writer -> store
 
 Every arrow is a bounded queue, so memory does not grow with the library. A video is in the store
 once it is whole; of a long one, chunks are, and the next run goes on behind them.
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from os import PathLike
@@ -26,8 +26,10 @@ from flamvid.errors import InputError
 from flamvid.index.channel import Channel, Stopped, Switch
 from flamvid.index.encoder import FrameEncoder
 from flamvid.index.feed import Decoders, Ending, Item, Job, Piece, Sieve, is_last, reason_of
+from flamvid.index.lanes import Lanes
 from flamvid.index.stats import Stats
 from flamvid.store import StoreWriter
+from flamvid.store.places import settle
 from flamvid.types import Caption
 from flamvid.video.sample import Fps, Sampling, Uniform
 
@@ -121,8 +123,8 @@ def index_videos(
             stats=stats,
             switch=switch,
         )
-        writing = _Writing(writer, stats, switch, listener or _Deaf())
         sieve = Sieve(writer.reader, stats, config.tries_again)
+        writing = _Writing(writer, stats, switch, listener or _Deaf(), sieve.copied)
         threads = [writing.start(), *decoders.start(sources, sieve)]
         try:
             _encode(decoders, writing, encoder, config, describe, stats)
@@ -137,7 +139,23 @@ def index_videos(
                 thread.join()
         if switch.error is not None:
             raise switch.error
+        settled = settle(writer, sieve.met)
+        stats.moved, stats.removed = settled.moved, settled.removed
     return stats
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Batch:
+    """Pieces that are encoded together; endings, each with how many pieces stand before it."""
+
+    pieces: tuple[Piece, ...]
+    endings: tuple[tuple[int, Ending], ...]
+
+    def encoded(self, encoder: FrameEncoder) -> tuple[Tensor, Tensor]:
+        """Features [T,N,F] and vectors [T,E] of all its frames."""
+        if not self.pieces:
+            return torch.empty(0), torch.empty(0)
+        return encoder.encode(torch.cat([piece.pixels for piece in self.pieces]))
 
 
 def _encode(
@@ -152,28 +170,35 @@ def _encode(
     items = decoders.items
     waiting: deque[Item] = deque()
     frames, working = 0, config.workers
-    while working:
-        item = items.get(_IDLE)
-        stats.decode_wait, stats.encode_wait = items.empty, items.full
-        stats.write_wait = writing.items.full
-        if item is not None and is_last(item):
-            working -= 1
-        elif item is not None:
-            waiting.append(item)
-            frames += len(item.numbers) if isinstance(item, Piece) else 0
-        while frames >= encoder.batch or (waiting and (item is None or not working)):
-            frames -= _encode_some(waiting, encoder, writing, describe)
+
+    def encode(batch: _Batch) -> tuple[Tensor, Tensor]:
+        return batch.encoded(encoder)
+
+    with Lanes(encode, encoder.model.device) as lanes:
+        while working:
+            item = items.get(_IDLE)
+            stats.decode_wait, stats.encode_wait = items.empty, items.full
+            stats.write_wait = writing.items.full
+            if item is not None and is_last(item):
+                working -= 1
+            elif item is not None:
+                waiting.append(item)
+                frames += len(item.numbers) if isinstance(item, Piece) else 0
+            while frames >= encoder.batch or (waiting and (item is None or not working)):
+                batch = _batch(waiting, encoder.batch)
+                frames -= sum(len(piece.numbers) for piece in batch.pieces)
+                for done, made in lanes.put(batch):
+                    writing.take(done, *made, describe)
+            for done, made in lanes.ready(all_of_them=not working):
+                writing.take(done, *made, describe)
     writing.items.put(None)
 
 
-def _encode_some(
-    waiting: deque[Item], encoder: FrameEncoder, writing: _Writing, describe: Describe | None
-) -> int:
-    """Encode the oldest frames that wait, at most a batch, and pass on what is whole by then."""
+def _batch(waiting: deque[Item], room: int) -> _Batch:
+    """Take the oldest frames that wait, at most `room`, and the endings up to behind them."""
     pieces: list[Piece] = []
-    room = encoder.batch
-    endings: list[tuple[int, Ending]] = []  # with how many pieces stand before them
-    while waiting and room:
+    endings: list[tuple[int, Ending]] = []
+    while waiting and (room or isinstance(waiting[0], Ending)):
         item = waiting.popleft()
         if isinstance(item, Ending):
             endings.append((len(pieces), item))
@@ -183,19 +208,7 @@ def _encode_some(
             item = _slice(item, slice(room))
         pieces.append(item)
         room -= len(item.numbers)
-    while waiting and isinstance(waiting[0], Ending):
-        endings.append((len(pieces), waiting.popleft()))  # type: ignore[arg-type]
-    if pieces:
-        features, vectors = encoder.encode(torch.cat([piece.pixels for piece in pieces]))
-    at = 0
-    for place, piece in enumerate([*pieces, None]):
-        for _, ending in (pair for pair in endings if pair[0] == place):
-            writing.end(ending, describe)
-        if piece is not None:
-            part = slice(at, at + len(piece.numbers))
-            writing.add(piece, features[part], vectors[part])
-            at = part.stop
-    return at
+    return _Batch(tuple(pieces), tuple(endings))
 
 
 def _slice(piece: Piece, part: slice) -> Piece:
@@ -222,14 +235,19 @@ class _Whole:
 
 
 class _Writing:
-    """The one thread that writes to the store."""
+    """The one thread that writes to the store. copied: ids that are no file's old content alone."""
 
     def __init__(
-        self, writer: StoreWriter, stats: Stats, switch: Switch, listener: Listener
+        self,
+        writer: StoreWriter,
+        stats: Stats,
+        switch: Switch,
+        listener: Listener,
+        copied: Container[str],
     ) -> None:
         self.items: Channel[_Made | _Whole | None] = Channel(8, switch)
         self._writer, self._stats, self._switch = writer, stats, switch
-        self._listener = listener
+        self._listener, self._copied = listener, copied
         self._kind = torch.float16 if writer.provenance.dtype == "float16" else torch.float32
         self._broken: set[Job] = set()
 
@@ -237,6 +255,19 @@ class _Writing:
         thread = threading.Thread(target=self._run)
         thread.start()
         return thread
+
+    def take(
+        self, batch: _Batch, features: Tensor, vectors: Tensor, describe: Describe | None
+    ) -> None:
+        """A batch, features [T,N,F] and vectors [T,E] of its frames."""
+        at, endings = 0, deque(batch.endings)
+        for place, piece in enumerate((*batch.pieces, None)):
+            while endings and endings[0][0] == place:
+                self.end(endings.popleft()[1], describe)
+            if piece is not None:
+                part = slice(at, at + len(piece.numbers))
+                self.add(piece, features[part], vectors[part])
+                at = part.stop
 
     def add(self, piece: Piece, features: Tensor, vectors: Tensor) -> None:
         """Encoded frames of a job, in order; those that the store has serve its caption only."""
@@ -292,8 +323,9 @@ class _Writing:
         else:
             assert job.video is not None
             job.video.captions(whole.captions)
+            stale = (i for i in job.stale if i in self._writer.reader and i not in self._copied)
             try:
-                job.video.finish(replaces=[i for i in job.stale if i in self._writer.reader])
+                job.video.finish(replaces=stale)
             except InputError as error:  # a run before this one stored more frames than there are
                 self._fail(job, error)
                 return

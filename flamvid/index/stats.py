@@ -13,7 +13,8 @@ __all__ = ["Stats"]
 class Stats:
     """Counts since the start. `total` sources are known of beforehand; None for an endless list.
 
-    present, duplicates: sources that the store had by name, or by content. failed_before: those
+    present, duplicates: sources that the store had by name, or by content. moved, removed: videos
+    that were found under another name than the store's, or nowhere any more. failed_before: those
     that were left alone for it. decode_wait: seconds in which the encoder waited for frames;
     encode_wait: in which decoders waited for the encoder, summed over them; write_wait: in which
     the encoder waited for the disk. video_seconds: of what was indexed.
@@ -24,6 +25,8 @@ class Stats:
     indexed: int = 0
     present: int = 0
     duplicates: int = 0
+    moved: int = 0
+    removed: int = 0
     failed: int = 0
     failed_before: int = 0
     frames: int = 0

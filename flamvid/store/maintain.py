@@ -15,6 +15,7 @@ from flamvid.store.audit import Contents, Finding, Report, verify
 from flamvid.store.file import abandon, open_file, translated
 from flamvid.store.locks import exclusive, replace
 from flamvid.store.pages import Entry, Pages
+from flamvid.store.places import Met, Settled, settle
 from flamvid.store.reader import Failure, FeatureStore, Snapshot
 from flamvid.store.schema import DATABASES, Provenance, chunk_key, dump, id_bytes, pack
 from flamvid.store.writer import Put, StoreWriter, failure_key
@@ -36,11 +37,15 @@ class Repaired:
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """What a merge did: videos added, those that were there already, and those left out."""
+    """What a merge did: videos added, those that were there already, and those left out.
+
+    settled: of the target's, where the others are newer.
+    """
 
     added: int
     present: int
     damaged: tuple[Finding, ...]
+    settled: Settled
 
 
 def repair(path: Path) -> Repaired:
@@ -175,13 +180,16 @@ def merge(target: Path, sources: Sequence[Path], newer: bool = False) -> Merged:
     """Add the videos and failures of other stores; done twice, it changes nothing more.
 
     The target is made if there is none. Videos with damaged values are left out, and named. newer:
-    the others are of the same sources, later: what the target had of a source goes as theirs comes.
+    the others are of the same sources, later: what the target had of a source goes as theirs comes,
+    and the target's records follow what they met elsewhere.
     """
     if any(source.exists() and target.exists() and source.samefile(target) for source in sources):
         raise InputError(f"{target} is the target and a source; leave it out of the sources")
     added, present = 0, 0
     damaged: list[Finding] = []
     failures: list[Failure] = []
+    met: dict[str, Met] = {}
+    copied: set[str] = set()
     # One at a time is open: a process has only so many files, and addresses for their maps.
     first, *_ = [_provenance(source) for source in sources]
     with StoreWriter(target, first) as writer:
@@ -196,11 +204,14 @@ def merge(target: Path, sources: Sequence[Path], newer: bool = False) -> Merged:
                     f"{writer.provenance.chunk_frames} as {target}; export and import it instead"
                 )
             for video in snapshot:
+                record = snapshot[video].record
+                met[record.path] = Met(video, record.mtime)
                 if video in writer:
                     present += 1
+                    copied.add(video)
                     continue
                 try:
-                    stale = older.pop(snapshot[video].record.path, [])
+                    stale = [old for old in older.pop(record.path, []) if old not in copied]
                     _merge_video(snapshot, video, writer, stale)
                     added += 1
                 except DamagedStore as error:
@@ -208,8 +219,9 @@ def merge(target: Path, sources: Sequence[Path], newer: bool = False) -> Merged:
             failures += snapshot.failures()
             del snapshot
             store.close()
+        settled = settle(writer, met) if newer else Settled(0, 0)
         _merge_failures(failures, writer)
-    return Merged(added, present, tuple(damaged))
+    return Merged(added, present, tuple(damaged), settled)
 
 
 def _by_path(store: FeatureStore) -> dict[str, list[str]]:

@@ -132,6 +132,93 @@ def test_a_file_that_changed_takes_its_own_place(
     assert library.index(source, store, model=captioner).present == 1
 
 
+def ids(store: Path) -> dict[str, str]:
+    """The id of each video by its path."""
+    opened = FeatureStore(store)
+    return {opened[video].record.path: video for video in opened}
+
+
+@pytest.fixture
+def library_of_three(tmp_path: Path, videos: Path) -> Path:
+    folder = tmp_path / "library"
+    folder.mkdir()
+    for name, old in {"a": "red 0", "b": "blue 2", "c": "aqua 4"}.items():
+        shutil.copy(videos / f"{old}.mp4", folder / f"{name}.mp4")
+    return folder
+
+
+def exchange(one: Path, other: Path) -> None:
+    one.rename(spare := one.with_name("spare"))
+    other.rename(one)
+    spare.rename(other)
+
+
+@pytest.mark.parametrize("change", ["renamed", "exchanged", "over", "over and away", "touched"])
+def test_records_follow_their_files(
+    tmp_path: Path, library_of_three: Path, captioner: Captioner, change: str
+) -> None:
+    """None is decoded twice, and what no file holds any more is not found any more."""
+    store, folder = tmp_path / "s.lmdb", library_of_three
+    library.index(folder, store, model=captioner)
+    a, b, c = (str(folder / f"{name}.mp4") for name in "abc")
+    was = ids(store)
+    if change == "renamed":
+        Path(a).rename(folder / "z.mp4")
+        wanted, counts = {str(folder / "z.mp4"): was[a], b: was[b], c: was[c]}, (1, 0)
+    elif change == "exchanged":
+        exchange(Path(a), Path(b))
+        wanted, counts = {b: was[a], a: was[b], c: was[c]}, (2, 0)
+    elif change == "over":
+        shutil.copy(a, b)
+        wanted, counts = {a: was[a], c: was[c]}, (0, 1)
+    elif change == "over and away":
+        shutil.copy(b, folder / "z.mp4")
+        shutil.copy(a, b)
+        wanted, counts = {a: was[a], c: was[c], str(folder / "z.mp4"): was[b]}, (1, 0)
+    else:
+        wanted, counts = was, (0, 0)
+    later = time.time() + 5
+    for file in folder.iterdir():
+        if change != "renamed":
+            os.utime(file, (later, later))
+    stats = library.index(folder, store, model=captioner)
+    assert (stats.indexed, stats.failed, stats.moved, stats.removed) == (0, 0, *counts)
+    assert ids(store) == wanted
+    assert not verify(store).findings
+    again = library.index(folder, store, model=captioner)
+    assert (again.moved, again.removed) == (0, 0)
+    assert again.present == len(wanted)
+
+
+def test_a_copy_of_what_was_written_over_stays(
+    tmp_path: Path, library_of_three: Path, videos: Path, captioner: Captioner
+) -> None:
+    store, folder = tmp_path / "s.lmdb", library_of_three
+    library.index(folder, store, model=captioner)
+    was, c = ids(store), folder / "c.mp4"
+    shutil.copy(c, folder / "a copy.mp4")  # found before the file that changed, or after
+    shutil.copy(c, folder / "z copy.mp4")
+    shutil.copy(videos / "sub dir" / "white 5.mp4", c)
+    later = time.time() + 5
+    os.utime(c, (later, later))
+    stats = library.index(folder, store, model=captioner)
+    assert (stats.indexed, stats.moved, stats.removed) == (1, 1, 0)
+    now = ids(store)
+    assert now[str(folder / "a copy.mp4")] == was[str(c)]
+    assert len(now) == 4
+
+
+def test_a_disk_that_is_away_may_come_back(
+    tmp_path: Path, library_of_three: Path, captioner: Captioner
+) -> None:
+    store, folder = tmp_path / "s.lmdb", library_of_three
+    library.index(folder, store, model=captioner)
+    was = ids(store)
+    (folder / "a.mp4").unlink()
+    library.index(folder, store, model=captioner)
+    assert ids(store) == was
+
+
 def test_shards_merge_to_the_whole(tmp_path: Path, videos: Path, captioner: Captioner) -> None:
     names = [videos / f"{c} {n}.mp4" for n, c in enumerate(COLOURS) if n % 2 == 0]
     whole, merged = tmp_path / "whole.lmdb", tmp_path / "merged.lmdb"

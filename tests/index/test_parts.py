@@ -78,6 +78,29 @@ def test_a_source_that_changed_is_there_once(tmp_path: Path, left_over: bool) ->
     assert not verify(store).findings
 
 
+def exchanged(sources: Sequence[str], store: Path) -> Stats:
+    """The source of video 1 holds 4, and that of 4 holds 1; video 5 is under the name of 6."""
+    holds = {"1": 4, "4": 1, "6": 5}
+    with StoreWriter(store, MADE) as writer:
+        for source in sources:
+            write_video(writer, holds[source], record(int(source)).path)
+    return Stats(found=len(sources), indexed=len(sources))
+
+
+@pytest.mark.parametrize("part", [1, 3])
+def test_records_follow_their_sources(tmp_path: Path, part: int) -> None:
+    store = tmp_path / "all.lmdb"
+    index_on_cluster(["1", "4", "5"], store, written, Cluster())
+    stats = index_on_cluster(["1", "4", "6"], store, exchanged, Cluster(part=part))
+    assert (stats.indexed, stats.moved, stats.removed) == (0, 3, 0)
+    opened = FeatureStore(store)
+    found = {opened[video].record.path: video for video in opened}
+    assert found == {
+        record(source).path: record(held).id for source, held in ((1, 4), (4, 1), (6, 5))
+    }
+    assert not verify(store).findings
+
+
 def test_what_is_there_is_counted(
     tmp_path: Path, videos: Path, captioner: Captioner, toml: Path
 ) -> None:

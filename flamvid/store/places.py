@@ -1,0 +1,71 @@
+"""Where videos are: records follow files that were renamed, written over, or exchanged."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from flamvid.store.schema import VideoRecord, dump, id_bytes, record_to_json
+from flamvid.store.writer import Put, StoreWriter, failure_key
+
+__all__ = ["Met", "Settled", "settle"]
+
+
+@dataclass(frozen=True, slots=True)
+class Met:
+    """What a path was found to hold: a video's id, and when the file was last changed."""
+
+    id: str
+    mtime: float
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """Records that have another path now, and videos that went for want of one."""
+
+    moved: int
+    removed: int
+
+
+def settle(writer: StoreWriter, met: Mapping[str, Met]) -> Settled:
+    """Let records say where their videos are, after sources were looked at.
+
+    A video whose path holds another one that is in the store, or is gone, moves to a path at which
+    it was met. Where there is none, it goes in the first case, for nobody could play it; in the
+    second it stays, as its disk may come back. What a path in the store failed with is forgotten.
+    """
+    snapshot = writer.reader.snapshot()
+    records = [snapshot[video].record for video in snapshot]
+    del snapshot  # or pages that are freed now could not be used again
+    known = {record.id for record in records}
+    met = {path: found for path, found in met.items() if found.id in known}
+    homes: dict[str, list[str]] = {}
+    for path, found in met.items():
+        homes.setdefault(found.id, []).append(path)
+    moved = removed = 0
+    for record in records:
+        here, elsewhere = met.get(record.path), homes.get(record.id, [])
+        if here is not None and here.id == record.id:
+            if here.mtime != record.mtime:
+                writer.commit([_put(replace(record, mtime=here.mtime))])
+        elif elsewhere and (here is not None or _gone(record.path)):
+            path = elsewhere[0]
+            writer.commit([_put(replace(record, path=path, mtime=met[path].mtime))])
+            moved += 1
+        elif here is not None:
+            writer.remove(record.id)
+            removed += 1
+    if met:
+        writer.commit([("failures", failure_key(path), None) for path in met])
+    return Settled(moved, removed)
+
+
+def _put(record: VideoRecord) -> Put:
+    key = id_bytes(record.id)
+    return "videos", key, dump("videos", key, record_to_json(record))
+
+
+def _gone(path: str) -> bool:
+    archive = path.rpartition("#")[0]  # and a sample in it
+    return "://" not in path and not (os.path.lexists(path) or os.path.lexists(archive))
