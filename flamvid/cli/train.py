@@ -93,6 +93,8 @@ def _dry_run(plan: Plan | Recipe, out: Path) -> int:
     from flamvid.train import session
 
     trial = session.try_out(plan, out)
+    if os.environ.get("RANK", "0") != "0":  # the first of those that torchrun started says it
+        return 0
     typer.echo(config.to_toml(plan.table()))
     for part in trial.parts:
         typer.echo(f"# {part.name}: {part.parameters:,} parameters, {part.trained:,} trained")

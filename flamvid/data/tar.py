@@ -117,11 +117,12 @@ def _ending(suffix: str) -> str:
 
 
 def _image(group: Group, n: int, called: str) -> Unread | None:
-    """The n-th image of a page, by its name or its number."""
-    last = PurePosixPath(called).name.lower()
-    for suffix, piece in group.items():
-        numbered = suffix.partition(".")[0] == str(n) and suffix.count(".") == 1
-        if (numbered or suffix == last) and _ending(suffix) in PICTURES:
+    """The n-th image of a page: by its name, or where none is called so, by its number."""
+    pictures = {suffix: piece for suffix, piece in group.items() if _ending(suffix) in PICTURES}
+    if piece := pictures.get(PurePosixPath(called).name.lower()):
+        return Pictures((piece,))
+    for suffix, piece in pictures.items():
+        if suffix.partition(".")[0] == str(n) and suffix.count(".") == 1:
             return Pictures((piece,))
     return None
 

@@ -15,7 +15,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,19 @@ def open_windows(
     known = {clip.id for part in parts for clip in part.clips}
     if new := [id for id in ids if id not in known]:
         parts.append(_make(home, len(parts), (snapshot[id] for id in new), snapshot, size, every))
+    parts = [_placed(part, snapshot, set(ids)) for part in parts]
     return Windows(home, tuple(parts), tuple(_alive(parts, set(ids))))
+
+
+def _placed(part: Part, snapshot: Snapshot, ids: set[str]) -> Part:
+    """A part whose videos are where the store has them now: files are renamed."""
+    clips = []
+    for clip in part.clips:
+        if clip.id in ids:
+            record = snapshot[clip.id].record
+            clip = replace(clip, path=record.path, mtime=record.mtime)
+        clips.append(clip)
+    return replace(part, clips=tuple(clips))
 
 
 def _key(path: Path, snapshot: Snapshot, size: float, every: float) -> str:

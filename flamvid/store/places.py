@@ -37,6 +37,7 @@ def settle(writer: StoreWriter, met: Mapping[str, Met]) -> Settled:
     """
     snapshot = writer.reader.snapshot()
     records = [snapshot[video].record for video in snapshot]
+    failed = {failure.source for failure in snapshot.failures()}
     del snapshot  # or pages that are freed now could not be used again
     known = {record.id for record in records}
     met = {path: found for path, found in met.items() if found.id in known}
@@ -56,8 +57,8 @@ def settle(writer: StoreWriter, met: Mapping[str, Met]) -> Settled:
         elif here is not None:
             writer.remove(record.id)
             removed += 1
-    if met:
-        writer.commit([("failures", failure_key(path), None) for path in met])
+    if mended := failed & met.keys():
+        writer.commit([("failures", failure_key(path), None) for path in sorted(mended)])
     return Settled(moved, removed)
 
 

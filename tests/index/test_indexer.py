@@ -20,6 +20,7 @@ from flamvid import library, video
 from flamvid.api import Captioner
 from flamvid.errors import StoreError
 from flamvid.index.encoder import FrameEncoder
+from flamvid.index.windows import open_windows
 from flamvid.library import IndexConfig, Shard
 from flamvid.store import FeatureStore, StoreWriter, VideoRecord
 from flamvid.store.audit import verify
@@ -181,9 +182,13 @@ def test_records_follow_their_files(
     for file in folder.iterdir():
         if change != "renamed":
             os.utime(file, (later, later))
+    open_windows(FeatureStore(store))  # as a search before leaves them
     stats = library.index(folder, store, model=captioner)
     assert (stats.indexed, stats.failed, stats.moved, stats.removed) == (0, 0, *counts)
     assert ids(store) == wanted
+    found = {clip.path for part in open_windows(FeatureStore(store)).parts for clip in part.clips}
+    assert set(wanted) <= found
+    assert change == "over" or found == set(wanted)
     assert not verify(store).findings
     again = library.index(folder, store, model=captioner)
     assert (again.moved, again.removed) == (0, 0)
