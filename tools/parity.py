@@ -74,7 +74,9 @@ def compare(folder: Path) -> Iterator[Result]:
 def load_open_flamingo(folder: Path, checkpoint: Path, meta: dict[str, Any]) -> Flamingo:
     """The model of an OpenFlamingo folder, with its sizes from the checkpoint itself."""
     tensors = open_flamingo_tensors(open_tensors(checkpoint))
-    parts = layout(tensors, checkpoint, meta.get("perceiver", {}).get("dim_head", 64))
+    sizes, every = meta.get("perceiver", {}), meta.get("cross_attn_every_n_layers")
+    head_width, depth = sizes.get("dim_head", 64), sizes.get("depth")
+    parts = layout(tensors, checkpoint, head_width, depth=depth, every=every)
     lm = load_host(folder / "lm", torch.float32)
     vision = load_tower("clip", folder / "clip", torch.float32)
     return build_open_flamingo(tensors, vision, lm, parts, checkpoint).eval()

@@ -61,7 +61,7 @@ class Mixture:
                 )
         self.corpora, self.mixing, self.seed, self.workers = tuple(corpora), mixing, seed, workers
         self._updates = _Updates(self.corpora, prompts, root, seed, mixing, rank, world, augment)
-        self._ledger = _Ledger(ledger, self.corpora)
+        self._ledger = _Ledger(ledger, self.corpora, self.samples)
         self._done = 0
         self._ahead: Iterator[tuple[Batch, ...]] | None = None
 
@@ -179,8 +179,11 @@ class _Updates(Dataset[tuple[Batch, ...]]):
 class _Ledger:
     """Names what could not be read, once each, and ends the run where that is too much."""
 
-    def __init__(self, path: Path | None, corpora: Sequence[CorpusConfig]) -> None:
-        self.path, self.limits = path, {c.name: c.max_bad for c in corpora}
+    def __init__(
+        self, path: Path | None, corpora: Sequence[CorpusConfig], samples: Mapping[str, int]
+    ) -> None:
+        self.path, self.samples = path, samples
+        self.limits = {c.name: c.max_bad for c in corpora}
         self.known: dict[str, list[str]] = {c.name: [] for c in corpora}
 
     def add(self, corpus: str, bad: Sequence[Bad]) -> None:
@@ -190,6 +193,11 @@ class _Ledger:
                 continue
             known.append(sample.id)
             self._write(corpus, sample)
+            if len(known) == self.samples[corpus]:
+                raise SourceError(
+                    f"corpus {corpus}: none of its {len(known)} samples can be read; the last is "
+                    f"{sample.id}: {sample.reason}"
+                )
             if len(known) > self.limits[corpus]:
                 raise SourceError(
                     f"corpus {corpus}: {len(known)} samples can't be read, max_bad is "

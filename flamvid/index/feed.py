@@ -71,32 +71,38 @@ class Sieve:
     """Which sources are new: not in the store by name or content, and not failed before.
 
     again: by its reason, whether a failure is tried once more. met: what sources that don't look as
-    the store has them were found to hold. copied: ids of those that it has nevertheless.
+    the store has them were found to hold. copied: ids of those that it has nevertheless. lock: held
+    from the look whether the store has a video until `copied` tells, and by who removes one.
     """
 
     def __init__(self, store: FeatureStore, stats: Stats, again: Callable[[str], bool]) -> None:
         self._store, self._stats = store, stats
         snapshot = store.snapshot()
         records = [snapshot[video_id].record for video_id in snapshot]
-        self._known = {record.path: (record.size, record.mtime) for record in records}
-        self._ids: dict[str, tuple[str, ...]] = {}
+        self._known: dict[str, list[VideoRecord]] = {}
         for record in records:
-            self._ids[record.path] = (*self._ids.get(record.path, ()), record.id)
+            self._known.setdefault(record.path, []).append(record)
         self._failed = {
             failure.source: failure.time
             for failure in snapshot.failures()
             if not again(failure.reason)
         }
         self._taken: set[str] = set()
+        self._made: dict[str, str] = {}
         self.met: dict[str, Met] = {}
         self.copied: set[str] = set()
+        self.lock = threading.Lock()
 
     def unseen(self, source: str) -> bool:
         """Whether a source is new as far as its name and state tell; counted if not."""
         found = status(source)
-        if self._known.get(source, ()) == (found or (0, 0.0)):
-            self._stats.present += 1
-            return False
+        known = self._known.get(source, [])
+        for record in known:
+            if (record.size, record.mtime) == (found or (0, 0.0)):
+                if len(known) > 1:  # a run was stopped before it told which of them is there
+                    self.met[source] = Met(record.id, record.mtime)
+                self._stats.present += 1
+                return False
         # What failed is not tried again and again, but a file that was mended is.
         if source in self._failed and (found is None or found[1] <= self._failed[source]):
             self._stats.failed_before += 1
@@ -108,14 +114,24 @@ class Sieve:
         if not self.unseen(source):
             return None
         content = identify(source)
-        self.met[source] = Met(content.sha256[:32], content.mtime)
-        if content.sha256 in self._taken or content.sha256[:32] in self._store:
-            self._stats.duplicates += 1
-            self.copied.add(content.sha256[:32])
-            return None
-        self._taken.add(content.sha256)
-        stale, self._ids[source] = self._ids.get(source, ()), (content.sha256[:32],)
+        video = content.sha256[:32]
+        self.met[source] = Met(video, content.mtime)
+        with self.lock:
+            if video in self._taken or video in self._store:
+                self._stats.duplicates += 1
+                self.copied.add(video)
+                return None
+        self._taken.add(video)
+        stale = tuple({record.id for record in self._known.pop(source, [])} | self._own(source))
+        self._made[source] = video
         return Job(source, content, stale=stale)
+
+    def _own(self, source: str) -> set[str]:
+        """What this run made of an earlier state of a source, which is free to come again."""
+        if source not in self._made:
+            return set()
+        self._taken.discard(self._made[source])
+        return {self._made[source]}
 
 
 class Decoders:

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Container, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from os import PathLike
 from typing import Protocol
@@ -124,7 +124,7 @@ def index_videos(
             switch=switch,
         )
         sieve = Sieve(writer.reader, stats, config.tries_again)
-        writing = _Writing(writer, stats, switch, listener or _Deaf(), sieve.copied)
+        writing = _Writing(writer, stats, switch, listener or _Deaf(), sieve)
         threads = [writing.start(), *decoders.start(sources, sieve)]
         try:
             _encode(decoders, writing, encoder, config, describe, stats)
@@ -174,7 +174,7 @@ def _encode(
     def encode(batch: _Batch) -> tuple[Tensor, Tensor]:
         return batch.encoded(encoder)
 
-    with Lanes(encode, encoder.model.device) as lanes:
+    with closing(Lanes(encode, encoder.model.device)) as lanes:
         while working:
             item = items.get(_IDLE)
             stats.decode_wait, stats.encode_wait = items.empty, items.full
@@ -235,7 +235,7 @@ class _Whole:
 
 
 class _Writing:
-    """The one thread that writes to the store. copied: ids that are no file's old content alone."""
+    """The one thread that writes to the store."""
 
     def __init__(
         self,
@@ -243,11 +243,11 @@ class _Writing:
         stats: Stats,
         switch: Switch,
         listener: Listener,
-        copied: Container[str],
+        sieve: Sieve,
     ) -> None:
         self.items: Channel[_Made | _Whole | None] = Channel(8, switch)
         self._writer, self._stats, self._switch = writer, stats, switch
-        self._listener, self._copied = listener, copied
+        self._listener, self._sieve = listener, sieve
         self._kind = torch.float16 if writer.provenance.dtype == "float16" else torch.float32
         self._broken: set[Job] = set()
 
@@ -323,9 +323,12 @@ class _Writing:
         else:
             assert job.video is not None
             job.video.captions(whole.captions)
-            stale = (i for i in job.stale if i in self._writer.reader and i not in self._copied)
             try:
-                job.video.finish(replaces=stale)
+                with self._sieve.lock:
+                    here, copied = self._writer.reader, self._sieve.copied
+                    job.video.finish(
+                        replaces=[i for i in job.stale if i in here and i not in copied]
+                    )
             except InputError as error:  # a run before this one stored more frames than there are
                 self._fail(job, error)
                 return

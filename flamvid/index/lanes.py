@@ -10,7 +10,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
 from typing import Generic, TypeVar
 
 import torch
@@ -38,20 +37,18 @@ class Lanes(Generic[T, R]):
         self._pool = ThreadPoolExecutor(
             self.count, "lane", _begin, (threads // self.count, started)
         )
-        for _ in range(self.count):
-            self._pool.submit(int)
+        try:
+            for _ in range(self.count):
+                self._pool.submit(int)
+        except BaseException:  # no thread is to be had: those there are would wait for it
+            started.abort()
+            self._pool.shutdown()
+            raise
         started.wait()
         torch.set_num_threads(threads)  # of threads that start later: the lanes changed that too
 
-    def __enter__(self) -> Lanes[T, R]:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """End the threads; what no lane has begun is not done."""
         self._pool.shutdown(cancel_futures=True)
 
     def put(self, item: T) -> Iterator[tuple[T, R]]:
@@ -72,5 +69,6 @@ class Lanes(Generic[T, R]):
 
 
 def _begin(threads: int, started: threading.Barrier) -> None:
+    torch.get_num_threads()  # or a first layer here would take over the process's number
     torch.set_num_threads(threads)
     started.wait()

@@ -37,28 +37,28 @@ def settle(writer: StoreWriter, met: Mapping[str, Met]) -> Settled:
     """
     snapshot = writer.reader.snapshot()
     records = [snapshot[video].record for video in snapshot]
-    failed = {failure.source for failure in snapshot.failures()}
-    del snapshot  # or pages that are freed now could not be used again
     known = {record.id for record in records}
     met = {path: found for path, found in met.items() if found.id in known}
     homes: dict[str, list[str]] = {}
     for path, found in met.items():
         homes.setdefault(found.id, []).append(path)
+    mended = met.keys() & {failure.source for failure in snapshot.failures()}
+    puts: list[Put] = [("failures", failure_key(path), None) for path in sorted(mended)]
     moved = removed = 0
     for record in records:
         here, elsewhere = met.get(record.path), homes.get(record.id, [])
         if here is not None and here.id == record.id:
             if here.mtime != record.mtime:
-                writer.commit([_put(replace(record, mtime=here.mtime))])
+                puts.append(_put(replace(record, mtime=here.mtime)))
         elif elsewhere and (here is not None or _gone(record.path)):
             path = elsewhere[0]
-            writer.commit([_put(replace(record, path=path, mtime=met[path].mtime))])
+            puts.append(_put(replace(record, path=path, mtime=met[path].mtime)))
             moved += 1
         elif here is not None:
-            writer.remove(record.id)
+            puts += writer.removal(record.id)
             removed += 1
-    if mended := failed & met.keys():
-        writer.commit([("failures", failure_key(path), None) for path in sorted(mended)])
+    if puts:  # at once: half of an exchange would be two videos at one path
+        writer.commit(puts)
     return Settled(moved, removed)
 
 

@@ -51,8 +51,7 @@ def run(
     with _joined(recipe) as world:
         if world.first:
             writable(out)
-            if not resume:  # now, or a run that is stopped in its first stage would find them
-                Snapshots(out).clear()
+            if not resume:
                 (out / LEDGER).unlink(missing_ok=True)
         world.wait()
         say = log if world.first else _nothing
@@ -61,6 +60,10 @@ def run(
             return features_of(shards, _features(out), model, say)
 
         job = _job(recipe, out, world, read_features, say)
+        if world.first and not resume:
+            # Of all stages: a run that is stopped in its first would find those of the last. Not
+            # before all could be read, or a mistake in the recipe would cost the run before.
+            Snapshots(out).clear()
         for trainer in job.stages():
             trainer.log, trainer.watch = say, watch
             done = attempt(trainer, resume, recipe.table())

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
+from flamvid.errors import SourceError
 from flamvid.train.journal import Journal
 from flamvid.train.optimizer import OptimConfig, rate, set_rates
 from flamvid.train.parallel import Parallel
@@ -201,7 +202,11 @@ class Trainer:
         """The mean of the corpora's validation losses."""
         assert self.validate is not None
         losses = dict(self.validate())
-        mean = sum(losses.values()) / max(len(losses), 1)
+        if not losses:
+            raise SourceError(
+                "validation has no sample that can be read; flamvid data verify names what is wrong"
+            )
+        mean = sum(losses.values()) / len(losses)
         if journal is not None:
             journal.write({"step": step, "validation": losses})
             shown = ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items())

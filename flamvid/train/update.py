@@ -64,6 +64,14 @@ class Updater:
         self.parts = parts
 
     def __call__(self, batches: Sequence[Samples]) -> Updated:
+        """Update on batches; those of a corpus with a loss that is no number have no part in it."""
+        skipped: tuple[str, ...] = ()
+        while isinstance(done := self._update(batches, skipped), str):
+            skipped = (*skipped, done)  # rare: the gradients of the others are computed again
+        return done
+
+    def _update(self, batches: Sequence[Samples], skipped: tuple[str, ...]) -> Updated | str:
+        """The update, or a corpus that makes it impossible; then the weights are as they were."""
         world = self.parallel.world
         corpora = list(self.weights)
         here: dict[str, float] = defaultdict(float)
@@ -73,17 +81,18 @@ class Updater:
 
         losses: dict[str, float] = defaultdict(float)
         counted: dict[str, float] = defaultdict(float)
-        skipped: set[str] = set()
         for batch in batches:
             corpus = batch.corpus
+            if corpus in skipped:
+                continue
             share = self.weights[corpus] * world.size / max(tokens[corpus], 1.0)
             for part in self._parts(batch):
                 loss = None if part is None else self.parallel(part)
                 # All processes leave it out together, or their gradients would not match.
                 if world.any(loss is not None and not bool(loss.isfinite())):
-                    skipped.add(corpus)
                     self.parallel.leave_out()
-                    break
+                    self.optimizer.zero_grad(set_to_none=True)
+                    return corpus
                 if loss is not None and part is not None:
                     self.parallel.backward(loss * share)
                     losses[corpus] += loss.item()

@@ -102,10 +102,15 @@ def layout(
     source: Path,
     head_width: int = 64,
     dialect: Dialect = OPEN_FLAMINGO,
+    *,
+    depth: int | None = None,
+    every: int | None = None,
 ) -> ModelParts:
     """Sizes that a checkpoint tells by the shapes and names of its tensors.
 
-    head_width, which no shape tells, is 64 in every release.
+    head_width, which no shape tells, is 64 in every release. depth, every: resampler layers, and
+    decoder layers to each inserted one, where they are known: a checkpoint that lacks its last
+    layers looks like one of a smaller model.
     """
     layers = sorted({int(m[1] or m[2]) for name in tensors if (m := _INSERTED.match(name))})
     queries = f"perceiver.layers.0.{dialect.attention}to_q.weight"
@@ -117,12 +122,18 @@ def layout(
         raise WeightsError(
             f"{source} is no OpenFlamingo checkpoint: missing {listed(missing)}; is it whole?"
         )
+    found = count(tensors, r"perceiver\.layers\.(\d+)\.")
+    if depth is not None and found != depth:
+        raise WeightsError(
+            f"{source} has {found} resampler layers (perceiver.layers.*), its model has {depth}; "
+            "is it whole?"
+        )
     frames = tensors.get("perceiver.frame_embs")
     L, width = latents.shape
     resampler = ResamplerConfig(
         features=width,
         width=width,
-        depth=count(tensors, r"perceiver\.layers\.(\d+)\."),
+        depth=found,
         heads=q.shape[0] // head_width,
         head_width=head_width,
         latents=L,
@@ -130,7 +141,7 @@ def layout(
         project=False,
         activation="gelu",
     )
-    every = min((b - a for a, b in pairwise(layers)), default=layers[0] + 1)
+    every = every or min((b - a for a, b in pairwise(layers)), default=layers[0] + 1)
     xattn = XattnConfig(
         first=every - 1, every=every, heads=inner[0] // 64, head_width=64, activation="gelu"
     )

@@ -36,7 +36,7 @@ def load_otter(
     """The model in a folder with config.json and its checkpoint."""
     config = _config(folder)
     tensors = unwrap(open_tensors(folder))
-    parts = layout(tensors, folder, dialect=OTTER)
+    parts = layout(tensors, folder, dialect=OTTER, every=config.get("cross_attn_every_n_layers"))
 
     text = {n: t for n, t in tensors.items() if n.startswith(_LM) and ".gated_cross" not in n}
     text = {n.removeprefix(_LM).replace(".decoder_layer.", "."): t for n, t in text.items()}

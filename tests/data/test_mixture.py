@@ -177,11 +177,23 @@ def test_bad_samples_are_named_once_and_left_out(
 def test_a_batch_of_bad_samples_alone_has_nothing_scored(
     prompts: PromptFormat, tmp_path: Path
 ) -> None:
-    write_tar(tmp_path / "s.tar", [("a.webp", b"RIFF"), ("a.txt", b"red")])
-    [batch] = next(mixture([corpus("images", "s.tar", batch=1)], prompts, tmp_path))
+    good = [("b.webp", encode(picture((9, 0, 0)))), ("b.txt", b"red")]
+    write_tar(tmp_path / "s.tar", [("a.webp", b"RIFF"), ("a.txt", b"red"), *good])
+    updates = mixture([corpus("images", "s.tar", batch=1)], prompts, tmp_path)
+    [batch] = [batch for (batch,) in (next(updates), next(updates)) if batch.bad]
     assert batch.keys == ()
     assert len(batch.bad) == 1
     assert (batch.targets == -100).all()
+
+
+def test_a_corpus_without_a_good_sample_is_none(prompts: PromptFormat, tmp_path: Path) -> None:
+    """However few they are: nothing would be learnt, and nobody told."""
+    broken = [(f"{n}.{kind}", b"RIFF") for n in range(3) for kind in ("webp", "txt")]
+    write_tar(tmp_path / "s.tar", broken)
+    updates = mixture([corpus("images", "s.tar", batch=2)], prompts, tmp_path)
+    next(updates)
+    with pytest.raises(SourceError, match=r"corpus .*none of its 3 samples can be read"):
+        next(updates)
 
 
 def test_videos_are_decoded_in_workers(prompts: PromptFormat, tmp_path: Path, clip: Path) -> None:

@@ -105,6 +105,19 @@ def test_mmc4_in_a_shard(tmp_path: Path, way: str) -> None:
     assert shown(document) == IN_ORDER
 
 
+def test_mmc4_whose_images_are_called_by_other_numbers(tmp_path: Path) -> None:
+    names = {"2.webp": BLUE, "0.webp": RED, "1.webp": GREEN}
+    images = [
+        {"image_name": name, "raw_url": "http://x", "matched_text_index": int(name[0])}
+        for name in names
+    ]
+    table = {"text_list": [" red.", " green.", " blue."], "url": "http://x", "image_info": images}
+    members = [(f"p.{name}", names[name]) for name in sorted(names)]
+    write_tar(tmp_path / "p.tar", [*members, ("p.json", json.dumps(table).encode())])
+    [document] = documents(open_corpus(corpus("interleaved", "p.tar"), tmp_path))
+    assert [text.strip() for text in shown(document)] == ["R", "red.", "G", "green.", "B", "blue."]
+
+
 OBELICS = {
     "texts": [None, "One.", "Two.", None, None, "Three."],
     "images": ["http://x/r.jpg", None, None, "http://x/g.jpg", "http://x/b.jpg", None],

@@ -19,13 +19,17 @@ import torch
 from flamvid import library, video
 from flamvid.api import Captioner
 from flamvid.errors import StoreError
+from flamvid.index import indexer
 from flamvid.index.encoder import FrameEncoder
+from flamvid.index.feed import Sieve
+from flamvid.index.stats import Stats
 from flamvid.index.windows import open_windows
 from flamvid.library import IndexConfig, Shard
 from flamvid.store import FeatureStore, StoreWriter, VideoRecord
 from flamvid.store.audit import verify
 from flamvid.store.maintain import merge
 from tests.index.library_files import COLOURS, contents
+from tests.store.stores import MADE
 from tests.tiny import write_colours, write_tar
 
 
@@ -211,6 +215,69 @@ def test_a_copy_of_what_was_written_over_stays(
     now = ids(store)
     assert now[str(folder / "a copy.mp4")] == was[str(c)]
     assert len(now) == 4
+
+
+@pytest.mark.parametrize("new", ["sub dir/white 5", "sub dir/lime 1", "sub dir/yellow 3"])
+def test_a_run_that_is_stopped_before_records_follow(
+    tmp_path: Path,
+    library_of_three: Path,
+    videos: Path,
+    captioner: Captioner,
+    monkeypatch: pytest.MonkeyPatch,
+    new: str,
+) -> None:
+    """Two videos are at one path then, whichever of their ids comes first."""
+    store, folder = tmp_path / "s.lmdb", library_of_three
+    library.index(folder, store, model=captioner)
+    was, c = ids(store), folder / "c.mp4"
+    shutil.copy(c, folder / "a copy.mp4")
+    shutil.copy(videos / f"{new}.mp4", c)
+    later = time.time() + 5
+    os.utime(c, (later, later))
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(indexer, "settle", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            library.index(folder, store, model=captioner)
+    assert len(FeatureStore(store)) == 4
+    library.index(folder, store, model=captioner)
+    now = ids(store)
+    assert now[str(folder / "a copy.mp4")] == was[str(c)]
+    assert now[str(c)] == hashlib.sha256(c.read_bytes()).hexdigest()[:32]
+    assert len(FeatureStore(store)) == len(now) == 4
+
+
+def test_a_file_that_is_again_what_it_was(tmp_path: Path, library_of_three: Path) -> None:
+    """In one run, as `--watch` makes it."""
+    store, source = tmp_path / "s.lmdb", library_of_three / "a.mp4"
+    stats, old, new = Stats(), source.read_bytes(), (library_of_three / "b.mp4").read_bytes()
+    with StoreWriter(store, MADE) as writer:
+        sieve = Sieve(writer.reader, stats, lambda _: False)
+        jobs = []
+        for data in (old, new, old):
+            source.write_bytes(data)
+            jobs.append(sieve.pick(str(source)))
+    first, second, third = jobs
+    assert first is not None
+    assert second is not None
+    assert third is not None
+    assert second.stale == (first.content.sha256[:32],)
+    assert third.stale == (second.content.sha256[:32],)
+    assert stats.duplicates == 0
+
+
+def test_what_is_unchanged_is_not_written_again(
+    tmp_path: Path, videos: Path, captioner: Captioner
+) -> None:
+    """Copies are looked at in every run; the store keeps its seal."""
+    store = tmp_path / "s.lmdb"
+    library.index(videos, store, model=captioner)
+    before = store.stat().st_mtime_ns
+    assert library.index(videos, store, model=captioner).duplicates == 1
+    assert store.stat().st_mtime_ns == before
 
 
 def test_a_disk_that_is_away_may_come_back(

@@ -166,7 +166,7 @@ def test_a_fresh_run_forgets_the_one_before(make_recipe: MakeRecipe, tmp_path: P
     recipe = make_recipe(steps=16, seed=1)
 
     def log(line: str) -> None:
-        if line.startswith("24 clips"):
+        if line.startswith("validation"):  # of the words
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -175,6 +175,18 @@ def test_a_fresh_run_forgets_the_one_before(make_recipe: MakeRecipe, tmp_path: P
     run(recipe, out, resume=False)
     assert snapshots(out) == [8, 16]
     assert same(out / "model.toml", run(recipe, tmp_path / "clean"))
+
+
+def test_a_fresh_run_that_cannot_begin_costs_nothing(
+    make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    run(make_recipe(steps=8), out)
+    recipe = make_recipe(steps=8)
+    recipe.write_text(recipe.read_text().replace("stills.tar", "no-such.tar"))
+    with pytest.raises(ConfigError, match="no shard matches"):
+        run(recipe, out, resume=False)
+    assert snapshots(out) == [8]
 
 
 def test_every_sample_is_seen_once_an_epoch(make_recipe: MakeRecipe, tmp_path: Path) -> None:

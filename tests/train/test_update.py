@@ -93,6 +93,20 @@ def test_a_loss_that_is_no_number_leaves_its_corpus_out_alone() -> None:
     assert updated.losses.keys() == {"pages"}
 
 
+def test_a_corpus_is_left_out_whole_where_one_of_its_parts_is_no_number() -> None:
+    """Those before it had their gradients by then."""
+    assert VIDEOS.features is not None
+    features = VIDEOS.features.clone()
+    features[-1] = float("nan")
+    broken = replace(VIDEOS, features=features)
+    toy, update = updater()
+    update.parts = partial(chunks, most=1)
+    updated = update([broken, PAGES])
+    torch.testing.assert_close(toy.weight.detach(), -RATE * gradient(PAGES))
+    assert updated.skipped == ("videos",)
+    assert updated.losses.keys() == {"pages"}
+
+
 def test_a_gradient_that_is_no_number_changes_nothing() -> None:
     class Steep(Linear):
         def forward(self, batch: Batch | None) -> Tensor:

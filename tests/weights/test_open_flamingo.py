@@ -70,6 +70,22 @@ def test_tensors_that_do_not_fit(
     assert "\n" not in str(raised.value)
 
 
+def test_a_checkpoint_without_its_last_layers(folder: Path) -> None:
+    """It looks like one of a smaller model, and is none where sizes are known."""
+    file = folder / "checkpoint.safetensors"
+    tensors = open_flamingo_tensors(open_tensors(file))
+    depth = layout(tensors, file)[0].depth
+    cut = {n: t for n, t in tensors.items() if f"perceiver.layers.{depth - 1}." not in n}
+    with pytest.raises(WeightsError, match=rf"has {depth - 1} resampler layers .* has {depth};"):
+        layout(cut, file, depth=depth, every=2)
+    one = {n: t for n, t in tensors.items() if "layers.1.gated_cross_attn_layer." not in n}
+    vision = load_tower("clip", folder / "clip", torch.float32)
+    lm = load_host(folder / "lm", torch.float32)
+    parts = layout(one, file, depth=depth, every=2)
+    with pytest.raises(WeightsError, match=r"missing \[.*layers\.1\.gated_cross_attn_layer"):
+        build_open_flamingo(one, vision, lm, parts, file)
+
+
 def test_another_language_model(folder: Path, tmp_path: Path) -> None:
     file = folder / "checkpoint.safetensors"
     for i, (other, complaint) in enumerate(
