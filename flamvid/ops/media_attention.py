@@ -8,8 +8,9 @@ Legend: B batch, H heads, S text tokens, M media, L latents of a media, K latent
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ def media_attention(
     k: Tensor,
     v: Tensor,
     index: Tensor,
-    latents_per_media: int | Sequence[int],
+    latents_per_media: SupportsIndex | Sequence[int],
     scale: float | None = None,
 ) -> Tensor:
     """q [B,H,S,d], k and v [B,H,K,d], index int32 [B,S] from `media_index` -> [B,H,S,d].
@@ -36,6 +37,8 @@ def media_attention(
     Rows of tokens that see no media (-1) are exactly 0, their gradients too. All of float32,
     bfloat16 or float16, d up to 256. Raises InputError for anything else, before it is touched.
     Source: Flamingo, section 2.3 and appendix A.1.3: a token attends to one media only.
+    The same for graphs and C++: `torch.ops.flamvid.media_attention(q, k, v, media_index,
+    latents_per_media, scale)`, where one number means all media there too.
     """
     offsets = _offsets(latents_per_media, k)
     _check(q, k, v, index, len(offsets) - 1)
@@ -45,12 +48,13 @@ def media_attention(
     return out
 
 
-def _offsets(latents: int | Sequence[int], k: Tensor) -> Tensor:
+def _offsets(latents: SupportsIndex | Sequence[int], k: Tensor) -> Tensor:
     """int64 [M+1]: media m owns latents offsets[m] .. offsets[m+1]."""
     if k.dim() != 4:
         raise InputError(f"k has shape {tuple(k.shape)}; must be [B,H,K,d]")
     total = k.shape[2]
-    if isinstance(latents, int):
+    if isinstance(latents, SupportsIndex):
+        latents = operator.index(latents)
         if latents < 1 or total % latents:
             raise InputError(
                 f"latents_per_media is {latents}; must divide the {total} rows of k, "
@@ -82,7 +86,9 @@ def _check(q: Tensor, k: Tensor, v: Tensor, index: Tensor, media: int) -> None:
     if len(set(devices)) > 1:
         raise InputError(f"q, k, v, index are on {', '.join(devices)}; must be on one device")
     # Reading it on CUDA would wait for the GPU: the kernels treat what is out of range as -1.
-    if index.device.type == "cpu" and not torch.compiler.is_compiling() and index.numel():
+    # A subclass is a stand-in of a trace, without values.
+    read = type(index) is Tensor and index.device.type == "cpu" and index.numel()
+    if read and not torch.compiler.is_compiling():
         low, high = (int(x) for x in index.aminmax())
         if low < -1 or high >= media:
             raise InputError(
@@ -172,3 +178,25 @@ def _gradients(ctx: Any, grad_out: Tensor, _: Any) -> tuple[Tensor | None, ...]:
 
 
 _forward.register_autograd(_gradients, setup_context=_keep)
+
+
+# Composite: autograd, fake tensors and torch.compile see the two operations inside.
+torch.library.define(
+    "flamvid::media_attention",
+    "(Tensor q, Tensor k, Tensor v, Tensor media_index, int[1] latents_per_media, "
+    "float? scale=None) -> Tensor",
+)
+
+
+@torch.library.impl("flamvid::media_attention", "CompositeImplicitAutograd")
+def _whole(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    media_index: Tensor,
+    latents_per_media: Sequence[int],
+    scale: float | None = None,
+) -> Tensor:
+    one = len(latents_per_media) == 1
+    latents = latents_per_media[0] if one else latents_per_media
+    return media_attention(q, k, v, media_index, latents, scale)

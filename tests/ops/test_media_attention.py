@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from flamvid.errors import InputError
 from flamvid.ops import OPERATIONS, implementation, media_attention, media_index
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 5e-3}
@@ -93,6 +95,33 @@ def test_opcheck(device: str, dtype: torch.dtype) -> None:
         for kind in (torch.int32, torch.int64):
             ids = torch.randint(0, 3, (2, 5), device=device, dtype=kind)
             torch.library.opcheck(torch.ops.flamvid.media_index.default, (ids, 1, attend))
+    whole = torch.ops.flamvid.media_attention.default
+    torch.library.opcheck(whole, (q, k, v, index, [3, 4], 0.3))
+
+
+def test_the_registered_operation_is_the_function() -> None:
+    q, k, v, g, index = problem(2, 2, 9, 16, [4, 4], 7)
+    inputs = [x.requires_grad_() for x in (q, k, v)]
+    op = torch.ops.flamvid.media_attention
+    want = media_attention(*inputs, index, 4, 0.3)
+    wants = torch.autograd.grad(want, inputs, g)
+    compiled = torch.compile(
+        lambda *x: op(*x, index, [4, 4], 0.3), fullgraph=True, backend="aot_eager"
+    )
+    outs = (
+        op(*inputs, index, 4, 0.3),
+        op(*inputs, media_index=index, latents_per_media=[4, 4], scale=0.3),
+        media_attention(*inputs, index, np.int64(4), 0.3),
+        compiled(*inputs),
+    )
+    for out in outs:
+        assert torch.equal(out, want)
+        for x, y in zip(torch.autograd.grad(out, inputs, g), wants, strict=True):
+            assert torch.equal(x, y)
+    with pytest.raises(InputError, match="must divide the 8 rows of k"):
+        op(*inputs, index, 3)
+    with pytest.raises(InputError, match=r"must be from -1 .none. to 1"):
+        op(*inputs, index + 5, [4, 4])
 
 
 @pytest.mark.parametrize("device", DEVICES)
