@@ -118,11 +118,16 @@ def pack(
 ) -> int:
     """Write the corpora of a recipe as tar shards, FOLDER/SPLIT/NAME-00000.tar and so on.
 
-    The paths are printed. Samples that can't be read are named and left out.
+    The paths are printed. Samples that can't be read are named and left out. Shards that are there
+    already are not written over.
     """
     corpora, root = _read(recipe, data, corpus)
     from flamvid.data.pack import pack as shards_of
+    from flamvid.data.pack import unpacked
 
+    for split, configs in corpora.items():
+        for config in configs:
+            unpacked(config, output / split)
     failed = False
     for split, configs in corpora.items():
         for config in configs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import tarfile
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import imageio_ffmpeg
 import pytest
+from PIL import Image
 from typer.testing import CliRunner, Result
 
 from flamvid.cli.main import app
@@ -117,6 +119,42 @@ def test_packed_stills_are_the_same_stills(run: Callable[..., Result]) -> None:
     assert [json.loads(x)["captions"] for x in lines] == [[f"shade {n}"] for n in range(1, 6)]
 
 
+def test_pictures_of_every_kind_are_there_after_packing(
+    run: Callable[..., Result], tmp_path: Path
+) -> None:
+    red, blue = (Image.new("RGB", (16, 16), name) for name in ("red", "blue"))
+    members = []
+    for kind in ("gif", "mpo", "jpeg", "png", "bmp", "tiff", "webp"):
+        data = io.BytesIO()
+        more = {"save_all": True, "append_images": [blue]} if kind in ("gif", "mpo") else {}
+        red.save(data, kind, **more)
+        name = kind if kind == "gif" else "jpg"  # the web calls all of them so
+        members += [(f"{kind}.{name}", data.getvalue()), (f"{kind}.txt", kind.encode())]
+    cut = data.getvalue()[:-40]
+    write_tar(tmp_path / "s-0.tar", [*members, ("cut.webp", cut), ("cut.txt", b"cut")])
+    (tmp_path / "s-1.tar").unlink()
+    result = run("pack", "r.toml", "-o", "out", "--corpus", "stills")
+    [line] = result.stderr.splitlines()
+    assert "train stills: s-0.tar#cut: " in line
+    Path("p.toml").write_text(RECIPE.replace("s-*.tar", "out/train/*.tar"))
+    shown = run("show", "p.toml", "--corpus", "stills", "-n", 9).stdout.splitlines()
+    kinds = [json.loads(line)["captions"][0] for line in shown]
+    assert kinds == ["gif", "mpo", "jpeg", "png", "bmp", "tiff", "webp"]
+
+
+def test_shards_that_are_there_already_are_not_mixed_with_others(
+    run: Callable[..., Result], tmp_path: Path
+) -> None:
+    older = tmp_path / "out" / "validation" / "held-out-00007.tar"
+    older.parent.mkdir(parents=True)
+    older.write_bytes(b"")
+    result = run("pack", "r.toml", "-o", "out")
+    assert result.exit_code == 2
+    [line] = result.stderr.splitlines()
+    assert "has shards of held-out already (held-out-00007.tar); remove them" in line
+    assert [f for f in (tmp_path / "out").rglob("*") if f.is_file()] == [older]
+
+
 def test_packed_clips_and_pages(run: Callable[..., Result]) -> None:
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", "lavfi", "-i"]
     subprocess.run([*command, "testsrc=s=64x48:r=5:d=9", "clip.mp4"], check=True)
@@ -144,9 +182,9 @@ def test_packed_clips_and_pages(run: Callable[..., Result]) -> None:
     ]
     # The whole video can be packed as it is; the part of one can't.
     Path("m.csv").write_text("video,start,end,caption\nclip.mp4,2,5,a test\nclip.mp4,,,whole\n")
-    result = run("pack", "r2.toml", "-o", "out", "--corpus", "m", "--videos")
+    result = run("pack", "r2.toml", "-o", "whole", "--corpus", "m", "--videos")
     assert "is a part of a video" in result.stderr
-    with tarfile.open("out/train/m-00000.tar") as tar:
+    with tarfile.open("whole/train/m-00000.tar") as tar:
         copy = tar.extractfile("000000000.mp4")
         assert copy is not None
         assert copy.read() == Path("clip.mp4").read_bytes()

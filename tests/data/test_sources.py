@@ -309,6 +309,33 @@ def test_a_web_server(tmp_path: Path, prompts: PromptFormat) -> None:
         server.shutdown()
 
 
+def test_a_web_server_that_knows_no_ranges(tmp_path: Path, clip: Path) -> None:
+    """It answers with the whole shard, whichever part of it was asked for."""
+    pytest.importorskip("aiohttp")
+    members = [("a.webp", RED), ("a.txt", b"red"), ("b.webp", BLUE), ("b.txt", b"blue")]
+    write_tar(tmp_path / "s.tar", members)
+    write_tar(tmp_path / "v.tar", [("a.txt", b"grey"), ("a.mp4", clip.read_bytes())])
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    handler = partial(Quiet, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        base = f"http://127.0.0.1:{server.server_port}"
+        found = documents(open_corpus(corpus("images", f"{base}/s.tar"), tmp_path))
+        assert [(d.texts, shown(d)) for d in found] == [(("red",), ["R"]), (("blue",), ["B"])]
+        [video] = documents(open_corpus(corpus("videos", f"{base}/v.tar"), tmp_path))
+        [part] = video.parts
+        assert callable(part)
+        assert seconds(part(LOOK)) == [2, 3, 4, 5, 6, 7, 8, 9]
+        write_tar(tmp_path / "big.tar", [("a.bin", bytes(8 << 20)), ("b.txt", b"red")])
+        with pytest.raises(SourceError, match="gives no parts of files"):
+            open_corpus(corpus("text", f"{base}/big.tar"), tmp_path)
+        server.shutdown()
+
+
 def test_a_feature_store(tmp_path: Path) -> None:
     from flamvid.store import Provenance, StoreWriter, VideoRecord
     from flamvid.types import Caption
