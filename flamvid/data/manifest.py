@@ -21,7 +21,7 @@ from flamvid.data.corpus import CorpusConfig
 from flamvid.data.files import Piece, failing, is_remote, joined, open_file
 from flamvid.data.interleaved import is_page, page
 from flamvid.data.media import Clip, Pictures
-from flamvid.data.samples import Document, Unread
+from flamvid.data.samples import Document, Unread, sound
 from flamvid.data.tar import PICTURES, texts_of
 from flamvid.errors import SourceError
 from flamvid.video.address import shown
@@ -58,10 +58,10 @@ class ManifestShard:
         return Document(entry.id, (self._media(entry),), entry.texts)
 
     def _media(self, entry: Entry) -> Unread:
-        name = entry.video
+        name = sound(entry.video)
         if self.config.pattern:
             try:
-                name = self.config.pattern.format_map({**entry.columns, "video": name})
+                name = sound(self.config.pattern.format_map({**entry.columns, "video": name}))
             except (LookupError, ValueError, AttributeError) as error:
                 raise SourceError(f"{entry.id}: no column for {self.config.pattern!r}") from error
         elif not PurePosixPath(name).suffix:

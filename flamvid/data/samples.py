@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["Document", "Look", "Media", "Part", "Unread"]
+__all__ = ["Document", "Look", "Media", "Part", "Unread", "sound"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,6 +47,11 @@ class Look:
     rng: random.Random | None = None
 
 
+def sound(text: str) -> str:
+    """The text without the half characters that JSON may hold, which nothing can encode."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 Unread = Callable[[Look], Media]
 """A media that is decoded only when it is known to be wanted."""
 
@@ -64,6 +69,12 @@ class Document:
     id: str
     parts: tuple[Part, ...]
     texts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        parts = tuple(sound(part) if isinstance(part, str) else part for part in self.parts)
+        object.__setattr__(self, "id", sound(self.id))
+        object.__setattr__(self, "parts", parts)
+        object.__setattr__(self, "texts", tuple(map(sound, self.texts)))
 
     @property
     def is_pair(self) -> bool:

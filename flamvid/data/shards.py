@@ -21,6 +21,7 @@ import webdataset
 from PIL import Image
 from torch import Tensor
 
+from flamvid.data.samples import sound
 from flamvid.errors import ConfigError, SourceError
 
 __all__ = ["Sample", "expand", "read_shard", "samples_in"]
@@ -83,7 +84,7 @@ def _sample(group: dict[str, Any], path: Path) -> Sample:
         pictures = tuple(_picture(group[name]) for name in frames)
     except (LookupError, TypeError, ValueError, OSError, Image.DecompressionBombError) as error:
         raise SourceError(f"{path}: sample {key} can't be read ({error})") from error
-    return Sample(key, pictures, tuple(" ".join(str(c).split()) for c in captions))
+    return Sample(key, pictures, tuple(sound(" ".join(str(c).split())) for c in captions))
 
 
 def _picture(data: bytes) -> Tensor:

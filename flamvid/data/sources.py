@@ -13,7 +13,7 @@ from flamvid.data.counts import counted
 from flamvid.data.features import FeatureShard
 from flamvid.data.files import expand, is_remote
 from flamvid.data.manifest import ManifestShard, PageShard, TextShard
-from flamvid.data.samples import Document
+from flamvid.data.samples import Document, sound
 from flamvid.data.stored import StoreShard
 from flamvid.data.tar import TarShard
 from flamvid.errors import ConfigError
@@ -60,7 +60,7 @@ class Samples:
 
     def name(self, shard: int, at: int) -> str:
         """What to call a sample in a message."""
-        return f"{self.files[shard]}#{self._shard(shard).name(at)}"
+        return sound(f"{self.files[shard]}#{self._shard(shard).name(at)}")
 
     def _shard(self, at: int) -> Shard:
         if at not in self._shards:

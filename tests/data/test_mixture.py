@@ -16,7 +16,9 @@ from flamvid.data import sources
 from flamvid.data.collate import Batch
 from flamvid.data.corpus import CorpusConfig
 from flamvid.data.mixture import Mixture
+from flamvid.data.pack import pack
 from flamvid.data.sources import open_corpus
+from flamvid.data.verify import verify
 from flamvid.errors import ConfigError, SourceError
 from flamvid.text.prompt import PromptFormat
 from tests.data.conftest import corpus
@@ -172,6 +174,27 @@ def test_bad_samples_are_named_once_and_left_out(
     limited = mixture([strict], prompts, tmp_path)
     with pytest.raises(SourceError, match="2 samples can't be read, max_bad is 1"):
         [*zip(range(2), limited, strict=False)]
+
+
+def test_half_a_character_is_no_end_of_a_run(prompts: PromptFormat, tmp_path: Path) -> None:
+    """JSON may hold a lone surrogate, which neither a tokenizer nor UTF-8 takes."""
+    half = "a \ud800 dog"
+    (tmp_path / "r.webp").write_bytes(encode(picture((9, 0, 0))))
+    tables = {
+        "text": {"text": half},
+        "manifest": {"video": "r.webp", "caption": half},
+        "interleaved": {"texts": [half, None], "images": [None, "r.webp"]},
+    }
+    for name, table in tables.items():
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(table))
+    corpora = [corpus(name, f"{name}.jsonl", batch=1) for name in tables]
+    for batch in next(mixture(corpora, prompts, tmp_path)):
+        assert batch.keys
+        assert not batch.bad
+    for config in corpora:
+        assert not list(verify({"train": [config]}, tmp_path))
+    for config in corpora[1:]:
+        assert [type(made) for made in pack(config, tmp_path, tmp_path / "out")] == [type(tmp_path)]
 
 
 def test_a_batch_of_bad_samples_alone_has_nothing_scored(
