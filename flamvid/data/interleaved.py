@@ -28,12 +28,22 @@ def is_page(table: Mapping[str, Any]) -> bool:
 
 
 def page(id: str, table: Mapping[str, Any], find: Find) -> Document:
-    """A page as a document; images that are not there are left out."""
+    """A page as a document; images that are not there are left out, but not all of them."""
+    missing = 0
+
+    def found(n: int, called: str) -> Unread | None:
+        nonlocal missing
+        image = find(n, called)
+        missing += image is None
+        return image
+
     try:
-        parts = _mmc4(table, find) if "text_list" in table else _obelics(table, find)
+        parts = _mmc4(table, found) if "text_list" in table else _obelics(table, found)
     except (LookupError, TypeError, ValueError, binascii.Error) as error:
         raise SourceError(f"{id} is no page of MMC4 or OBELICS ({error!r})") from error
-    return Document(id, tuple(parts))
+    if missing and all(isinstance(part, str) for part in parts):
+        raise SourceError(f"{id} has none of its {missing} images")
+    return Document(id, tuple(parts), missing=missing)
 
 
 def _mmc4(table: Mapping[str, Any], find: Find) -> list[Part]:

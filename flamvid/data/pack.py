@@ -5,7 +5,8 @@ from __future__ import annotations
 import glob
 import io
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,12 @@ _SUFFIXES = {"jpeg": "jpg", "mpo": "jpg"}  # MPO: a JPEG with others behind it, 
 
 
 def pack(
-    config: CorpusConfig, root: Path, out: Path, per_shard: int = 1000, videos: bool = False
+    config: CorpusConfig,
+    root: Path,
+    out: Path,
+    per_shard: int = 1000,
+    videos: bool = False,
+    count: Callable[[int, int], None] | None = None,
 ) -> Iterator[Path | Bad]:
     """Write a corpus to `out/<name>-00000.tar` and so on, each whole or not at all.
 
@@ -39,12 +45,14 @@ def pack(
     Gives the path of each shard when it is written, and the samples that can't be read, which are
     left out. Pictures are copied as they are. Of a clip its frames are written, as many as the
     corpus says, from its middle; with `videos` the file itself, where the clip is all of it.
+    count: told at the end how many samples there are, and how many images of pages are missing.
     """
     unpacked(config, out)
     samples = open_corpus(config, root)
     out.mkdir(parents=True, exist_ok=True)
     bad: list[Bad] = []
-    packed = _packed(samples, config, videos, bad)
+    counts: Counter[str] = Counter()
+    packed = _packed(samples, config, videos, bad, counts)
     for number, first in enumerate(packed):
         path = out / f"{config.name}-{number:05d}.tar"
         _write(path, first, islice(packed, per_shard - 1))
@@ -52,6 +60,8 @@ def pack(
         yield from bad
         bad.clear()
     yield from bad
+    if count is not None:
+        count(counts["samples"], counts["missing"])
 
 
 def unpacked(config: CorpusConfig, out: Path) -> None:
@@ -79,19 +89,21 @@ def _write(path: Path, first: dict[str, Any], rest: Iterator[dict[str, Any]]) ->
 
 
 def _packed(
-    samples: Samples, config: CorpusConfig, videos: bool, bad: list[Bad]
+    samples: Samples, config: CorpusConfig, videos: bool, bad: list[Bad], counts: Counter[str]
 ) -> Iterator[dict[str, Any]]:
-    number = 0
-    for shard, count in enumerate(samples.counts):
-        for at in range(count):
+    for shard, size in enumerate(samples.counts):
+        for at in range(size):
             try:
                 document = samples.document(shard, at)
-                found = _pair(document, config, videos) if document.is_pair else _page(document)
+                if document.is_pair:
+                    found = _pair(document, config, videos)
+                else:
+                    found = _page(document, counts)
             except FlamvidError as error:
                 bad.append(Bad(samples.name(shard, at), str(error)))
                 continue
-            yield {"__key__": f"{number:09d}", **found}
-            number += 1
+            yield {"__key__": f"{counts['samples']:09d}", **found}
+            counts["samples"] += 1
 
 
 def _pair(document: Document, config: CorpusConfig, videos: bool) -> dict[str, bytes]:
@@ -119,16 +131,22 @@ def _pair(document: Document, config: CorpusConfig, videos: bool) -> dict[str, b
     return {**members, "json": _dumped(about)}
 
 
-def _page(document: Document) -> dict[str, bytes]:
+def _page(document: Document, counts: Counter[str]) -> dict[str, bytes]:
     """A page in OBELICS's layout, its n-th image as `<n>.jpg`."""
     texts: list[str | None] = []
     images: list[str | None] = []
     members: dict[str, bytes] = {}
+    missing = document.missing
     for part in document.parts:
         image = None if isinstance(part, str) else _image(part, members)
         if isinstance(part, str) or image is not None:
             texts.append(part.strip() if isinstance(part, str) else None)
             images.append(image)
+        else:
+            missing += 1
+    if missing and not members:
+        raise SourceError(f"{document.id} has none of its {missing} images")
+    counts["missing"] += missing
     table = {"id": document.id, "texts": texts, "images": images}
     return {**members, "json": _dumped(table)}
 

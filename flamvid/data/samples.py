@@ -63,12 +63,14 @@ class Document:
     """Texts and media in the order of the page.
 
     A pair is `(media, text)`; `texts` are what else may stand for the text, such as the other
-    captions of a clip. Raises nothing until its media are read.
+    captions of a clip. missing: images of a page that were not obtained, and are left out. Raises
+    nothing until its media are read.
     """
 
     id: str
     parts: tuple[Part, ...]
     texts: tuple[str, ...] = ()
+    missing: int = 0
 
     def __post_init__(self) -> None:
         parts = tuple(sound(part) if isinstance(part, str) else part for part in self.parts)

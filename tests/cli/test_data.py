@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import subprocess
 import tarfile
 from collections.abc import Callable
@@ -83,6 +84,8 @@ def test_verify_finds_nothing_where_all_is_well(run: Callable[..., Result]) -> N
 
 def test_verify_names_each_problem_on_one_line(run: Callable[..., Result], tmp_path: Path) -> None:
     write_stills(tmp_path / "s-1.tar", (4, 2))  # 2 is in s-0 already
+    other = [("z.webp", encode(picture((2, 0, 0)))), ("z.txt", b"another caption of it")]
+    write_tar(tmp_path / "s-4.tar", other)
     write_stills(tmp_path / "v.tar", (6, 3))  # 3 is trained on
     (tmp_path / "s-2.tar").write_bytes(b"no tar" * 200)
     write_tar(tmp_path / "s-3.tar", [("a.webp", b"RIFF"), ("a.txt", b"a"), ("b.txt", b"b")])
@@ -99,8 +102,50 @@ def test_verify_names_each_problem_on_one_line(run: Callable[..., Result], tmp_p
     assert len(lines) == len(wanted)
     for line, start in zip(lines, wanted, strict=True):
         assert line.startswith(start)
-    assert "train stills: 4 samples are good" in result.stderr
+    assert "train stills: 5 samples are good" in result.stderr
     assert "5 problems" in result.stderr
+
+
+def test_a_video_leaks_whatever_is_said_of_it_and_whichever_part_is_shown(
+    run: Callable[..., Result],
+) -> None:
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", "lavfi", "-i"]
+    for name, source in (("a", "testsrc"), ("b", "testsrc2")):
+        subprocess.run([*command, f"{source}=s=64x48:r=5:d=9", f"{name}.mp4"], check=True)
+    shutil.copy("a.mp4", "copy.mp4")
+    Path("t.csv").write_text("video,start,end,caption\na.mp4,0,3,one\na.mp4,0,3,uno\n")
+    Path("v.csv").write_text("video,start,end,caption\ncopy.mp4,5,8,two\nb.mp4,0,3,one\n")
+    tables = [
+        f'[[{split}]]\nname = "m"\nkind = "manifest"\nsources = ["{file}.csv"]\n'
+        for split, file in (("corpus", "t"), ("validation", "v"))
+    ]
+    Path("m.toml").write_text("".join(tables))
+    result = run("verify", "m.toml")
+    [line] = result.stdout.splitlines()
+    assert line == "validation m: v.csv#copy.mp4@5-8: leaks: it is in train m: t.csv#a.mp4@0-3"
+    assert "train m: 2 samples are good" in result.stderr
+    assert "validation m: 1 samples are good" in result.stderr
+
+
+def test_images_that_pages_lack_are_counted(run: Callable[..., Result]) -> None:
+    Path("r.webp").write_bytes(encode(picture((9, 0, 0))))
+    pages = [["r.webp", "gone.webp"], ["gone.webp", "gone.webp"], [None, None], [None, "b.webp"]]
+    Path("b.webp").write_bytes(b"RIFF")
+    lines = [json.dumps({"texts": ["one", *[None] * 2], "images": [None, *x]}) for x in pages]
+    Path("p.jsonl").write_text("\n".join(lines))
+    Path("p.toml").write_text(
+        '[[corpus]]\nname = "p"\nkind = "interleaved"\nsources = ["p.jsonl"]\n'
+    )
+    result = run("verify", "p.toml")
+    lacking, damaged = result.stdout.splitlines()
+    assert lacking == "train p: p.jsonl#1: 1 has none of its 2 images"
+    assert damaged.startswith("train p: p.jsonl#3: b.webp")
+    assert "train p: 2 samples are good; 1 images of pages are missing" in result.stderr
+    result = run("pack", "p.toml", "-o", "out")
+    assert result.exit_code == 1
+    assert "p.jsonl#1: 1 has none of its 2 images" in result.stderr
+    assert "p.jsonl#3: 3 has none of its 1 images" in result.stderr
+    assert "train p: 2 samples are packed; 1 images of pages are missing" in result.stderr
 
 
 def test_packed_stills_are_the_same_stills(run: Callable[..., Result]) -> None:
@@ -134,8 +179,9 @@ def test_pictures_of_every_kind_are_there_after_packing(
     write_tar(tmp_path / "s-0.tar", [*members, ("cut.webp", cut), ("cut.txt", b"cut")])
     (tmp_path / "s-1.tar").unlink()
     result = run("pack", "r.toml", "-o", "out", "--corpus", "stills")
-    [line] = result.stderr.splitlines()
+    line, count = result.stderr.splitlines()
     assert "train stills: s-0.tar#cut: " in line
+    assert count == "flamvid: train stills: 7 samples are packed"
     Path("p.toml").write_text(RECIPE.replace("s-*.tar", "out/train/*.tar"))
     shown = run("show", "p.toml", "--corpus", "stills", "-n", 9).stdout.splitlines()
     kinds = [json.loads(line)["captions"][0] for line in shown]
