@@ -36,7 +36,7 @@ class CorpusConfig:
     looks at the next image rather than the previous.
     shuffle, lanes: see `Order`. max_bad: samples that may be unreadable before the run ends.
     media_root: folder or address that a manifest's media are in. pattern: how they are called
-    there, with the columns in braces. split: which part of an annotation file.
+    there, with the columns in braces; without a suffix, in whatever format they are. split: which part of an annotation file.
     """
 
     name: str

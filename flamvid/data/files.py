@@ -58,7 +58,8 @@ def _local(path: Path) -> list[str]:
 def _remote(address: str, where: str) -> list[str]:
     with failing(address, where):
         system, path = fsspec.url_to_fs(address)
-        if not any(c in path for c in "*?["):
+        # A web address may ask its server for something, and has brackets around some hosts.
+        if not any(c in path for c in ("*" if address.lower().startswith("http") else "*?[")):
             return [address] if system.exists(path) else []
         return sorted(system.unstrip_protocol(name) for name in system.glob(path))
     return []

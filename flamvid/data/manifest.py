@@ -13,16 +13,15 @@ import json
 import os
 import zipfile
 from collections.abc import Iterator, Mapping
-from pathlib import PurePosixPath
 from typing import Any
 
 from flamvid.data.annotations import Entry, captions_of_json, captions_of_text
 from flamvid.data.corpus import CorpusConfig
-from flamvid.data.files import Piece, failing, is_remote, joined, open_file
+from flamvid.data.files import Piece, failing, is_remote, joined, open_file, suffix_of
 from flamvid.data.interleaved import is_page, page
 from flamvid.data.media import Clip, Pictures
 from flamvid.data.samples import Document, Unread, sound
-from flamvid.data.tar import PICTURES, texts_of
+from flamvid.data.tar import PICTURES, VIDEOS, texts_of
 from flamvid.errors import SourceError
 from flamvid.video.address import shown
 
@@ -30,6 +29,7 @@ __all__ = ["ManifestShard", "PageShard", "TextShard"]
 
 _MEDIA = ("video", "video_path", "path", "file", "filepath", "file_name", "image", "image_path")
 _NAMES = ("videoid", "video_id", "videoID", "youtube_id", "id")
+_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".jpg", ".jpeg", ".png", ".webp")
 _MOST_FIELD = 1 << 24
 
 
@@ -37,7 +37,7 @@ class ManifestShard:
     """The rows of one manifest or annotation file."""
 
     def __init__(self, address: str, config: CorpusConfig, base: str) -> None:
-        self.config, self.base = config, base
+        self.config, self.base, self.own = config, base, not is_remote(address)
         wanted = config.split
         self.entries = [e for e in _entries(address) if not wanted or e.split == wanted]
         if not self.entries and wanted:
@@ -64,14 +64,25 @@ class ManifestShard:
                 name = sound(self.config.pattern.format_map({**entry.columns, "video": name}))
             except (LookupError, ValueError, AttributeError) as error:
                 raise SourceError(f"{entry.id}: no column for {self.config.pattern!r}") from error
-        elif not PurePosixPath(name).suffix:
-            name += ".mp4"
-        # The paths of a user's own list of files are the user's; those of a list from afar are not.
-        local = not is_remote(self.base) and not is_remote(name)
-        piece = Piece(os.path.join(self.base, name) if local else joined(self.base, name))
-        if PurePosixPath(name).suffix[1:].lower() in PICTURES:
+        piece = Piece(self._address(name))
+        if suffix_of(piece.address)[1:] in PICTURES:
             return Pictures((piece,))
         return Clip(piece, entry.start, entry.end)
+
+    def _address(self, name: str) -> str:
+        """Where a file is; what a list from afar names must be in its folder, or on the web."""
+        if is_remote(name) and self.own:
+            return name
+        local = self.own and not is_remote(self.base)
+        address = os.path.join(self.base, name) if local else joined(self.base, name)
+        if is_remote(name) or suffix_of(name)[1:] in PICTURES | VIDEOS:
+            return address
+        if not is_remote(address) and not os.path.isfile(address):
+            # Names are often the ids of videos, which were obtained in whatever format there was.
+            for suffix in _SUFFIXES:
+                if os.path.isfile(address + suffix):
+                    return address + suffix
+        return address if suffix_of(name) or self.config.pattern else f"{address}.mp4"
 
 
 class PageShard:
@@ -94,6 +105,8 @@ class PageShard:
         return page(str(at), self.pages[at], self._find)
 
     def _find(self, n: int, called: str) -> Unread | None:
+        if not called:
+            return None
         address = joined(self.base, called)
         if not is_remote(address) and not os.path.isfile(address):
             return None
@@ -207,14 +220,17 @@ def _json_lines(lines: io.TextIOWrapper, address: str) -> Iterator[dict[str, Any
 
 def _unpacked(file: Any, address: str) -> Any:
     """MMC4 is released as .jsonl.zip, others as .jsonl.gz."""
-    if address.endswith(".gz"):
+    if suffix_of(address) == ".gz":
         return gzip.open(file)
-    if address.endswith(".zip"):
+    if suffix_of(address) == ".zip":
         packed = zipfile.ZipFile(file)
         return packed.open(packed.infolist()[0])
     return file
 
 
 def _suffix(address: str) -> str:
-    name = address.partition("?")[0] if is_remote(address) else address
-    return PurePosixPath(name.removesuffix(".gz").removesuffix(".zip")).suffix.lower()
+    """What a file is, whether it is packed or not."""
+    suffix = suffix_of(address)
+    if suffix not in (".gz", ".zip"):
+        return suffix
+    return suffix_of(address[: address.lower().rindex(suffix)])

@@ -95,7 +95,8 @@ def open_shard(config: CorpusConfig, root: Path, address: str) -> Shard:
         return StoreShard(address)
     if address.partition("?")[0].endswith(".tar"):
         return TarShard(address, config)
-    base = config.media_root or address.rpartition("/")[0]
+    path = address.partition("?")[0] if is_remote(address) else address
+    base = config.media_root or path.rpartition("/")[0]
     if config.media_root and not is_remote(base):
         base = str(root / base)
     if config.kind == "text":

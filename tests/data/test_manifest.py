@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
+from flamvid.data.files import Piece
+from flamvid.data.media import Clip, Pictures
 from flamvid.data.sources import open_corpus
+from flamvid.errors import SourceError
 from tests.data.conftest import LOOK, RED, corpus, documents, seconds, shown
 
 
@@ -149,3 +152,56 @@ def test_webvid_and_a_pattern_for_where_videos_lie(tmp_path: Path, clip: Path) -
         [part] = document.parts
         assert callable(part)
         assert len(part(LOOK)) == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "address", "kind"),
+    [
+        ("memory://v/a.mp4", "memory://v/a.mp4", Clip),
+        ("s3://bucket/a.jpg", "s3://bucket/a.jpg", Pictures),
+        ("https://h/watch?v=3", "https://h/watch?v=3", Clip),
+        ("https://h/a.jpg?s=1", "https://h/a.jpg?s=1", Pictures),
+        ("https://h/a?name=b.jpg", "https://h/a?name=b.jpg", Clip),
+        ("/v/a.mp4", "/v/a.mp4", Clip),
+        ("../v/a.JPG", "ROOT/../v/a.JPG", Pictures),
+        ("clip", "ROOT/clip.mp4", Clip),
+        ("clip.v2", "ROOT/clip.v2", Clip),
+        ("v_QOlSCBRmfWY", "ROOT/v_QOlSCBRmfWY.mkv", Clip),
+        ("xHr8X2Wpmno", "ROOT/xHr8X2Wpmno.webm", Clip),
+        ("photo", "ROOT/photo.jpg", Pictures),
+    ],
+)
+def test_where_the_media_of_a_list_are(
+    tmp_path: Path, name: str, address: str, kind: type[Clip | Pictures]
+) -> None:
+    for there in ("v_QOlSCBRmfWY.mkv", "xHr8X2Wpmno.webm", "photo.jpg"):
+        (tmp_path / there).write_bytes(b"")
+    (tmp_path / "m.jsonl").write_text(json.dumps({"video": name, "caption": "a"}))
+    [document] = documents(open_corpus(corpus("manifest", "m.jsonl"), tmp_path))
+    [part] = document.parts
+    assert isinstance(part, kind)
+    file = part.file if isinstance(part, Clip) else part.files[0]
+    assert isinstance(file, Piece)
+    assert file.address == address.replace("ROOT", str(tmp_path))
+
+
+def test_videos_of_a_pattern_whose_format_is_whatever_there_was(tmp_path: Path) -> None:
+    (tmp_path / "training" / "113").mkdir(parents=True)
+    (tmp_path / "training" / "113" / "xHr8X2Wpmno.mkv").write_bytes(b"")
+    (tmp_path / "y.json").write_text(json.dumps(RELEASED["youcook2"][0]))
+    config = corpus("manifest", "y.json", pattern="training/{recipe_type}/{video}")
+    [document] = documents(open_corpus(config, tmp_path))
+    [part] = document.parts
+    assert isinstance(part, Clip)
+    assert part.file.address == str(tmp_path / "training/113/xHr8X2Wpmno.mkv")
+
+
+@pytest.mark.parametrize("name", ["../a.mp4", "/etc/a.mp4", "memory://v/a.mp4", "file:///a.mp4"])
+def test_a_list_from_afar_names_no_file_of_this_machine(tmp_path: Path, name: str) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    line = json.dumps({"video": name, "caption": "a"}).encode()
+    fsspec.filesystem("memory").pipe("/afar/m.jsonl", line)
+    for root in ("", "videos"):
+        config = corpus("manifest", "memory://afar/m.jsonl", media_root=root)
+        with pytest.raises(SourceError, match="leads out of"):
+            open_corpus(config, tmp_path).document(0, 0)

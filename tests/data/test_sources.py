@@ -300,6 +300,10 @@ def test_a_web_server(tmp_path: Path, prompts: PromptFormat) -> None:
         config = corpus("images", f"{base}/s.tar", batch=1)
         for _, [batch] in zip(range(2), Mixture([config], prompts, workers=1), strict=False):
             assert (batch.keys, batch.bad) == (("a",), ())
+        # A signed address: what it asks of the server is no part of the name, nor a glob.
+        (tmp_path / "m.jsonl").write_text('{"image": "g.webp?s=1", "caption": "green"}')
+        [still] = documents(open_corpus(corpus("manifest", f"{base}/m.jsonl?sig=a/b"), tmp_path))
+        assert shown(still) == ["G"]
         [page] = documents(open_corpus(corpus("interleaved", f"{base}/p.jsonl"), tmp_path))
         assert shown(Document("", page.parts[:2])) == ["a", "G"]
         with pytest.raises(SourceError, match=r"gone\.webp can't be read"):
