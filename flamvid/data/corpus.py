@@ -36,7 +36,8 @@ class CorpusConfig:
     looks at the next image rather than the previous.
     shuffle, lanes: see `Order`. max_bad: samples that may be unreadable before the run ends.
     media_root: folder or address that a manifest's media are in. pattern: how they are called
-    there, with the columns in braces; without a suffix, in whatever format they are. split: which part of an annotation file.
+    there, with the columns in braces; without a suffix, in whatever format. split: which part of an
+    annotation file.
     """
 
     name: str
@@ -110,6 +111,11 @@ def read_corpora(path: Path) -> dict[str, tuple[CorpusConfig, ...]]:
             config.build(CorpusConfig, t, f"{path}: {key} {t.get('name', at)}")
             for at, t in enumerate(tables)
         )
+        names = [corpus.name for corpus in found[split]]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ConfigError(
+                f"{path}: {key} {min(twice)!r} is there twice; give each a name of its own"
+            )
     if not found["train"]:
         raise ConfigError(f"{path} has no [[corpus]] table; a recipe must say what to train on")
     return found

@@ -39,6 +39,7 @@ Encode = Callable[[list[Tensor]], Tensor]
 """Pictures uint8 [3,H,W] to features [T,N,F], one T for each unless it looks over time."""
 
 _BATCH = 32
+_MOST_BAD = 1000  # samples that may be unreadable, as those of a corpus
 
 
 class Thin:
@@ -116,17 +117,22 @@ def cache_name(shard: Path, encoder: str) -> str:
 
 
 def compute_features(
-    shard: Path, out: Path, encode: Encode, over_time: bool = False, most: int | None = None
+    shard: Path,
+    out: Path,
+    encode: Encode,
+    over_time: bool = False,
+    most: int | None = None,
+    wrong: Callable[[SourceError], None] | None = None,
 ) -> None:
     """Encode every picture of a shard into `out`, which appears whole or not at all.
 
     over_time: the encoder takes the pictures of one sample at once; if not, of any in a batch.
-    most: only of so many samples.
+    most: only of so many samples. wrong: told of each that can't be read; see `read_shard`.
     """
     ids, counts, captions = [], [], []
     features: list[Tensor] = []
     waiting: list[Tensor] = []
-    for sample in islice(read_shard(shard), most):
+    for sample in islice(read_shard(shard, wrong), most):
         ids.append(sample.id)
         captions.append(sample.captions)
         if over_time:
@@ -174,13 +180,22 @@ def features_of(
         ready = torch.cat([model.transform(picture[None]) for picture in pictures])
         return model.flamingo.encode(ready)
 
+    bad = 0
+
+    def wrong(error: SourceError) -> None:
+        nonlocal bad
+        bad += 1
+        if bad > _MOST_BAD:
+            raise SourceError(f"more than {_MOST_BAD} samples can't be read; the last: {error}")
+        log(f"left out: {error}")
+
     sets = []
     for shard in shards:
         path = cache / cache_name(shard, encoder)
         if not path.exists():
             log(f"features of {shard} -> {path}")
             over_time = model.flamingo.vision.clip is not None
-            compute_features(shard, path, encode, over_time, most)
+            compute_features(shard, path, encode, over_time, most, wrong)
         sets.append(load_features(path))
     return sum(sets[1:], start=sets[0])
 

@@ -12,8 +12,8 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from flamvid.data.annotations import Entry, captions_of_json, captions_of_text
 from flamvid.data.corpus import CorpusConfig
@@ -31,6 +31,9 @@ _MEDIA = ("video", "video_path", "path", "file", "filepath", "file_name", "image
 _NAMES = ("videoid", "video_id", "videoID", "youtube_id", "id")
 _SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".jpg", ".jpeg", ".png", ".webp")
 _MOST_FIELD = 1 << 24
+_MOST_TEXT = 8 << 30
+
+Row = dict[str, Any]
 
 
 class ManifestShard:
@@ -39,8 +42,11 @@ class ManifestShard:
     def __init__(self, address: str, config: CorpusConfig, base: str) -> None:
         self.config, self.base, self.own = config, base, not is_remote(address)
         wanted = config.split
-        self.entries = [e for e in _entries(address) if not wanted or e.split == wanted]
-        if not self.entries and wanted:
+        entries = _some_good(_entries(address))
+        self.entries = [
+            e for e in entries if not wanted or isinstance(e, SourceError) or e.split == wanted
+        ]
+        if wanted and all(isinstance(e, SourceError) for e in self.entries):
             raise SourceError(f"{shown(address)} has no rows of the split {wanted!r}")
 
     def __len__(self) -> int:
@@ -48,11 +54,12 @@ class ManifestShard:
 
     def name(self, at: int) -> str:
         """A row's name."""
-        return self.entries[at].id
+        entry = self.entries[at]
+        return str(at) if isinstance(entry, SourceError) else entry.id
 
     def document(self, at: int) -> Document:
         """A row; SourceError where it names nothing, or a file outside."""
-        entry = self.entries[at]
+        entry = _good(self.entries[at])
         if not entry.texts:
             raise SourceError(f"{entry.id} has no caption")
         return Document(entry.id, (self._media(entry),), entry.texts)
@@ -89,7 +96,7 @@ class PageShard:
     """The pages of one JSONL or Parquet file, with the images in a folder."""
 
     def __init__(self, address: str, base: str) -> None:
-        self.base, self.pages = base, list(_rows(address))
+        self.base, self.pages = base, _some_good(_rows(address))
 
     def __len__(self) -> int:
         return len(self.pages)
@@ -100,9 +107,10 @@ class PageShard:
 
     def document(self, at: int) -> Document:
         """A page; SourceError where it has neither layout."""
-        if not is_page(self.pages[at]):
+        row = _good(self.pages[at])
+        if not is_page(row):
             raise SourceError(f"row {at} has no text_list, nor texts and images")
-        return page(str(at), self.pages[at], self._find)
+        return page(str(at), row, self._find)
 
     def _find(self, n: int, called: str) -> Unread | None:
         if not called:
@@ -117,37 +125,64 @@ class TextShard:
     """Texts alone: the rows of JSONL or Parquet with `text`, or one file of plain text."""
 
     def __init__(self, address: str) -> None:
-        self.texts: list[str] = []
-        if _suffix(address) in (".txt", ".md"):
-            self.texts.append(Piece(address).read().decode("utf-8", "replace"))
-        else:
-            self.texts += [str(row.get("text") or "") for row in _rows(address)]
+        self.rows: Sequence[Row | SourceError] = (
+            [{"text": _whole(address)}]
+            if _suffix(address) in (".txt", ".md")
+            else _some_good(_rows(address))
+        )
 
     def __len__(self) -> int:
-        return len(self.texts)
+        return len(self.rows)
 
     def name(self, at: int) -> str:
         """A text's line."""
         return str(at)
 
     def document(self, at: int) -> Document:
-        """A text."""
-        return Document(str(at), (self.texts[at],))
+        """A text; SourceError for a row without."""
+        text = _good(self.rows[at]).get("text")
+        if not isinstance(text, str):
+            raise SourceError(f"row {at} has the text {text!r:.60}; must be a text")
+        return Document(str(at), (text,))
 
 
-def _entries(address: str) -> Iterator[Entry]:
+T = TypeVar("T")
+
+
+def _some_good(rows: Iterable[T | SourceError]) -> Sequence[T | SourceError]:
+    """The rows, of which some may be wrong; what is wrong with the first where all of them are."""
+    found = list(rows)
+    for row in found:
+        if not isinstance(row, SourceError):
+            return found
+    for row in found:
+        if isinstance(row, SourceError):
+            raise row
+    return found
+
+
+def _good(row: T | SourceError) -> T:
+    if isinstance(row, SourceError):
+        raise row
+    return row
+
+
+def _entries(address: str) -> Iterator[Entry | SourceError]:
     suffix = _suffix(address)
     if suffix not in (".json", ".txt"):
         for number, row in enumerate(_rows(address), 1):
-            yield _entry(row, f"{shown(address)}, row {number}")
+            try:
+                yield _entry(_good(row), f"{shown(address)}, row {number}")
+            except SourceError as error:
+                yield error
         return
-    data = Piece(address).read().decode("utf-8", "replace")
+    data = _whole(address)
     try:
         if suffix == ".json":
             yield from captions_of_json(json.loads(data))
         else:
             yield from captions_of_text(data.splitlines())
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise SourceError(
             f"{shown(address)} is no annotation file that is known: {error}"
         ) from error
@@ -181,8 +216,11 @@ def _seconds(columns: Mapping[str, str], names: tuple[str, ...], where: str) -> 
         raise SourceError(f"{where}: {names[0]} is {text!r}; must be seconds") from None
 
 
-def _rows(address: str) -> Iterator[dict[str, Any]]:
-    """The rows of a table, whatever its format; SourceError for one that can't be read."""
+def _rows(address: str) -> Iterator[Row | SourceError]:
+    """The rows of a table, whatever its format, or what is wrong with one of them.
+
+    Raises SourceError for a table that can't be read.
+    """
     suffix = _suffix(address)
     if suffix == ".parquet":
         with failing(address), open_file(address) as file:
@@ -205,17 +243,28 @@ def _rows(address: str) -> Iterator[dict[str, Any]]:
             )
 
 
-def _json_lines(lines: io.TextIOWrapper, address: str) -> Iterator[dict[str, Any]]:
+def _json_lines(lines: io.TextIOWrapper, address: str) -> Iterator[Row | SourceError]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
-            raise SourceError(f"{shown(address)}, line {number} is no JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise SourceError(f"{shown(address)}, line {number} is no JSON object")
-        yield row
+        except (ValueError, RecursionError) as error:
+            yield SourceError(f"{shown(address)}, line {number} is no JSON: {error}")
+            continue
+        if isinstance(row, dict):
+            yield row
+        else:
+            yield SourceError(f"{shown(address)}, line {number} is no JSON object")
+
+
+def _whole(address: str) -> str:
+    """A file of text, packed or not."""
+    with failing(address), open_file(address) as file:
+        data = _unpacked(file, address).read(_MOST_TEXT + 1)
+    if len(data) > _MOST_TEXT:
+        raise SourceError(f"{shown(address)} has more than {_MOST_TEXT} bytes; cut it into files")
+    return str(data.decode("utf-8", "replace"))
 
 
 def _unpacked(file: Any, address: str) -> Any:

@@ -112,7 +112,9 @@ def _members(file: Any, address: str) -> Iterator[dict[str, Any]]:
     """Where each member lies, for WebDataset to group; the end of the file ends a group."""
     with tarfile.open(fileobj=file, mode="r:") as tar:
         for member in tar:
-            hidden = PurePosixPath(member.name).name.startswith(("._", "__"))
+            # What describes a shard is called `__so__`, as in WebDataset; `._so` are a Mac's.
+            name = PurePosixPath(member.name).name
+            hidden = name.startswith("._") or (name.startswith("__") and name.endswith("__"))
             if member.isreg() and not member.issparse() and not hidden:
                 piece = Piece(address, member.name, member.offset_data, member.size)
                 yield {"fname": member.name, "data": piece, "__url__": address}
@@ -139,7 +141,7 @@ def _json(group: Group) -> dict[str, Any]:
         return {}
     try:
         table = json.loads(_small(group["json"]))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SourceError(f"{group['json']} is no JSON ({error})") from error
     if not isinstance(table, dict):
         raise SourceError(f"{group['json']} is no JSON object")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from flamvid.data.annotations import Entry
 from flamvid.data.files import Piece
 from flamvid.data.media import Clip, Pictures
 from flamvid.data.sources import open_corpus
@@ -120,6 +122,75 @@ def test_annotation_files_as_released(tmp_path: Path, name: str) -> None:
     samples = open_corpus(corpus("manifest", "a.json", split=split), tmp_path)
     entries = samples._shard(0).entries  # type: ignore[attr-defined]
     assert [(e.video, e.texts, e.start, e.end) for e in entries] == wanted
+
+
+BAD: dict[str, tuple[str, list[Any]]] = {
+    "list.jsonl": ("manifest", [{"video": "a.mp4", "caption": "a"}, [1], {"caption": "b"},
+                                {"video": "c.mp4", "caption": "c", "start": "soon"},
+                                {"video": "d.mp4", "caption": 4}]),
+    "pages.jsonl": ("interleaved", [{"texts": ["a"], "images": [None]}, 7, {"texts": "ab"},
+                                    {"texts": ["a", {}], "images": [None, None]},
+                                    {"text_list": "a", "image_info": []}]),
+    "texts.jsonl": ("text", [{"text": "a"}, None, {"text": {}}, {"text": ["a"]}, {}]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_one_bad_row_is_a_bad_sample_of_a_good_list(tmp_path: Path, name: str) -> None:
+    kind, rows = BAD[name]
+    lines = [json.dumps(row) for row in rows] + ['{"video": ']
+    (tmp_path / name).write_text("\n".join(lines))
+    samples = open_corpus(corpus(kind, name), tmp_path)
+    assert samples.counts == (6,)
+    samples.document(0, 0)
+    for at in range(1, 6):
+        assert name in samples.name(0, at)
+        with pytest.raises(SourceError):
+            samples.document(0, at)
+
+
+def _spoilt(table: Any) -> Any:
+    """The same with a second row of another type in each list of rows, or table of them."""
+    if isinstance(table, list):
+        return [*table, 7]
+    if "database" in table:
+        return {"database": {**table["database"], "x": 7}}
+    if "videos" in table or "images" in table:
+        return {k: [*v, 7] if isinstance(v, list) else v for k, v in table.items()}
+    return {**table, "x": 7}
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_one_bad_row_of_an_annotation_file_is_a_bad_sample(tmp_path: Path, name: str) -> None:
+    table, wanted = RELEASED[name]
+    (tmp_path / "a.json").write_text(json.dumps(_spoilt(table)))
+    split = {"youcook2": "training", "msrvtt": "train", "karpathy": "train"}.get(name, "")
+    samples = open_corpus(corpus("manifest", "a.json", split=split), tmp_path)
+    entries = samples._shard(0).entries  # type: ignore[attr-defined]
+    assert [e.texts for e in entries if isinstance(e, Entry)] == [w[1] for w in wanted]
+    bad = len(entries) - len(wanted)
+    assert bad == (2 if name in ("msrvtt", "coco") else 1)
+    for at in range(len(wanted), len(entries)):
+        with pytest.raises(SourceError, match="can't be read"):
+            samples.document(0, at)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "kind", "texts"),
+    [
+        ("a.json.gz", json.dumps(RELEASED["vatex"][0]), "manifest", ("a man", "one")),
+        ("a.txt.gz", "1.jpg#0\tA child .\n", "manifest", ("A child .",)),
+        ("t.txt.gz", "a text", "text", ()),
+        ("t.jsonl.gz", '{"text": "a text"}', "text", ()),
+    ],
+)
+def test_packed_lists(
+    tmp_path: Path, name: str, data: str, kind: str, texts: tuple[str, ...]
+) -> None:
+    (tmp_path / name).write_bytes(gzip.compress(data.encode()))
+    [document] = documents(open_corpus(corpus(kind, name), tmp_path))
+    assert document.texts == texts
+    assert kind != "text" or document.parts == ("a text",)
 
 
 @pytest.mark.parametrize(

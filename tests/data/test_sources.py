@@ -51,6 +51,14 @@ def test_the_captions_of_img2dataset(tmp_path: Path) -> None:
     assert (document.texts, shown(document)) == (("a red wall",), ["R"])
 
 
+def test_names_that_begin_with_two_lines_are_samples(tmp_path: Path) -> None:
+    """As YouTube's ids may; WebDataset keeps `__so__` for what describes a shard."""
+    members = [("__aQ3xUZmZI.webp", RED), ("__aQ3xUZmZI.txt", b"red"), ("__index__", b"{}")]
+    write_tar(tmp_path / "s.tar", members)
+    [document] = documents(open_corpus(corpus("images", "s.tar"), tmp_path))
+    assert document.id == "__aQ3xUZmZI"
+
+
 def test_frames_in_natural_order_evenly_thinned(tmp_path: Path) -> None:
     frames = [(f"a.f{n}.webp", encode(picture((n * 10, 0, 0)))) for n in range(20)]
     write_tar(tmp_path / "f.tar", [*frames[::-1], ("a.txt", b"red")])
