@@ -26,8 +26,8 @@ class CorpusConfig:
     corpus's annotation file; "features" cached features; "store" a feature store.
     sources: globs, relative to the recipe's root, or addresses (http, https, s3, ...).
     weight: lambda of its loss. batch: samples of an update, of all processes together.
-    max_tokens: 0 is the paper's: 256 of a document, 64 of an image's pair, 32 of a video's and of features,
-    2048 of text. media: images of a document that are kept, the first so many of its window.
+    max_tokens: 0 is the paper's: 256 of a document, 64 of an image's pair, 32 of a video's and of
+    features, 2048 of text. media: images of a document that are kept, the first of its window.
     frames, fps: of a clip, from a random place in it. size: pixels of a side. resize: "pad" keeps
     the aspect and fills with the mean colour `fill`; "squash" and "crop" do not.
     flip, jitter: chance of a mirrored clip; strength of changes to its brightness, contrast,
