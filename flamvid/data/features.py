@@ -43,15 +43,21 @@ _MOST_BAD = 1000  # samples that may be unreadable, as those of a corpus
 
 
 class Thin:
-    """Leaves frames and patches out of what a model is trained on, or it learns them by heart."""
+    """Leaves frames and patches out of what a model is trained on, or it learns them by heart.
 
-    def __init__(self, patch_dropout: float, rng: random.Random) -> None:
-        self.patch_dropout, self.rng = patch_dropout, rng
+    rng: for what a batch has in common; rngs: one for each sample.
+    """
 
-    def frames(self, count: int) -> list[int]:
-        """At least half of `count` frames, in order."""
-        kept = self.rng.randint((count + 1) // 2, count)
-        return sorted(self.rng.sample(range(count), kept))
+    def __init__(
+        self, patch_dropout: float, rng: random.Random, rngs: Sequence[random.Random]
+    ) -> None:
+        self.patch_dropout, self.rng, self.rngs = patch_dropout, rng, rngs
+
+    def frames(self, sample: int, count: int) -> list[int]:
+        """At least half of a sample's `count` frames, in order."""
+        rng = self.rngs[sample]
+        kept = rng.randint((count + 1) // 2, count)
+        return sorted(rng.sample(range(count), kept))
 
     def patches(self, count: int) -> list[int]:
         """All but a share of `count` patches, in order."""
@@ -76,7 +82,7 @@ class FeatureSet:
 
         thin: leave some frames and patches out, at random.
         """
-        chosen = [self._frames(row, thin) for row in rows]
+        chosen = [self._frames(row, at, thin) for at, row in enumerate(rows)]
         counts = torch.tensor([len(frames) for _, frames in chosen])
         N, width = self.shards[0].shape[1:]
         patches = thin.patches(N) if thin else range(N)
@@ -86,10 +92,10 @@ class FeatureSet:
             out[row, : len(frames)] = features_TNF[:, list(patches)] if thin else features_TNF
         return out, counts
 
-    def _frames(self, row: int, thin: Thin | None) -> tuple[int, list[int]]:
-        """A sample's shard, and which frames of it to take."""
+    def _frames(self, row: int, at: int, thin: Thin | None) -> tuple[int, list[int]]:
+        """The shard of a batch's sample number `at`, and which frames of it to take."""
         shard, first, count = self.places[row]
-        frames = thin.frames(count) if thin else range(count)
+        frames = thin.frames(at, count) if thin else range(count)
         return shard, [first + frame for frame in frames]
 
     def plain(self) -> FeatureSet:

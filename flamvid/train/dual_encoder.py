@@ -96,15 +96,16 @@ class PicturePairs:
     def __len__(self) -> int:
         return len(self.samples)
 
-    def batch(self, rows: Sequence[int], rng: random.Random) -> tuple[Tensor, ...]:
+    def batch(self, rows: Sequence[int], rngs: Sequence[random.Random]) -> tuple[Tensor, ...]:
         """Pictures [X,3,H,W], how many each sample has [B], token ids and which are real [B,S]."""
         chosen = [self.samples[row] for row in rows]
         pictures = []
-        for sample in chosen:
+        for sample, rng in zip(chosen, rngs, strict=True):
             flip = rng.random() < 0.5
             for picture in sample.pictures:
                 pictures.append(self.transform(picture[None].flip(-1) if flip else picture[None]))
-        texts = [self.encode(f" {rng.choice(s.captions)}")[: self.tokens] for s in chosen]
+        said = [rng.choice(s.captions) for s, rng in zip(chosen, rngs, strict=True)]
+        texts = [self.encode(f" {text}")[: self.tokens] for text in said]
         ids_BS = torch.zeros(len(rows), max(map(len, texts)), dtype=torch.long)
         real_BS = torch.zeros_like(ids_BS)
         for row, text in enumerate(texts):
