@@ -23,6 +23,7 @@ from flamvid.video.address import shown
 __all__ = ["Held", "Piece", "expand", "failing", "is_remote", "joined", "open_file", "suffix_of"]
 
 _MOST_BYTES = 8 << 30  # of one member: a header of a few bytes can claim anything
+_MOST_PICTURE = 256 << 20  # the web may answer without an end
 _BLOCK = 1 << 20
 _REQUEST = 64 << 20
 
@@ -136,10 +137,10 @@ class Piece:
     def __str__(self) -> str:
         return f"{shown(self.address)}{f'#{self.member}' if self.member else ''}"
 
-    def read(self) -> bytes:
-        """All its bytes; SourceError where they can't be had."""
-        if (self.size or 0) > _MOST_BYTES:
-            raise SourceError(f"{self} has {self.size} bytes; at most {_MOST_BYTES} are read")
+    def read(self, most: int = _MOST_BYTES) -> bytes:
+        """All its bytes; SourceError where they can't be had, or are too many."""
+        if (self.size or 0) > most:
+            raise SourceError(f"{self} has {self.size} bytes; at most {most} are read")
         with failing(self.address):
             if is_remote(self.address) and self.size is not None:  # one request rather than three
                 system, path = fsspec.url_to_fs(self.address)
@@ -149,14 +150,16 @@ class Piece:
             else:
                 with open_file(self.address) as file:
                     file.seek(self.start)
-                    data = file.read(_MOST_BYTES if self.size is None else self.size)
+                    data = file.read(most + 1 if self.size is None else self.size)
+        if len(data) > most:
+            raise SourceError(f"{self} has more than {most} bytes, which are not read")
         if self.size is not None and len(data) < self.size:
             raise SourceError(f"{self} is cut short; copy the file again")
         return data
 
     def open(self, mode: Literal["rb"] = "rb", /) -> BinaryIO:
-        """Its bytes as a file in memory."""
-        return io.BytesIO(self.read())
+        """The bytes of a picture as a file in memory."""
+        return io.BytesIO(self.read(_MOST_PICTURE))
 
     @contextlib.contextmanager
     def as_file(self) -> Iterator[str]:

@@ -20,6 +20,7 @@ from flamvid.data.corpus import CorpusConfig
 from flamvid.data.files import Piece, failing, is_remote, joined, open_file, suffix_of
 from flamvid.data.interleaved import is_page, page
 from flamvid.data.media import Clip, Pictures
+from flamvid.data.parquet import ParquetRows
 from flamvid.data.samples import Document, Unread, sound
 from flamvid.data.tar import PICTURES, VIDEOS, texts_of
 from flamvid.errors import SourceError
@@ -33,7 +34,10 @@ _SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".jpg", ".jpeg", ".png", "
 _MOST_FIELD = 1 << 24
 _MOST_TEXT = 8 << 30
 
+_PAGE = ("text_list", "image_info", "texts", "images")
+
 Row = dict[str, Any]
+Rows = Sequence[Row | SourceError] | ParquetRows
 
 
 class ManifestShard:
@@ -96,7 +100,7 @@ class PageShard:
     """The pages of one JSONL or Parquet file, with the images in a folder."""
 
     def __init__(self, address: str, base: str) -> None:
-        self.base, self.pages = base, _some_good(_rows(address))
+        self.base, self.pages = base, _some_rows(address, _PAGE)
 
     def __len__(self) -> int:
         return len(self.pages)
@@ -125,11 +129,8 @@ class TextShard:
     """Texts alone: the rows of JSONL or Parquet with `text`, or one file of plain text."""
 
     def __init__(self, address: str) -> None:
-        self.rows: Sequence[Row | SourceError] = (
-            [{"text": _whole(address)}]
-            if _suffix(address) in (".txt", ".md")
-            else _some_good(_rows(address))
-        )
+        plain = _suffix(address) in (".txt", ".md")
+        self.rows: Rows = [{"text": _whole(address)}] if plain else _some_rows(address, ("text",))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -159,6 +160,13 @@ def _some_good(rows: Iterable[T | SourceError]) -> Sequence[T | SourceError]:
         if isinstance(row, SourceError):
             raise row
     return found
+
+
+def _some_rows(address: str, columns: tuple[str, ...]) -> Rows:
+    """The rows of a table, of which a Parquet file's are read when they are wanted."""
+    if _suffix(address) == ".parquet":
+        return ParquetRows(address, columns)
+    return _some_good(_rows(address))
 
 
 def _good(row: T | SourceError) -> T:
@@ -264,7 +272,7 @@ def _whole(address: str) -> str:
         data = _unpacked(file, address).read(_MOST_TEXT + 1)
     if len(data) > _MOST_TEXT:
         raise SourceError(f"{shown(address)} has more than {_MOST_TEXT} bytes; cut it into files")
-    return str(data.decode("utf-8", "replace"))
+    return str(data.decode("utf-8-sig", "replace"))
 
 
 def _unpacked(file: Any, address: str) -> Any:

@@ -7,6 +7,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def pack(
     count: told at the end how many samples there are, and how many images of pages are missing.
     """
     unpacked(config, out)
-    samples = open_corpus(config, root)
+    samples = open_corpus(replace(config, lanes=1, shuffle=1), root)  # read one after the other
     out.mkdir(parents=True, exist_ok=True)
     bad: list[Bad] = []
     counts: Counter[str] = Counter()

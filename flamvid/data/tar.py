@@ -149,7 +149,7 @@ def _json(group: Group) -> dict[str, Any]:
 
 
 def _text(group: Group) -> str:
-    return _small(group["txt"]).decode("utf-8", "replace") if "txt" in group else ""
+    return _small(group["txt"]).decode("utf-8-sig", "replace") if "txt" in group else ""
 
 
 def _small(piece: Piece) -> bytes:

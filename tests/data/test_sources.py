@@ -151,6 +151,39 @@ def test_obelics_as_parquet(tmp_path: Path) -> None:
     assert [shown(document) for document in found] == [["R", " One.\n\nTwo.", "B", " Three."]] * 3
 
 
+def test_pages_of_parquet_are_counted_without_reading_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OBELICS has 377 GB of them."""
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = OBELICS | {"images": [None] * 6}
+    parquet.write_table(pyarrow.Table.from_pylist([table] * 3), tmp_path / "train-0.parquet")
+    read: list[list[str]] = []
+    real = parquet.ParquetFile.read
+
+    def noting(self: object, columns: list[str], **more: object) -> object:
+        read.append(columns)
+        return real(self, columns, **more)
+
+    monkeypatch.setattr(parquet.ParquetFile, "read", noting)
+    samples = open_corpus(corpus("interleaved", "*.parquet"), tmp_path)
+    assert (samples.counts, read) == ((3,), [])
+    assert [shown(d) for d in documents(samples)] == [["One.\n\nTwo.\n\nThree."]] * 3
+    assert [sorted(columns) for columns in read] == [["images", "texts"]]
+
+
+def test_an_answer_without_an_end_is_no_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flamvid.data.files._MOST_PICTURE", 1000)
+    (tmp_path / "big.webp").write_bytes(RED + bytes(1000))
+    (tmp_path / "m.csv").write_text("image,caption\nbig.webp,a\n")
+    [document] = documents(open_corpus(corpus("manifest", "m.csv"), tmp_path))
+    with pytest.raises(SourceError, match=r"big\.webp has more than 1000 bytes"):
+        shown(document)
+
+
 def test_plain_texts(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\n\n{"text": "two"}\n')
     (tmp_path / "b.txt").write_text("three\n\nfour")
