@@ -49,7 +49,7 @@ class Samples:
         files: Sequence[str],
         how: str,
         near: int,
-        lanes: int,
+        lanes: int = 8,
     ) -> None:
         self._open_shard, self.files = open_shard, tuple(files)
         self._shards: OrderedDict[int, Shard] = OrderedDict()

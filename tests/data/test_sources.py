@@ -140,6 +140,37 @@ def test_obelics_in_a_shard(tmp_path: Path) -> None:
     assert shown(document) == ["R", " One.\n\nTwo.", "G", "B", " Three."]
 
 
+def test_an_address_that_is_called_as_another_image_s_number(tmp_path: Path) -> None:
+    """In the order of the page: the number is ours, the address's name is a site's own."""
+    addresses = ["http://x/1.webp?w=9", "http://y/2.webp", "http://z/0.webp"]
+    table = {"texts": [None, "a", None, None], "images": [addresses[0], None, *addresses[1:]]}
+    images = [("p.0.webp", RED), ("p.1.webp", GREEN), ("p.2.webp", BLUE)]
+    named = [("q.one.webp", RED), ("q.two.webp", GREEN), ("q.three.webp", BLUE)]
+    other = json.dumps(table)
+    for number, name in (("1", "one"), ("2", "two"), ("0", "three")):
+        other = other.replace(f"{number}.webp", f"{name}.webp")
+    members = [*images, ("p.json", json.dumps(table).encode()), *named, ("q.json", other.encode())]
+    write_tar(tmp_path / "p.tar", members)
+    found = documents(open_corpus(corpus("interleaved", "p.tar"), tmp_path))
+    assert [shown(document) for document in found] == [["R", " a", "G", "B"]] * 2
+
+
+def test_a_mask_beside_a_picture_is_none(tmp_path: Path) -> None:
+    members = [("a.seg.png", BLUE), ("a.webp", RED), ("a.txt", b"red")]
+    write_tar(tmp_path / "s.tar", members)
+    [document] = documents(open_corpus(corpus("images", "s.tar"), tmp_path))
+    assert shown(document) == ["R"]
+
+
+def test_a_damaged_video_of_a_shard_is_named_rather_than_a_copy_of_it(tmp_path: Path) -> None:
+    write_tar(tmp_path / "s.tar", [("a.mp4", b"no video"), ("a.txt", b"a")])
+    [document] = documents(open_corpus(corpus("videos", "s.tar"), tmp_path))
+    [part] = document.parts
+    assert callable(part)
+    with pytest.raises(SourceError, match=r"/s\.tar#a\.mp4 is no video"):
+        part(LOOK)
+
+
 def test_obelics_as_parquet(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
