@@ -92,8 +92,8 @@ def verify(recipe: Recipe, data: Root = None, corpus: Corpus = None) -> int:
     corpora, root = _read(recipe, data, corpus)
     from flamvid.data.verify import verify as problems_of
 
-    def count(split: str, config: CorpusConfig, good: int) -> None:
-        say(f"flamvid: {split} {config.name}: {good} samples are good")
+    def count(split: str, config: CorpusConfig, good: int, missing: int) -> None:
+        say(f"flamvid: {split} {config.name}: {good} samples are good{_gone(missing)}")
 
     found = 0
     for problem in problems_of(corpora, root, count):
@@ -118,20 +118,31 @@ def pack(
 ) -> int:
     """Write the corpora of a recipe as tar shards, FOLDER/SPLIT/NAME-00000.tar and so on.
 
-    The paths are printed. Samples that can't be read are named and left out.
+    The paths are printed. Samples that can't be read are named and left out. Shards that are there
+    already are not written over.
     """
     corpora, root = _read(recipe, data, corpus)
     from flamvid.data.pack import pack as shards_of
+    from flamvid.data.pack import unpacked
 
+    for split, configs in corpora.items():
+        for config in configs:
+            unpacked(config, output / split)
     failed = False
     for split, configs in corpora.items():
         for config in configs:
+            label = f"{split} {config.name}"
+
+            def count(packed: int, missing: int, label: str = label) -> None:
+                say(f"flamvid: {label}: {packed} samples are packed{_gone(missing)}")
+
             try:
-                for made in shards_of(config, root, output / split, per_shard, videos):
+                made_of = shards_of(config, root, output / split, per_shard, videos, count)
+                for made in made_of:
                     if isinstance(made, Path):
                         typer.echo(str(made))
                     else:
-                        report(one_line(f"{split} {config.name}: {made.id}: {made.reason}"))
+                        report(one_line(f"{label}: {made.id}: {made.reason}"))
                         failed = True
             except OSError as error:
                 said = error.strerror or error
@@ -157,6 +168,10 @@ def _read(
             raise InputError(f"--corpus is {corpus!r}; {recipe} has {', '.join(sorted(names))}")
         corpora = {s: tuple(c for c in cs if c.name == corpus) for s, cs in corpora.items()}
     return corpora, data or recipe.parent
+
+
+def _gone(missing: int) -> str:
+    return f"; {missing} images of pages are missing" if missing else ""
 
 
 def _shown(document: Any, config: CorpusConfig) -> dict[str, Any]:

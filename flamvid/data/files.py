@@ -20,10 +20,11 @@ import fsspec
 from flamvid.errors import ConfigError, SourceError
 from flamvid.video.address import shown
 
-__all__ = ["Held", "Piece", "expand", "failing", "is_remote", "joined", "open_file"]
+__all__ = ["Held", "Piece", "expand", "failing", "is_remote", "joined", "open_file", "suffix_of"]
 
 _MOST_BYTES = 8 << 30  # of one member: a header of a few bytes can claim anything
 _BLOCK = 1 << 20
+_REQUEST = 64 << 20
 
 
 def is_remote(address: str) -> bool:
@@ -57,7 +58,8 @@ def _local(path: Path) -> list[str]:
 def _remote(address: str, where: str) -> list[str]:
     with failing(address, where):
         system, path = fsspec.url_to_fs(address)
-        if not any(c in path for c in "*?["):
+        # A web address may ask its server for something, and has brackets around some hosts.
+        if not any(c in path for c in ("*" if address.lower().startswith("http") else "*?[")):
             return [address] if system.exists(path) else []
         return sorted(system.unstrip_protocol(name) for name in system.glob(path))
     return []
@@ -86,6 +88,12 @@ def open_file(address: str) -> BinaryIO:
     if not is_remote(address):
         return open(address, "rb")
     return cast(BinaryIO, fsspec.open(address, "rb").open())
+
+
+def suffix_of(address: str) -> str:
+    """How a file's name ends, in small letters; what an address asks of its server is no name."""
+    path = address.partition("?")[0].partition("#")[0] if is_remote(address) else address
+    return PurePosixPath(path).suffix.lower()
 
 
 def joined(base: str, name: str) -> str:
@@ -136,6 +144,8 @@ class Piece:
             if is_remote(self.address) and self.size is not None:  # one request rather than three
                 system, path = fsspec.url_to_fs(self.address)
                 data = cast(bytes, system.cat_file(path, self.start, self.start + self.size))
+                if len(data) > self.size:  # a web server without ranges answers with everything
+                    data = data[self.start : self.start + self.size]
             else:
                 with open_file(self.address) as file:
                     file.seek(self.start)
@@ -155,7 +165,7 @@ class Piece:
         if whole and (not is_remote(self.address) or self.address.startswith("http")):
             yield self.address
             return
-        suffix = PurePosixPath(self.member or self.address).suffix
+        suffix = PurePosixPath(self.member).suffix or suffix_of(self.address)
         with tempfile.NamedTemporaryFile(suffix=suffix) as copy:
             self._copy(copy)
             yield copy.name
@@ -164,6 +174,12 @@ class Piece:
         left = _MOST_BYTES if self.size is None else self.size
         if left > _MOST_BYTES:
             raise SourceError(f"{self} has {left} bytes; at most {_MOST_BYTES} are read")
+        if is_remote(self.address) and self.size is not None:
+            for at in range(0, left, _REQUEST):
+                part = Piece(self.address, self.member, self.start + at, min(_REQUEST, left - at))
+                to.write(part.read())
+            to.flush()
+            return
         with failing(self.address), open_file(self.address) as file:
             file.seek(self.start)
             while left and (block := file.read(min(left, _BLOCK))):

@@ -13,10 +13,10 @@ from flamvid.data.counts import counted
 from flamvid.data.features import FeatureShard
 from flamvid.data.files import expand, is_remote
 from flamvid.data.manifest import ManifestShard, PageShard, TextShard
-from flamvid.data.samples import Document
+from flamvid.data.samples import Document, sound
 from flamvid.data.stored import StoreShard
 from flamvid.data.tar import TarShard
-from flamvid.errors import ConfigError
+from flamvid.errors import ConfigError, FlamvidError, SourceError
 from flamvid.video.address import shown
 
 __all__ = ["Samples", "Shard", "files_of", "open_corpus", "open_shard"]
@@ -55,12 +55,22 @@ class Samples:
         self._kept = 16 + near * len(files) // max(self.total, 1)
 
     def document(self, shard: int, at: int) -> Document:
-        """A sample of a shard, its media not yet read."""
-        return self._shard(shard).document(at)
+        """A sample of a shard, its media not yet read; SourceError where it is gone."""
+        found = self._shard(shard)
+        if at >= len(found):
+            raise SourceError(
+                f"{shown(self.files[shard])} has {len(found)} samples, no longer "
+                f"{self.counts[shard]}; it was changed"
+            )
+        return found.document(at)
 
     def name(self, shard: int, at: int) -> str:
         """What to call a sample in a message."""
-        return f"{self.files[shard]}#{self._shard(shard).name(at)}"
+        try:
+            name = self._shard(shard).name(at)
+        except (FlamvidError, IndexError):  # the shard itself is gone, or was changed
+            name = str(at)
+        return sound(f"{self.files[shard]}#{name}")
 
     def _shard(self, at: int) -> Shard:
         if at not in self._shards:
@@ -80,7 +90,7 @@ def open_corpus(config: CorpusConfig, root: Path) -> Samples:
     """A corpus's samples; ConfigError for a missing source, SourceError for a damaged one."""
     files = files_of(config, root)
     near = 2 * config.lanes * config.shuffle  # twice: a window ends inside a shard
-    how = f"{config.kind} {config.split}"
+    how = f"{config.kind} {config.split} 2"  # 2: bad rows of lists are counted, too
     samples = Samples(partial(open_shard, config, root), files, how, near)
     if not samples.total:
         raise ConfigError(f"corpus {config.name}: {shown(files[0])} holds no samples")
@@ -95,7 +105,8 @@ def open_shard(config: CorpusConfig, root: Path, address: str) -> Shard:
         return StoreShard(address)
     if address.partition("?")[0].endswith(".tar"):
         return TarShard(address, config)
-    base = config.media_root or address.rpartition("/")[0]
+    path = address.partition("?")[0] if is_remote(address) else address
+    base = config.media_root or path.rpartition("/")[0]
     if config.media_root and not is_remote(base):
         base = str(root / base)
     if config.kind == "text":

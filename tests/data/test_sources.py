@@ -51,6 +51,14 @@ def test_the_captions_of_img2dataset(tmp_path: Path) -> None:
     assert (document.texts, shown(document)) == (("a red wall",), ["R"])
 
 
+def test_names_that_begin_with_two_lines_are_samples(tmp_path: Path) -> None:
+    """As YouTube's ids may; WebDataset keeps `__so__` for what describes a shard."""
+    members = [("__aQ3xUZmZI.webp", RED), ("__aQ3xUZmZI.txt", b"red"), ("__index__", b"{}")]
+    write_tar(tmp_path / "s.tar", members)
+    [document] = documents(open_corpus(corpus("images", "s.tar"), tmp_path))
+    assert document.id == "__aQ3xUZmZI"
+
+
 def test_frames_in_natural_order_evenly_thinned(tmp_path: Path) -> None:
     frames = [(f"a.f{n}.webp", encode(picture((n * 10, 0, 0)))) for n in range(20)]
     write_tar(tmp_path / "f.tar", [*frames[::-1], ("a.txt", b"red")])
@@ -300,12 +308,43 @@ def test_a_web_server(tmp_path: Path, prompts: PromptFormat) -> None:
         config = corpus("images", f"{base}/s.tar", batch=1)
         for _, [batch] in zip(range(2), Mixture([config], prompts, workers=1), strict=False):
             assert (batch.keys, batch.bad) == (("a",), ())
+        # A signed address: what it asks of the server is no part of the name, nor a glob.
+        (tmp_path / "m.jsonl").write_text('{"image": "g.webp?s=1", "caption": "green"}')
+        [still] = documents(open_corpus(corpus("manifest", f"{base}/m.jsonl?sig=a/b"), tmp_path))
+        assert shown(still) == ["G"]
         [page] = documents(open_corpus(corpus("interleaved", f"{base}/p.jsonl"), tmp_path))
         assert shown(Document("", page.parts[:2])) == ["a", "G"]
         with pytest.raises(SourceError, match=r"gone\.webp can't be read"):
             shown(page)
         with pytest.raises(ConfigError, match="no file matches"):
             open_corpus(corpus("images", f"{base}/t.tar"), tmp_path)
+        server.shutdown()
+
+
+def test_a_web_server_that_knows_no_ranges(tmp_path: Path, clip: Path) -> None:
+    """It answers with the whole shard, whichever part of it was asked for."""
+    pytest.importorskip("aiohttp")
+    members = [("a.webp", RED), ("a.txt", b"red"), ("b.webp", BLUE), ("b.txt", b"blue")]
+    write_tar(tmp_path / "s.tar", members)
+    write_tar(tmp_path / "v.tar", [("a.txt", b"grey"), ("a.mp4", clip.read_bytes())])
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    handler = partial(Quiet, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        base = f"http://127.0.0.1:{server.server_port}"
+        found = documents(open_corpus(corpus("images", f"{base}/s.tar"), tmp_path))
+        assert [(d.texts, shown(d)) for d in found] == [(("red",), ["R"]), (("blue",), ["B"])]
+        [video] = documents(open_corpus(corpus("videos", f"{base}/v.tar"), tmp_path))
+        [part] = video.parts
+        assert callable(part)
+        assert seconds(part(LOOK)) == [2, 3, 4, 5, 6, 7, 8, 9]
+        write_tar(tmp_path / "big.tar", [("a.bin", bytes(8 << 20)), ("b.txt", b"red")])
+        with pytest.raises(SourceError, match="gives no parts of files"):
+            open_corpus(corpus("text", f"{base}/big.tar"), tmp_path)
         server.shutdown()
 
 
