@@ -185,7 +185,7 @@ class Captioner:
         prompts = self.model.prompts
         view = View(frames=frames, fps=fps, start=start, end=end, timeout=decode_timeout)
         ids = prompts.question(question)
-        rows = [[*prompts.encode_text(f" {option.strip()}"), prompts.end_id] for option in options]
+        rows = [prompts.answer(question, option) for option in options]
         seen = next(self._look(source, view))
         scores = Prompt(self.model, [seen.latents], ids).score(rows)
         return [sum(score) for score in scores]
