@@ -37,3 +37,11 @@ def test_every_preset_builds_without_memory(name: str) -> None:
     assert config.format in FORMATS
     model = skeleton(config)
     assert {p.device for p in model.parameters()} == {torch.device("meta")}
+
+
+@pytest.mark.parametrize("name", ["otter-image", "otter-video"])
+def test_otter_sees_pictures_as_in_its_training(name: str) -> None:
+    """Luodian/Otter, pipeline/mimicit_utils/mimicit_dataset.py: RandomResize([(224, 224)])."""
+    look = read_model_config(name).vision
+    assert (look.size, look.resize, look.interpolation) == (224, "squash", "bicubic")
+    assert (look.mean, look.std) == ((0.481, 0.458, 0.408), (0.269, 0.261, 0.276))
