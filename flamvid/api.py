@@ -37,7 +37,8 @@ def load(
 ) -> Captioner:
     """A captioner for a model by name; on a GPU where there is one, else on the CPU.
 
-    model: a preset, the path of a model's .toml, or a folder or hub repository with a saved model.
+    model: a preset, the path of a model's .toml, or a folder or hub repository with a model, saved
+    by flamvid or as OpenFlamingo's, Otter's or IDEFICS' authors left it.
     dtype: float32, bfloat16, float16, or int8, which stores weights in 8 bits; the model's own if
     None.
     device_map: "auto" lays a model that exceeds one device over all there are.

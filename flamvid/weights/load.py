@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from flamvid.errors import ConfigError, InputError, WeightsError
-from flamvid.models.build import ModelConfig, read_model_config
+from flamvid.models.build import ModelConfig
 from flamvid.models.flamingo import Flamingo
 from flamvid.models.frozen import CPU
 from flamvid.models.labels import Labels
@@ -22,11 +21,11 @@ from flamvid.models.vision import TimmEncoder
 from flamvid.text.prompt import PromptFormat
 from flamvid.text.tokenizer import FastTokenizer
 from flamvid.video.transform import FrameTransform
-from flamvid.weights import hub
 from flamvid.weights.adapter import load_adapter
 from flamvid.weights.formats import build
 from flamvid.weights.pictures import as_its_authors
 from flamvid.weights.placement import quantise, spread
+from flamvid.weights.source import source_config
 
 __all__ = ["LoadedModel", "load_config", "load_model", "torch_dtype"]
 
@@ -72,11 +71,12 @@ def load_model(
 ) -> LoadedModel:
     """Load a model; `trained=False` leaves the new parts as initialised, for training.
 
-    name: a preset, a model's TOML, or a folder or hub repository with a saved model. dtype: the
-    model's own for the device if None; int8 stores what is computed in another. device_map: "auto"
-    lays a language model that no device holds over all of them, instead of `device`.
+    name: a preset, a model's TOML, or a folder or hub repository with a model, saved by us or as
+    OpenFlamingo's, Otter's or IDEFICS' authors left it. dtype: the model's own for the device if
+    None; int8 stores what is computed in another. device_map: "auto" lays a language model that no
+    device holds over all of them, instead of `device`.
     """
-    return load_config(read_model_config(_local(name)), device, dtype, trained, device_map)
+    return load_config(source_config(name), device, dtype, trained, device_map)
 
 
 def load_config(
@@ -216,13 +216,6 @@ def _prompts(tokenizer: Any, config: ModelConfig) -> PromptFormat:
         raise ConfigError(f"model {config.name} names no media or no end token; it needs both")
     layouts = config.prompt.caption, config.prompt.question
     return PromptFormat(tokenizer, bos, media, end, around, *layouts)
-
-
-def _local(name: str) -> str:
-    """A saved model's folder, fetched if the name is of a hub repository."""
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists():
-        return str(hub.resolve(name))
-    return name
 
 
 def _computed(device: torch.device) -> torch.dtype:
