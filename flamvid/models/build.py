@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ __all__ = [
     "ModelConfig",
     "PromptConfig",
     "TokenConfig",
+    "about",
     "assemble",
     "preset_names",
     "read_model_config",
@@ -154,6 +155,20 @@ def model_config(table: Mapping[str, Any], name: str, folder: str) -> ModelConfi
     if plain.get("contrastive"):
         plain["contrastive"] = str(Path(folder) / plain["contrastive"])
     return config.build(ModelConfig, {"name": name, **plain, **built}, name)
+
+
+def about(model: ModelConfig) -> dict[str, Any]:
+    """What a saved model says of itself beside its sizes."""
+    return {
+        "name": model.name,
+        "lm": model.lm,
+        "licence": model.licence,
+        "frames": model.frames,
+        "cpu_dtype": model.cpu_dtype,
+        "tokens": asdict(model.tokens),
+        "prompt": asdict(model.prompt),
+        "vision": asdict(model.vision),
+    }
 
 
 def skeleton(model: ModelConfig) -> Flamingo:

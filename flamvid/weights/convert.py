@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
-from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from flamvid.errors import InputError
-from flamvid.models.build import ModelConfig
+from flamvid.models.build import ModelConfig, about
+from flamvid.models.card import Card
 from flamvid.models.frozen import CPU
 from flamvid.weights import hub
 from flamvid.weights.formats import build
 from flamvid.weights.load import load_config, torch_dtype
 from flamvid.weights.source import source_config
 
-__all__ = ["about", "convert"]
-
-HEAD = "contrastive.safetensors"  # what search embeds with, beside the model
+__all__ = ["convert"]
 
 
 def convert(
@@ -49,30 +44,13 @@ def convert(
             file=sys.stderr,
         )
         flamingo, _ = build(config, torch_dtype(dtype), CPU)
-        flamingo.save_pretrained(destination, about=about(config))
+        flamingo.card = Card(about(config))
+        flamingo.save_pretrained(destination)
         return destination
     model = load_config(config, "cpu", dtype)
-    vocabulary = None if model.head is None else model.head.ids
-    table = {**about(model.config), "contrastive": HEAD if config.contrastive else ""}
-    model.flamingo.save_pretrained(destination, about=table, vocabulary=vocabulary)
-    model.prompts.tokenizer.save_pretrained(destination)
-    if config.contrastive:
-        shutil.copyfile(config.contrastive, destination / HEAD)
+    model.flamingo.save_pretrained(destination)
     return destination
 
 
 def _foreign(config: ModelConfig) -> bool:
     return config.format not in ("flamvid", "saved")
-
-
-def about(config: ModelConfig) -> Mapping[str, Any]:
-    """What a saved model says of itself beside its sizes."""
-    return {
-        "name": config.name,
-        "lm": config.lm,
-        "licence": config.licence,
-        "frames": config.frames,
-        "tokens": asdict(config.tokens),
-        "prompt": asdict(config.prompt),
-        "vision": asdict(config.vision),
-    }

@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from flamvid.errors import ConfigError, InputError, WeightsError
-from flamvid.models.build import ModelConfig
+from flamvid.models.build import ModelConfig, about
+from flamvid.models.card import Card
 from flamvid.models.flamingo import Flamingo
 from flamvid.models.frozen import CPU
 from flamvid.models.labels import Labels
 from flamvid.models.lm import TokenHead
-from flamvid.models.pretrained import VOCABULARY
 from flamvid.models.vision import TimmEncoder
 from flamvid.text.prompt import PromptFormat
 from flamvid.text.tokenizer import FastTokenizer
@@ -111,7 +110,9 @@ def load_config(
     if config.format == "flamvid" and trained:
         vocabulary = load_trained(flamingo, Path(config.adapter))
     elif config.format == "saved":
-        vocabulary = saved_vocabulary(Path(config.adapter))
+        vocabulary = flamingo.card.vocabulary
+    heads = Path(config.contrastive) if config.contrastive else None
+    flamingo.card = Card(about(config), vocabulary, tokenizer, heads)
     if int8:
         quantise(flamingo, own=where.type == "cpu" and device_map is None)
     if device_map is not None:
@@ -220,9 +221,3 @@ def _prompts(tokenizer: Any, config: ModelConfig) -> PromptFormat:
 
 def _computed(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" else torch.float32
-
-
-def saved_vocabulary(path: Path) -> Tensor | None:
-    """The ids that a saved model chooses from, int64 [V]; None for all."""
-    with safe_open(path, framework="pt") as file:
-        return file.get_tensor(VOCABULARY).long() if VOCABULARY in file.keys() else None  # noqa: SIM118

@@ -159,7 +159,7 @@ def same(one: Flamingo, other: Flamingo) -> bool:
 def test_a_bare_checkpoint_by_the_preset_it_is_like(released: Path, tmp_path: Path) -> None:
     file = str(shutil.copy(released / "checkpoint.safetensors", tmp_path / "bare.safetensors"))
     with pytest.raises(
-        InputError, match="whose model it is; say so, as in .* --like openflamingo-3b$"
+        InputError, match=r"whose model it is; say so, as in .* --like openflamingo-3b$"
     ):
         source_config(file)
     lm, clip = str(released / "lm"), str(released / "clip")
@@ -293,7 +293,7 @@ def test_save_and_load_as_hugging_face_users_do(released: Path, tmp_path: Path) 
 
 
 def test_what_is_wrong_with_a_saved_model(released: Path, tmp_path: Path) -> None:
-    load_model(str(released / "tiny.toml")).flamingo.save_pretrained(tmp_path)
+    built(released / "tiny.toml").save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="lacks tokens"):
         flamvid.load(tmp_path)
     weights = tmp_path / "model.safetensors"
@@ -337,15 +337,68 @@ def test_push_uploads_what_save_writes(released: Path, monkeypatch: pytest.Monke
 
     seen: list[set[str]] = []
 
-    def upload(self: HfApi, *, repo_id: str, folder_path: str, commit_message: str) -> str:
+    def upload(self: HfApi, *, repo_id: str, folder_path: str, **said: Any) -> str:
+        assert said["revision"] == "main"
         seen.append({file.name for file in Path(folder_path).iterdir()})
         return f"https://hub/{repo_id}"
 
     monkeypatch.setattr(HfApi, "create_repo", lambda *_, **__: None)
     monkeypatch.setattr(HfApi, "upload_folder", upload)
     model = load_model(str(released / "tiny.toml")).flamingo
-    assert model.push_to_hub("me/mine") == "https://hub/me/mine"
-    assert seen == [{"model.safetensors", "flamvid.toml"}]
+    assert model.push_to_hub("me/mine", revision="main") == "https://hub/me/mine"
+    [files] = seen
+    assert {"model.safetensors", "flamvid.toml", "tokenizer.json"} <= files
+
+
+def test_what_was_loaded_is_saved_with_all_that_belongs_to_it(
+    released: Path, picture: Path, tmp_path: Path
+) -> None:
+    first = flamvid.load(released / "tiny.toml")
+    said, vocabulary = words(first, picture), torch.arange(5, 40)
+    first.model.flamingo.save_pretrained(tmp_path / "1")
+    assert words(flamvid.load(tmp_path / "1"), picture) == said
+    # and through a folder more, in shards
+    Flamingo.from_pretrained(tmp_path / "1").save_pretrained(tmp_path / "2", max_shard_size="99KB")
+    assert len(list((tmp_path / "2").glob("model-*.safetensors"))) > 1
+    again = flamvid.load(tmp_path / "2")
+    assert words(again, picture) == said
+    assert again.model.config.licence == "MIT"
+    assert again.model.config.prompt == first.model.config.prompt
+    # over what lay there before, and over itself
+    Flamingo.from_pretrained(tmp_path / "1").save_pretrained(tmp_path / "1")
+    assert words(flamvid.load(tmp_path / "1"), picture) == said
+    again.model.flamingo.save_pretrained(tmp_path / "2", vocabulary=vocabulary)
+    assert {file.name for file in (tmp_path / "2").glob("model*")} == {"model.safetensors"}
+    Flamingo.from_pretrained(tmp_path / "2").save_pretrained(tmp_path / "3")
+    head = flamvid.load(tmp_path / "3").model.head
+    assert head is not None
+    assert torch.equal(head.ids, vocabulary)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "bfloat16", "torch.bfloat16", torch.bfloat16])
+def test_dtypes_as_hugging_face_users_write_them(
+    dtype: str | torch.dtype, released: Path, tmp_path: Path
+) -> None:
+    built(released / "tiny.toml").save_pretrained(tmp_path)
+    for model in (
+        Flamingo.from_pretrained(tmp_path, dtype=dtype),
+        Flamingo.from_pretrained(tmp_path, torch_dtype=dtype),
+    ):
+        assert model.lm.head.weight.dtype == torch.bfloat16
+    model.save_pretrained(tmp_path)
+    auto = Flamingo.from_pretrained(tmp_path, torch_dtype="auto", revision="main")
+    assert auto.lm.head.weight.dtype == torch.bfloat16
+    for keywords, complaint in (
+        ({"torch_dtyp": "auto"}, "from_pretrained has no torch_dtyp; it takes dtype, device,"),
+        ({"dtype": "int4"}, "dtype is 'int4'; must be auto or one of float32, fp32"),
+    ):
+        with pytest.raises(FlamvidError, match=complaint) as raised:
+            Flamingo.from_pretrained(tmp_path, **keywords)
+        assert "\n" not in str(raised.value)
+    with pytest.raises(InputError, match="safetensors only"):
+        model.save_pretrained(tmp_path, safe_serialization=False)
+    with pytest.raises(InputError, match="max_shard_size is 'big'; must be bytes, or a text"):
+        model.save_pretrained(tmp_path, max_shard_size="big")
 
 
 def test_presets_offline_say_the_way_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
