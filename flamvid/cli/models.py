@@ -255,6 +255,8 @@ def _describe(name: str, preset: Preset | None) -> dict[str, str | int]:
         "adapter": config.adapter or "none: the paper's weights were never released",
         "dtype": config.dtype,
     }
+    if config.mixture is not None:
+        facts["mixture"] = str(config.mixture)
     if config.vision.clip is not None:
         clip = config.vision.clip
         facts["clip"] = f"{clip.frames} frames, {clip.fps:g} a second, to {clip.steps} moments"
