@@ -236,12 +236,22 @@ class Captioner:
         return next(self._look(source, view))
 
     def examples(
-        self, shots: Sequence[Shot], *, decode_timeout: float | None = None
+        self,
+        shots: Sequence[Shot],
+        *,
+        frames: int | None = None,
+        fps: float | None = None,
+        decode_timeout: float | None = None,
     ) -> list[Example]:
-        """Look at the sources of shots, once for all that is captioned or asked with them."""
+        """Look at the sources of shots, once for all that is captioned or asked with them.
+
+        frames, fps: as of what comes after them.
+        """
         out = []
         for place, shot in enumerate(shots):
-            view = View(start=shot.start, end=shot.end, timeout=decode_timeout)
+            view = View(
+                frames=frames, fps=fps, start=shot.start, end=shot.end, timeout=decode_timeout
+            )
             seen = next(self._look(shot.source, view, place))
             out.append(Example(seen, shot.text, shot.question))
         return out
@@ -329,10 +339,9 @@ class Chat:
     def say(self, question: str, on_text: OnText | None = None) -> str:
         """The answer to a question about what was shown; `on_text` hears of it as it is made.
 
-        The oldest turns are left out, with the media that they are about, once there is no room.
+        Where nothing was shown yet, the language model answers by itself. The oldest turns are left
+        out, with the media that they are about, once there is no room.
         """
-        if not self.seen:
-            raise InputError("nothing was shown yet; show a picture or a video first")
         prompts, positions = (
             self.captioner.model.prompts,
             self.captioner.model.flamingo.lm.positions,
