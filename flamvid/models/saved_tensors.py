@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from flamvid.errors import InputError, WeightsError
+from flamvid.models.pointers import refuse_pointers
 
 __all__ = ["INDEX", "WEIGHTS", "read_tensors", "write_tensors"]
 
@@ -53,6 +54,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
             table = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
             names = sorted({Path(name).name for name in table.values()})
         tensors: dict[str, Tensor] = {}
+        refuse_pointers(*(folder / name for name in names))
         for name in names:
             tensors |= load_file(folder / name)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
