@@ -19,10 +19,11 @@ from flamvid.index.content import on_disk
 from flamvid.index.encoder import FrameEncoder
 from flamvid.index.feed import Sieve
 from flamvid.index.indexer import Describe, IndexConfig, Listener, index_videos
-from flamvid.index.manifest import Shard, watched
+from flamvid.index.manifest import Shard
 from flamvid.index.manifest import sources as spelled_out
 from flamvid.index.search import Filter, Hit, search_windows
 from flamvid.index.stats import Stats
+from flamvid.index.watch import Look, watched
 from flamvid.index.windows import open_windows
 from flamvid.models.contrastive import mean_vector
 from flamvid.store import FeatureStore
@@ -58,18 +59,20 @@ def index(
     watch: float | None = None,
     listener: Listener | None = None,
     config: IndexConfig | None = None,
+    stats: Stats | None = None,
 ) -> Stats:
     """Index videos into a feature store, which is made if there is none; what it has is left alone.
 
     sources: videos, folders, globs, lists and tars, as `flamvid index` takes them; none of them
     with `config.retry`: all that failed for this reason. captions: also say what each shows. batch:
     frames that are encoded at once. shard: only this part. watch: look for new files every so many
-    seconds, and never return. A source that fails is named in the store's ledger, and the others
-    go on.
+    seconds, and never return. stats: counted in, for who looks at it meanwhile. A source that
+    fails is named in the store's ledger, and the others go on.
     """
     captioner = load(model) if isinstance(model, str) else model
-    config = config or IndexConfig()
+    config, stats = config or IndexConfig(), stats or Stats()
     found = listed(sources, store, config, shard, watch)
+    stats.total = len(found) if isinstance(found, list) else None
     return index_videos(
         found,
         store,
@@ -77,7 +80,7 @@ def index(
         config,
         describe=describer(captioner) if captions else None,
         listener=listener,
-        stats=Stats(total=len(found) if isinstance(found, list) else None),
+        stats=stats,
     )
 
 
@@ -87,16 +90,18 @@ def listed(
     config: IndexConfig,
     shard: Shard | None = None,
     watch: float | None = None,
-) -> Iterable[str]:
+) -> Iterable[str | Look]:
     """What `index` is asked for, spelled out: a list, or an iterator of what may have no end."""
     names = [str(s) for s in ([sources] if isinstance(sources, str | PathLike) else sources)]
-    found: Iterable[str]
+    found: Iterable[str | Look]
+    if watch is not None and (not names or "-" in names):
+        raise InputError("what is watched must be files, folders or lists; standard input is none")
     if names:
         found = watched(names, watch) if watch is not None else spelled_out(names)
     else:
         found = [f.source for f in FeatureStore(store).failures() if config.tries_again(f.reason)]
     if shard is not None:
-        found = (source for source in found if source in shard)
+        found = (source for source in found if isinstance(source, Look) or source in shard)
     return found if watch is not None or "-" in names else list(found)
 
 
@@ -113,15 +118,16 @@ def index_on_ray(
     shard: Shard | None = None,
     config: IndexConfig | None = None,
     listener: Listener | None = None,
+    stats: Stats | None = None,
 ) -> Stats:
     """As `index`, by the tasks of a Ray cluster; each of its processes loads the model once.
 
     What a run before this one handed over and did not live to merge is merged first.
     """
     merge_left_over(Path(store))
-    config = config or IndexConfig()
-    found = list(listed(sources, store, config, shard))
-    stats = Stats(total=len(found))
+    config, stats = config or IndexConfig(), stats or Stats()
+    found = [str(source) for source in listed(sources, store, config, shard)]
+    stats.total = len(found)
     if Path(store).exists():
         new = Sieve(FeatureStore(store), stats, config.tries_again).unseen
         found = [source for source in found if new(source)]

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from flamvid.errors import WeightsError
+from flamvid.models.pointers import refuse_pointers
 
 __all__ = ["frozen_from", "frozen_of"]
 
@@ -37,6 +38,7 @@ def frozen_from(
     what: says in errors what the folder should hold. settings: what its configuration is changed
     to. What lacks a tensor is a WeightsError.
     """
+    refuse_pointers(*folder.glob("*.safetensors"), *folder.glob("*.bin"))
     safe = any(folder.glob("*.safetensors"))
     try:
         with _quietly():

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from flamvid.errors import WeightsError
+from flamvid.models.pointers import refuse_pointers
 
 __all__ = ["open_tensors"]
 
@@ -41,6 +42,7 @@ def open_tensors(path: Path) -> dict[str, Tensor]:
         raise WeightsError(f"{path} is no file; give a checkpoint (.safetensors, .pt, .bin)")
     if path.name.endswith(".index.json"):
         return _sharded(path)
+    refuse_pointers(path)
     return _safe(path) if path.suffix == ".safetensors" else _torch(path)
 
 
