@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import io
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -43,7 +44,10 @@ def expand(sources: Sequence[str], root: Path, where: str) -> list[str]:
         for name in braceexpand.braceexpand(source) if "{" in source else [source]:
             matches = _remote(name, where) if is_remote(name) else _local(root / name)
             if not matches:
-                raise ConfigError(f"{where}: no file matches {shown(name)!r}; correct the recipe")
+                server = ", or its server does not answer" if is_remote(name) else ""
+                raise ConfigError(
+                    f"{where}: no file matches {shown(name)!r}{server}; correct the recipe"
+                )
             found += matches
     if twice := {name for name in found if found.count(name) > 1}:
         raise ConfigError(f"{where}: {shown(min(twice))} is named twice; name each file once")
@@ -74,9 +78,11 @@ def failing(address: str, where: str = "") -> Iterator[None]:
     except (ConfigError, SourceError):
         raise
     except ImportError as error:
-        raise ConfigError(
-            f"{shown(address)} needs {error.name or error}; install flamvid[data]"
-        ) from error
+        # fsspec has no name of the module, but "Install s3fs to access S3".
+        named = re.search(r"(?<=nstall )\w+|aiohttp", str(error))
+        module = error.name or (named[0] if named else str(error))
+        extra = "flamvid[data]" if module in ("aiohttp", "pyarrow", "requests") else module
+        raise ConfigError(f"{shown(address)} needs {module}; pip install {extra}") from error
     except Exception as error:  # each file system of fsspec has errors of its own
         said = " ".join(str(error).split())[:200] or type(error).__name__
         raise SourceError(

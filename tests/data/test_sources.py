@@ -448,5 +448,14 @@ def test_what_is_not_installed_is_named(
     monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.delitem(sys.modules, "fsspec.implementations.http", raising=False)
     monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "https", raising=False)
-    with pytest.raises(ConfigError, match=rf"{module}.*install flamvid\[data\]"):
+    with pytest.raises(ConfigError, match=rf"needs {module}; pip install flamvid\[data\]"):
         open_corpus(corpus("interleaved", source), tmp_path)
+
+
+def test_a_file_system_that_is_not_installed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """flamvid[data] has none of a cloud's."""
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(ConfigError, match="needs s3fs; pip install s3fs"):
+        open_corpus(corpus("images", "s3://bucket/a-{000..999}.tar"), tmp_path)
