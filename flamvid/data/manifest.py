@@ -46,7 +46,7 @@ class ManifestShard:
     def __init__(self, address: str, config: CorpusConfig, base: str) -> None:
         self.config, self.base, self.own = config, base, not is_remote(address)
         wanted = config.split
-        entries = _some_good(_entries(address))
+        entries = _some_good(_entries(address), address)
         self.entries = [
             e for e in entries if not wanted or isinstance(e, SourceError) or e.split == wanted
         ]
@@ -150,7 +150,7 @@ class TextShard:
 T = TypeVar("T")
 
 
-def _some_good(rows: Iterable[T | SourceError]) -> Sequence[T | SourceError]:
+def _some_good(rows: Iterable[T | SourceError], address: str) -> Sequence[T | SourceError]:
     """The rows, of which some may be wrong; what is wrong with the first where all of them are."""
     found = list(rows)
     for row in found:
@@ -158,7 +158,8 @@ def _some_good(rows: Iterable[T | SourceError]) -> Sequence[T | SourceError]:
             return found
     for row in found:
         if isinstance(row, SourceError):
-            raise row
+            named = shown(address) in str(row)
+            raise row if named else SourceError(f"{shown(address)} has no good row: {row}")
     return found
 
 
@@ -166,7 +167,7 @@ def _some_rows(address: str, columns: tuple[str, ...]) -> Rows:
     """The rows of a table, of which a Parquet file's are read when they are wanted."""
     if _suffix(address) == ".parquet":
         return ParquetRows(address, columns)
-    return _some_good(_rows(address))
+    return _some_good(_rows(address), address)
 
 
 def _good(row: T | SourceError) -> T:

@@ -279,6 +279,7 @@ def test_a_broken_sample_is_named(
         ("m.csv", b"video,start,caption\na.mp4,soon,b\n", "must be seconds"),
         ("m.jsonl", b'{"video": \n', "line 1 is no JSON"),
         ("m.json", b'{"a": 1}', "no annotation file that is known"),
+        ("m.json", b'[{"video": "a.mp4"}]', "no good row: the row 0 can't be read"),
         ("m.txt", b"some words\n", "no annotation file that is known"),
         ("m.xlsx", b"PK", r"ends in \.xlsx"),
     ],
