@@ -21,10 +21,21 @@ import fsspec
 from flamvid.errors import ConfigError, SourceError
 from flamvid.video.address import shown
 
-__all__ = ["Held", "Piece", "expand", "failing", "is_remote", "joined", "open_file", "suffix_of"]
+__all__ = [
+    "Held",
+    "Piece",
+    "expand",
+    "failing",
+    "is_remote",
+    "joined",
+    "open_file",
+    "suffix_of",
+    "system_of",
+]
 
 _MOST_BYTES = 8 << 30  # of one member: a header of a few bytes can claim anything
 _MOST_PICTURE = 256 << 20  # the web may answer without an end
+_SILENT, _LONGEST = 30.0, 3600.0  # seconds without an answer, and of one
 _BLOCK = 1 << 20
 _REQUEST = 64 << 20
 
@@ -62,7 +73,7 @@ def _local(path: Path) -> list[str]:
 
 def _remote(address: str, where: str) -> list[str]:
     with failing(address, where):
-        system, path = fsspec.url_to_fs(address)
+        system, path = system_of(address)
         # A web address may ask its server for something, and has brackets around some hosts.
         if not any(c in path for c in ("*" if address.lower().startswith("http") else "*?[")):
             return [address] if system.exists(path) else []
@@ -94,7 +105,20 @@ def open_file(address: str) -> BinaryIO:
     """A file to read and to wind, opened."""
     if not is_remote(address):
         return open(address, "rb")
-    return cast(BinaryIO, fsspec.open(address, "rb").open())
+    system, path = system_of(address)
+    return cast(BinaryIO, system.open(path, "rb"))
+
+
+def system_of(address: str) -> tuple[Any, str]:
+    """The file system of an address, and its path there; web servers that are silent are left."""
+    if not address.lower().startswith(("http://", "https://")):
+        found: tuple[Any, str] = fsspec.url_to_fs(address)
+        return found
+    from aiohttp import ClientTimeout
+
+    timeout = ClientTimeout(total=_LONGEST, sock_connect=_SILENT, sock_read=_SILENT)
+    found = fsspec.url_to_fs(address, client_kwargs={"timeout": timeout})
+    return found
 
 
 def suffix_of(address: str) -> str:
@@ -149,7 +173,7 @@ class Piece:
             raise SourceError(f"{self} has {self.size} bytes; at most {most} are read")
         with failing(self.address):
             if is_remote(self.address) and self.size is not None:  # one request rather than three
-                system, path = fsspec.url_to_fs(self.address)
+                system, path = system_of(self.address)
                 data = cast(bytes, system.cat_file(path, self.start, self.start + self.size))
                 if len(data) > self.size:  # a web server without ranges answers with everything
                     data = data[self.start : self.start + self.size]

@@ -12,13 +12,14 @@ import zipfile
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Barrier, Event, Thread
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from flamvid.data.mixture import Mixture
+from flamvid.data.pack import pack
 from flamvid.data.samples import Document, Look
 from flamvid.data.sources import open_corpus
 from flamvid.errors import ConfigError, SourceError
@@ -411,6 +412,48 @@ def test_a_web_server_that_knows_no_ranges(tmp_path: Path, clip: Path) -> None:
         with pytest.raises(SourceError, match="gives no parts of files"):
             open_corpus(corpus("text", f"{base}/big.tar"), tmp_path)
         server.shutdown()
+
+
+def test_images_of_the_web_are_packed_side_by_side_and_silent_servers_are_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("aiohttp")
+    monkeypatch.setattr("flamvid.data.files._SILENT", 0.5)
+    meet, over = Barrier(4), Event()
+
+    class Slow(SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if "silent" in self.path:
+                over.wait(20)
+                return
+            meet.wait(20)  # for three others, which are asked for meanwhile
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(RED)))
+            self.end_headers()
+            self.wfile.write(RED)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Slow, directory=tmp_path)) as server:
+        Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        base = f"http://127.0.0.1:{server.server_port}"
+        pages = [["a", [f"{base}/{n}.webp"]] for n in range(4)]
+        pages[3][1] += [f"{base}/silent.webp"]
+        lines = [
+            json.dumps({"texts": [text] + [None] * len(urls), "images": [None, *urls]})
+            for text, urls in pages
+        ]
+        (tmp_path / "p.jsonl").write_text("\n".join(lines))
+        told: list[tuple[int, int]] = []
+        config = corpus("interleaved", "p.jsonl")
+        out = tmp_path / "out"
+        [_] = pack(config, tmp_path, out, count=lambda *counts: told.append(counts))
+        over.set()
+        server.shutdown()
+    assert told == [(4, 1)]
+    found = documents(open_corpus(corpus("interleaved", "out/*.tar"), tmp_path))
+    assert [shown(document) for document in found] == [["a", "R"]] * 4
 
 
 def test_a_feature_store(tmp_path: Path) -> None:
