@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flamvid.data.shards import expand, read_shard
+from flamvid.data.shards import expand, read_shard, samples_in
 from flamvid.errors import ConfigError, SourceError
 from tests.tiny import encode, picture, write_tar
 
@@ -102,8 +102,10 @@ def test_a_shard_that_is_cut_short_is_an_error(tmp_path: Path, keep: int) -> Non
 def test_something_else_under_the_name_of_a_shard_is_an_error(tmp_path: Path) -> None:
     shard = tmp_path / "a.tar"
     shard.write_text("no tar file " * 200)
-    with pytest.raises(SourceError, match=r"a\.tar"):
-        list(read_shard(shard))
+    for read in (lambda path: list(read_shard(path)), samples_in):
+        with pytest.raises(SourceError, match=r"a\.tar is no whole tar file") as raised:
+            read(shard)
+        assert "\n" not in str(raised.value)
 
 
 def test_a_shard_with_a_name_twice_is_an_error(tmp_path: Path) -> None:
