@@ -218,7 +218,11 @@ def test_webvid_and_a_pattern_for_where_videos_lie(tmp_path: Path, clip: Path) -
         (tmp_path / "v" / folder / name).write_bytes(clip.read_bytes())
     for pattern in ("", "{duration}/b-{videoid}.mp4"):
         config = corpus("manifest", "results*.csv", media_root="v", pattern=pattern)
-        [document] = documents(open_corpus(config, tmp_path))
+        samples = open_corpus(config, tmp_path)
+        [entry] = samples._shard(0).entries  # type: ignore[attr-defined]
+        # Of ten million rows, all of them in memory.
+        assert set(entry.columns) == ({"duration", "videoid"} if pattern else set())
+        [document] = documents(samples)
         assert document.texts == ("A grey wall",)
         [part] = document.parts
         assert callable(part)
