@@ -12,7 +12,7 @@ import typer
 
 from flamvid.cli.failure import FAILED, OutputError, guarded, one_line, report, say
 from flamvid.cli.progress import quiet_libraries
-from flamvid.errors import InputError
+from flamvid.errors import FlamvidError, InputError
 
 if TYPE_CHECKING:
     from flamvid.data.corpus import CorpusConfig
@@ -67,19 +67,28 @@ def show(
     corpus: Corpus = None,
     count: Annotated[int, typer.Option("-n", "--count", min=1, help="So many of each.")] = 3,
 ) -> int:
-    """Print the first samples of each corpus as JSON lines; media as the shape of their frames."""
+    """Print the first samples of each corpus as JSON lines; media as the shape of their frames.
+
+    Samples that can't be read are named.
+    """
     corpora, root = _read(recipe, data, corpus)
     from flamvid.data.sources import open_corpus
 
+    failed = False
     for split, configs in corpora.items():
         for config in configs:
             samples = open_corpus(config, root)
             places = ((s, at) for s, n in enumerate(samples.counts) for at in range(n))
             for shard, at in islice(places, count):
                 about = {"split": split, "corpus": config.name, "sample": samples.name(shard, at)}
-                found = about | _shown(samples.document(shard, at), config)
+                try:
+                    found = about | _shown(samples.document(shard, at), config)
+                except FlamvidError as error:
+                    report(one_line(f"{split} {config.name}: {about['sample']}: {error}"))
+                    failed = True
+                    continue
                 typer.echo(json.dumps(found, ensure_ascii=False))
-    return 0
+    return FAILED if failed else 0
 
 
 @app.command()

@@ -20,6 +20,7 @@ from flamvid.data.corpus import CorpusConfig
 from flamvid.data.files import Piece, failing, is_remote, joined, open_file, suffix_of
 from flamvid.data.interleaved import is_page, page
 from flamvid.data.media import Clip, Pictures
+from flamvid.data.parquet import ParquetRows
 from flamvid.data.samples import Document, Unread, sound
 from flamvid.data.tar import PICTURES, VIDEOS, texts_of
 from flamvid.errors import SourceError
@@ -33,7 +34,10 @@ _SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".jpg", ".jpeg", ".png", "
 _MOST_FIELD = 1 << 24
 _MOST_TEXT = 8 << 30
 
+_PAGE = ("text_list", "image_info", "texts", "images")
+
 Row = dict[str, Any]
+Rows = Sequence[Row | SourceError] | ParquetRows
 
 
 class ManifestShard:
@@ -42,7 +46,7 @@ class ManifestShard:
     def __init__(self, address: str, config: CorpusConfig, base: str) -> None:
         self.config, self.base, self.own = config, base, not is_remote(address)
         wanted = config.split
-        entries = _some_good(_entries(address))
+        entries = _some_good(_entries(address), address)
         self.entries = [
             e for e in entries if not wanted or isinstance(e, SourceError) or e.split == wanted
         ]
@@ -96,7 +100,7 @@ class PageShard:
     """The pages of one JSONL or Parquet file, with the images in a folder."""
 
     def __init__(self, address: str, base: str) -> None:
-        self.base, self.pages = base, _some_good(_rows(address))
+        self.base, self.pages = base, _some_rows(address, _PAGE)
 
     def __len__(self) -> int:
         return len(self.pages)
@@ -125,11 +129,8 @@ class TextShard:
     """Texts alone: the rows of JSONL or Parquet with `text`, or one file of plain text."""
 
     def __init__(self, address: str) -> None:
-        self.rows: Sequence[Row | SourceError] = (
-            [{"text": _whole(address)}]
-            if _suffix(address) in (".txt", ".md")
-            else _some_good(_rows(address))
-        )
+        plain = _suffix(address) in (".txt", ".md")
+        self.rows: Rows = [{"text": _whole(address)}] if plain else _some_rows(address, ("text",))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -149,7 +150,7 @@ class TextShard:
 T = TypeVar("T")
 
 
-def _some_good(rows: Iterable[T | SourceError]) -> Sequence[T | SourceError]:
+def _some_good(rows: Iterable[T | SourceError], address: str) -> Sequence[T | SourceError]:
     """The rows, of which some may be wrong; what is wrong with the first where all of them are."""
     found = list(rows)
     for row in found:
@@ -157,8 +158,16 @@ def _some_good(rows: Iterable[T | SourceError]) -> Sequence[T | SourceError]:
             return found
     for row in found:
         if isinstance(row, SourceError):
-            raise row
+            named = shown(address) in str(row)
+            raise row if named else SourceError(f"{shown(address)} has no good row: {row}")
     return found
+
+
+def _some_rows(address: str, columns: tuple[str, ...]) -> Rows:
+    """The rows of a table, of which a Parquet file's are read when they are wanted."""
+    if _suffix(address) == ".parquet":
+        return ParquetRows(address, columns)
+    return _some_good(_rows(address), address)
 
 
 def _good(row: T | SourceError) -> T:
@@ -264,7 +273,7 @@ def _whole(address: str) -> str:
         data = _unpacked(file, address).read(_MOST_TEXT + 1)
     if len(data) > _MOST_TEXT:
         raise SourceError(f"{shown(address)} has more than {_MOST_TEXT} bytes; cut it into files")
-    return str(data.decode("utf-8", "replace"))
+    return str(data.decode("utf-8-sig", "replace"))
 
 
 def _unpacked(file: Any, address: str) -> Any:

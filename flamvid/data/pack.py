@@ -7,6 +7,8 @@ import io
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from flamvid.video.pictures import PictureFile, opened, read_picture
 __all__ = ["pack", "unpacked"]
 
 _QUALITY = 95
+_THREADS = 32
 _SUFFIXES = {"jpeg": "jpg", "mpo": "jpg"}  # MPO: a JPEG with others behind it, as phones take
 
 
@@ -48,7 +51,7 @@ def pack(
     count: told at the end how many samples there are, and how many images of pages are missing.
     """
     unpacked(config, out)
-    samples = open_corpus(config, root)
+    samples = open_corpus(replace(config, lanes=1, shuffle=1), root)  # read one after the other
     out.mkdir(parents=True, exist_ok=True)
     bad: list[Bad] = []
     counts: Counter[str] = Counter()
@@ -91,19 +94,38 @@ def _write(path: Path, first: dict[str, Any], rest: Iterator[dict[str, Any]]) ->
 def _packed(
     samples: Samples, config: CorpusConfig, videos: bool, bad: list[Bad], counts: Counter[str]
 ) -> Iterator[dict[str, Any]]:
-    for shard, size in enumerate(samples.counts):
-        for at in range(size):
-            try:
-                document = samples.document(shard, at)
-                if document.is_pair:
-                    found = _pair(document, config, videos)
-                else:
-                    found = _page(document, counts)
-            except FlamvidError as error:
-                bad.append(Bad(samples.name(shard, at), str(error)))
-                continue
-            yield {"__key__": f"{counts['samples']:09d}", **found}
-            counts["samples"] += 1
+    places = ((shard, at) for shard, size in enumerate(samples.counts) for at in range(size))
+    # Images of pages are mostly on the web, where half of the servers are slow to say no.
+    threads = _THREADS if config.kind == "interleaved" else 1
+    with ThreadPoolExecutor(threads) as pool:
+        while some := list(islice(places, 2 * threads)):
+            made = [pool.submit(_members, _document(samples, *x), config, videos) for x in some]
+            for (shard, at), future in zip(some, made, strict=True):
+                try:
+                    members, missing = future.result()
+                except FlamvidError as error:
+                    bad.append(Bad(samples.name(shard, at), str(error)))
+                    continue
+                yield {"__key__": f"{counts['samples']:09d}", **members}
+                counts["samples"] += 1
+                counts["missing"] += missing
+
+
+def _document(samples: Samples, shard: int, at: int) -> Document | FlamvidError:
+    """A sample; shards are not for several threads."""
+    try:
+        return samples.document(shard, at)
+    except FlamvidError as error:
+        return error
+
+
+def _members(
+    document: Document | FlamvidError, config: CorpusConfig, videos: bool
+) -> tuple[dict[str, bytes], int]:
+    """What a shard holds of a sample, and how many images it lacks."""
+    if isinstance(document, FlamvidError):
+        raise document
+    return (_pair(document, config, videos), 0) if document.is_pair else _page(document)
 
 
 def _pair(document: Document, config: CorpusConfig, videos: bool) -> dict[str, bytes]:
@@ -131,7 +153,7 @@ def _pair(document: Document, config: CorpusConfig, videos: bool) -> dict[str, b
     return {**members, "json": _dumped(about)}
 
 
-def _page(document: Document, counts: Counter[str]) -> dict[str, bytes]:
+def _page(document: Document) -> tuple[dict[str, bytes], int]:
     """A page in OBELICS's layout, its n-th image as `<n>.jpg`."""
     texts: list[str | None] = []
     images: list[str | None] = []
@@ -146,9 +168,8 @@ def _page(document: Document, counts: Counter[str]) -> dict[str, bytes]:
             missing += 1
     if missing and not members:
         raise SourceError(f"{document.id} has none of its {missing} images")
-    counts["missing"] += missing
     table = {"id": document.id, "texts": texts, "images": images}
-    return {**members, "json": _dumped(table)}
+    return {**members, "json": _dumped(table)}, missing
 
 
 def _image(part: Part, members: dict[str, bytes]) -> str | None:

@@ -40,11 +40,16 @@ class Samples:
     """All shards of a corpus. counts: samples in each.
 
     how: what opening depends on beside the file. A shard that was counted before is not opened.
-    near: how many samples are in use at one time; the indices of their shards are kept.
+    near: how many samples are in use at one time, of so many lanes; their shards are kept open.
     """
 
     def __init__(
-        self, open_shard: Callable[[str], Shard], files: Sequence[str], how: str, near: int
+        self,
+        open_shard: Callable[[str], Shard],
+        files: Sequence[str],
+        how: str,
+        near: int,
+        lanes: int = 8,
     ) -> None:
         self._open_shard, self.files = open_shard, tuple(files)
         self._shards: OrderedDict[int, Shard] = OrderedDict()
@@ -52,7 +57,7 @@ class Samples:
         self.counts = counted(files, how, lambda at: len(self._shard(at)))
         self.total = sum(self.counts)
         # Drawn from more shards than are kept, each would be read anew for every sample.
-        self._kept = 16 + near * len(files) // max(self.total, 1)
+        self._kept = 2 * lanes + near * len(files) // max(self.total, 1)
 
     def document(self, shard: int, at: int) -> Document:
         """A sample of a shard, its media not yet read; SourceError where it is gone."""
@@ -91,7 +96,7 @@ def open_corpus(config: CorpusConfig, root: Path) -> Samples:
     files = files_of(config, root)
     near = 2 * config.lanes * config.shuffle  # twice: a window ends inside a shard
     how = f"{config.kind} {config.split} 2"  # 2: bad rows of lists are counted, too
-    samples = Samples(partial(open_shard, config, root), files, how, near)
+    samples = Samples(partial(open_shard, config, root), files, how, near, config.lanes)
     if not samples.total:
         raise ConfigError(f"corpus {config.name}: {shown(files[0])} holds no samples")
     return samples

@@ -17,7 +17,7 @@ from typing import Any
 import webdataset
 
 from flamvid.data.corpus import CorpusConfig
-from flamvid.data.files import Piece, failing, open_file
+from flamvid.data.files import Piece, failing, is_remote, open_file
 from flamvid.data.interleaved import is_page, page
 from flamvid.data.media import Clip, Pictures
 from flamvid.data.samples import Document, Unread
@@ -93,6 +93,8 @@ class TarShard:
         if videos and kind == "videos":
             return Clip(videos[0])
         pictures = sorted((s for s in group if _ending(s) in _STILLS), key=natural)
+        if kind == "images" and len(pictures) > 1:  # others may be masks, as `seg.png`
+            pictures = [s for s in pictures if "." not in s] or pictures
         if not pictures or kind == "videos" or (kind == "images" and len(pictures) > 1):
             raise SourceError(f"{name} has {', '.join(sorted(group))}; {kind} were expected")
         return Pictures(tuple(group[suffix] for suffix in pictures))
@@ -126,14 +128,18 @@ def _ending(suffix: str) -> str:
 
 
 def _image(group: Group, n: int, called: str) -> Unread | None:
-    """The n-th image of a page: by its name, or where none is called so, by its number."""
+    """The n-th image of a page: by its name, or where none is called so, by its number.
+
+    Where a page has addresses rather than names, numbers come first: `1.jpg` is the second image
+    of this page, and what some site calls an image of its own.
+    """
     pictures = {suffix: piece for suffix, piece in group.items() if _ending(suffix) in _STILLS}
-    if piece := pictures.get(PurePosixPath(called).name.lower()):
-        return Pictures((piece,))
-    for suffix, piece in pictures.items():
-        if suffix.partition(".")[0] == str(n) and suffix.count(".") == 1:
-            return Pictures((piece,))
-    return None
+    path = called.partition("?")[0] if is_remote(called) else called
+    named = pictures.get(PurePosixPath(path).name.lower())
+    whole = {suffix.partition(".")[0]: suffix for suffix in pictures if suffix.count(".") == 1}
+    numbered = pictures.get(whole.get(str(n), ""))
+    found = (numbered or named) if is_remote(called) else (named or numbered)
+    return None if found is None else Pictures((found,))
 
 
 def _json(group: Group) -> dict[str, Any]:
@@ -149,7 +155,7 @@ def _json(group: Group) -> dict[str, Any]:
 
 
 def _text(group: Group) -> str:
-    return _small(group["txt"]).decode("utf-8", "replace") if "txt" in group else ""
+    return _small(group["txt"]).decode("utf-8-sig", "replace") if "txt" in group else ""
 
 
 def _small(piece: Piece) -> bytes:

@@ -104,7 +104,9 @@ def _known(
             if first := other.media.get(key):
                 return f"leaks: it is in {other.name} {first.corpus}: {first.sample}"
         split.media.setdefault(key, place)
-    sample = blake2b(b"\0".join([media[0], *map(str.encode, document.texts)])).digest()
+    sample = blake2b(
+        b"\0".join([media[0], *map(str.encode, document.texts)]), digest_size=16
+    ).digest()
     first = split.samples.setdefault(sample, place)
     if first is place:
         return ""
@@ -117,7 +119,7 @@ def _media(document: Document, config: CorpusConfig) -> list[bytes]:
 
     A page, with its texts, is one media.
     """
-    digest = blake2b()
+    digest = blake2b(digest_size=16)
     found: list[bytes] = []
     for part in document.parts:
         if isinstance(part, str):

@@ -76,6 +76,20 @@ def test_show(run: Callable[..., Result]) -> None:
     assert [json.loads(line)["split"] for line in only] == ["validation"] * 2
 
 
+def test_show_names_a_sample_that_cant_be_read_and_goes_on(
+    run: Callable[..., Result], tmp_path: Path
+) -> None:
+    write_tar(tmp_path / "s-0.tar", [("a.webp", b"RIFF"), ("a.txt", b"a")])
+    result = run("show", "r.toml", "--corpus", "stills")
+    assert result.exit_code == 1
+    assert [json.loads(line)["captions"] for line in result.stdout.splitlines()] == [
+        ["shade 4"],
+        ["shade 5"],
+    ]
+    [line] = result.stderr.splitlines()
+    assert "train stills: s-0.tar#a: s-0.tar#a.webp is no image" in line
+
+
 def test_verify_finds_nothing_where_all_is_well(run: Callable[..., Result]) -> None:
     result = run("verify", "r.toml")
     assert (result.exit_code, result.stdout) == (0, "")
