@@ -81,12 +81,14 @@ def frozen_from(
                 local_files_only=True,
                 trust_remote_code=False,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # which it would name in a report of many lines
                 **_straight_to(device),
                 **_as_read(),
                 **settings,
             )
     except _DAMAGE as error:
         raise WeightsError(f"{folder} is no {what}: {_line(error)}") from error
+    _refuse_shapes(report, folder)
     if missing := sorted(report["missing_keys"]):
         raise WeightsError(
             f"{folder} lacks {_listed(missing)} of its {what}; copy or fetch it again"
@@ -114,11 +116,13 @@ def frozen_of(
                 state_dict=dict(tensors),
                 dtype=dtype,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # which it would name in a report of many lines
                 **_straight_to(device),
                 **_as_read(),
             )
     except _DAMAGE as error:
         raise WeightsError(f"{source} does not fit its {kind.__name__}: {_line(error)}") from error
+    _refuse_shapes(report, source)
     missing, unexpected = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
     if missing or unexpected:
         raise WeightsError(
@@ -146,6 +150,17 @@ def _straight_to(device: torch.device) -> dict[str, Any]:
     if device.type == "cpu" or find_spec("accelerate") is None:
         return {}
     return {"device_map": {"": device}}
+
+
+def _refuse_shapes(report: Mapping[str, Any], source: Path) -> None:
+    """WeightsError for tensors of other shapes than the configuration says."""
+    if others := sorted(report["mismatched_keys"]):
+        name, found, wanted = others[0]
+        more = f" ({len(others)} tensors are other than it says)" if len(others) > 1 else ""
+        raise WeightsError(
+            f"{source}: {name} has shape {tuple(found)}, but its configuration says "
+            f"{tuple(wanted)}{more}"
+        )
 
 
 def _line(error: Exception) -> str:

@@ -63,7 +63,7 @@ class _Quantise(ConversionOps):  # type: ignore[misc]
         path, _, _ = full_layer_name.rpartition(".")
         layer = model.get_submodule(path)
         if weight.shape != layer.weight.shape:
-            return {full_layer_name: weight}  # which transformers says is another
+            return {}  # what is not there, is missing
         layer.weight = nn.Parameter(weight, requires_grad=False)
         made = self.make(layer)
         if made is not None:
