@@ -70,10 +70,10 @@ def index(
     """Index videos into a feature store, which is made if there is none; what it has is left alone.
 
     sources: videos, folders, globs, lists and tars, as `flamvid index` takes them; none of them
-    with `config.retry`: all that failed for this reason. captions: also say what each shows. batch:
-    frames that are encoded at once. shard: only this part. watch: look for new files every so many
-    seconds, and never return. stats: counted in, for who looks at it meanwhile. A source that
-    fails is named in the store's ledger, and the others go on.
+    with `config.retry`: all that failed for this reason. captions: also say what each shows, and
+    those that are there without. batch: frames that are encoded at once. shard: only this part.
+    watch: look for new files every so many seconds, and never return. stats: counted in, for who
+    looks at it meanwhile. A source that fails is named in the store's ledger, and the others go on.
     """
     captioner = load(model) if isinstance(model, str) else model
     config, stats = config or IndexConfig(), stats or Stats()
@@ -138,7 +138,7 @@ def index_on_ray(
         held = None
         if Path(store).exists():
             held = str(store), provenance_of(Path(store))
-            new = Sieve(FeatureStore(store), stats, config.tries_again).unseen
+            new = Sieve(FeatureStore(store), stats, config.tries_again, captions).unseen
             found = [source for source in found if new(source)]
             stats.found = stats.over
         again = replace(config, retry="")

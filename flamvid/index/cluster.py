@@ -144,7 +144,8 @@ def index_on_cluster(
             listener.progress(total)
     if shards := sorted(_folder(store).glob("*.lmdb")):
         merged = merge(store, shards, newer=True)
-        total.duplicates += merged.present
+        total.duplicates += merged.present - merged.told
+        total.captioned += merged.told
         total.indexed -= merged.present
         total.moved += merged.settled.moved
         total.removed += merged.settled.removed

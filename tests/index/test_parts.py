@@ -227,3 +227,14 @@ def test_two_runs_at_once_are_refused(tmp_path: Path, videos: Path, toml: Path) 
     assert not store.with_name("s.lmdb.parts").exists()
     with pytest.raises(StoreError, match="No such file or directory"):
         index_red(videos, tmp_path / "none" / "s.lmdb", toml)
+
+
+def test_captions_of_what_is_there(tmp_path: Path, videos: Path, toml: Path) -> None:
+    store, red = tmp_path / "s.lmdb", videos / "red 0.mp4"
+    index_red(videos, store, toml)
+    stats = library.index_on_ray(red, store, model=str(toml), device="cpu", captions=True)
+    assert (stats.captioned, stats.indexed, stats.duplicates, stats.over) == (1, 0, 0, 1)
+    opened = FeatureStore(store)
+    assert [len(opened[video].record.captions) for video in opened] == [1]
+    stats = library.index_on_ray(red, store, model=str(toml), device="cpu", captions=True)
+    assert (stats.captioned, stats.present) == (0, 1)
