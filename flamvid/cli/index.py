@@ -47,7 +47,10 @@ def index(
         int | None, typer.Option(help="So many per video, evenly spread, instead.")
     ] = None,
     caption: Annotated[
-        bool, typer.Option("--caption", help="Also say what each video shows, and store that.")
+        bool,
+        typer.Option(
+            "--caption", help="Also say what each video shows, and store that; of known ones too."
+        ),
     ] = False,
     store_dtype: Annotated[
         str, typer.Option(help="Of the stored features: float16, float32, or int8.")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -36,7 +37,8 @@ _AHEAD = 8  # pieces, at least, that wait for the encoder: videos take turns to 
 class Job:
     """A source on its way. told: places of the sampled frames that its caption is made of.
 
-    stale: ids of videos that the store has of this source, from before its file changed.
+    stale: ids of videos that the store has of this source, from before its file changed. stored:
+    the video is there, and wants a caption only.
     """
 
     source: str
@@ -46,6 +48,7 @@ class Job:
     told: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     seen: list[Tensor] = field(default_factory=list)
     stale: tuple[str, ...] = ()
+    stored: VideoRecord | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,14 +75,21 @@ Item = Piece | Ending
 class Sieve:
     """Which sources are new: not in the store by name or content, and not failed before.
 
-    again: by its reason, whether a failure is tried once more. met: what sources were found to
+    again: by its reason, whether a failure is tried once more. tell: videos without a caption are
+    to get one. met: what sources were found to
     hold; `changes` counts how often that changed. copied: ids that the store has of sources that
     don't look as it has them. lock: held from the look whether the store has a video until `copied`
     tells, and by who removes one. settled: records were made to agree with what was met.
     """
 
-    def __init__(self, store: FeatureStore, stats: Stats, again: Callable[[str], bool]) -> None:
-        self._store, self._stats = store, stats
+    def __init__(
+        self,
+        store: FeatureStore,
+        stats: Stats,
+        again: Callable[[str], bool],
+        tell: bool = False,
+    ) -> None:
+        self._store, self._stats, self._tell = store, stats, tell
         snapshot = store.snapshot()
         records = [snapshot[video_id].record for video_id in snapshot]
         self._known: dict[str, list[VideoRecord]] = {}
@@ -101,12 +111,13 @@ class Sieve:
     def unseen(self, source: str) -> bool:
         """Whether a source is new as far as its name and state tell; counted if not."""
         found = status(source)
-        known = self._known.get(source, [])
-        for record in known:
-            if (record.size, record.mtime) == (found or (0, 0.0)) and self._has(record.id):
-                self._meet(source, Met(record.id, record.mtime))
-                self._stats.present += 1
-                return False
+        record = self._there(source, found)
+        if record is not None:
+            if self._mute(record):
+                return True
+            self._meet(source, Met(record.id, record.mtime))
+            self._stats.present += 1
+            return False
         # What failed is not tried again and again, but a file that was mended is.
         if source in self._failed and (found is None or found[1] <= self._failed[source]):
             self._stats.failed_before += 1
@@ -117,6 +128,10 @@ class Sieve:
         """A job for a source that is new; SourceError where it can't be read."""
         if not self.unseen(source):
             return None
+        record = self._there(source, status(source))
+        if record is not None:
+            self._meet(source, Met(record.id, record.mtime))
+            return self._to_tell(source, record)
         try:
             content = identify(source)
         except SourceError:
@@ -127,8 +142,10 @@ class Sieve:
         stale = {record.id for record in self._known.pop(source, [])}
         with self.lock:
             if video in self._taken or video in self._store:
-                self._stats.duplicates += 1
                 self.copied.add(video)
+                if video in self._store and self._mute(there := self._store[video].record):
+                    return self._to_tell(source, there)
+                self._stats.duplicates += 1
                 return None
         self._taken.add(video)
         stale |= self._own(source)
@@ -143,6 +160,20 @@ class Sieve:
         """What these held, they hold no more."""
         for source in sources:
             self.changes += self.met.pop(source, None) is not None
+
+    def _there(self, source: str, found: tuple[int, float] | None) -> VideoRecord | None:
+        """The record of a source that is in the state in which the store has it."""
+        for record in self._known.get(source, []):
+            if (record.size, record.mtime) == (found or (0, 0.0)) and self._has(record.id):
+                return record
+        return None
+
+    def _mute(self, record: VideoRecord) -> bool:
+        return self._tell and not record.captions and record.id not in self._taken
+
+    def _to_tell(self, source: str, record: VideoRecord) -> Job:
+        self._taken.add(record.id)
+        return Job(source, Content(record.content_hash, record.size, record.mtime), stored=record)
 
     def _meet(self, source: str, met: Met) -> None:
         if self.met.get(source) != met:
@@ -235,13 +266,24 @@ class Decoders:
         while (job := self._jobs.get()) is not None:
             error: Exception | None = None
             try:
-                self._decode(job)
+                if job.stored is not None:
+                    self._remember(job, job.stored)
+                else:
+                    self._decode(job)
             except Stopped:
                 raise
             except Exception as raised:  # one odd file must not take the other thousand with it
                 error = raised
             self.items.put(Ending(job, error))
         self.items.put(Ending(_LAST))
+
+    def _remember(self, job: Job, record: VideoRecord) -> None:
+        """What the store has of a video, to tell of it."""
+        stored = self._writer.reader[record.id]
+        frames = thinned(record.stored, self._tell).tolist()
+        features = np.concatenate([stored.frames(n, n + 1) for n in frames])
+        job.seen.append(torch.from_numpy(features.astype(np.float32)))
+        job.end = record.duration
 
     def _decode(self, job: Job) -> None:
         size = self._encoder.decode_size

@@ -117,7 +117,8 @@ def index_videos(
 ) -> Stats:
     """Index every source that the store does not have. A source that fails is in its ledger.
 
-    sources: may be endless. describe: makes captions, from the same decoding. Raises StoreError
+    sources: may be endless. describe: makes captions, from the same decoding; videos that are there
+    without get theirs too, by their features. Raises StoreError
     where the store can't be written; what was committed until then stays.
     """
     stats, switch = stats or Stats(), Switch()
@@ -134,7 +135,7 @@ def index_videos(
             stats=stats,
             switch=switch,
         )
-        sieve = Sieve(writer.reader, stats, config.tries_again)
+        sieve = Sieve(writer.reader, stats, config.tries_again, tell=describe is not None)
         writing = _Writing(writer, stats, switch, listener or _Deaf(), sieve)
         threads = [writing.start(), *decoders.start(sources, sieve)]
         try:
@@ -344,6 +345,10 @@ class _Writing:
             self._broken.remove(job)
         elif whole.error is not None:
             self._fail(job, whole.error)
+        elif job.stored is not None:
+            if job.stored.id in self._writer.reader:
+                self._writer.tell(job.stored.id, whole.captions)
+            self._stats.captioned += 1
         else:
             assert job.video is not None
             job.video.captions(whole.captions)
@@ -376,6 +381,7 @@ class _Writing:
                 self._writer.remove(job.content.sha256[:32])
         reason = reason_of(error)
         message = " ".join(str(error).split()) or type(error).__name__
-        self._writer.fail(job.source, reason, message)
+        if job.stored is None:
+            self._writer.fail(job.source, reason, message)
         self._stats.failed += 1
         self._listener.failed(job.source, reason, message)

@@ -127,6 +127,12 @@ class StoreWriter:
         )
         self._put("failures", key, asdict(failure))
 
+    def tell(self, video_id: str, captions: Sequence[Caption]) -> None:
+        """Put captions in the place of those of a video that is there."""
+        key, record = id_bytes(video_id), self.reader[video_id].record
+        record = replace(record, captions=tuple(captions))
+        self._put("videos", key, record_to_json(record))
+
     def remove(self, video_id: str) -> None:
         """Drop a video, or what there is of one that isn't whole."""
         self.commit(self.removal(video_id))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from flamvid.video.transform import FrameTransform
 from flamvid.weights.adapter import load_adapter
 from flamvid.weights.formats import build
 from flamvid.weights.pictures import as_its_authors
-from flamvid.weights.placement import quantise, spread
+from flamvid.weights.placement import int8_as_read, quantise, spread
 from flamvid.weights.source import source_config
 
 __all__ = ["LoadedModel", "load_config", "load_model", "torch_dtype"]
@@ -97,7 +98,9 @@ def load_config(
     int8 = dtype == "int8"
     # int8 stores less; what is computed keeps a dtype that the device is quick at.
     kind = _computed(where) if int8 else torch_dtype(dtype)
-    flamingo, folder = build(config, kind, CPU if device_map else where, int8, not device_map)
+    own = where.type == "cpu" and device_map is None
+    with int8_as_read(own) if int8 else nullcontext():
+        flamingo, folder = build(config, kind, CPU if device_map else where, int8, not device_map)
     tokenizer = tokenizer_of(folder, config)
     if config.tokens.added and config.format == "flamvid":
         tokenizer.add_tokens(list(config.tokens.added), special_tokens=True)
@@ -114,7 +117,7 @@ def load_config(
     heads = Path(config.contrastive) if config.contrastive else None
     flamingo.card = Card(about(config), vocabulary, tokenizer, heads)
     if int8:
-        quantise(flamingo, own=where.type == "cpu" and device_map is None)
+        quantise(flamingo, own)
     if device_map is not None:
         where = spread(flamingo, device_map)
     head = None if vocabulary is None else flamingo.lm.head_of(vocabulary.to(where))

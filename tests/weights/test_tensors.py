@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from flamvid.errors import WeightsError
 from flamvid.models.lm import load_causal_lm, load_plain_lm
 from flamvid.models.transformers_encoder import load_tower
 from flamvid.weights.foreign import listed, unwrap
+from flamvid.weights.placement import int8_as_read
 from flamvid.weights.tensors import open_tensors
 from tests.conftest import SHARED
 
@@ -65,6 +67,28 @@ def test_a_pointer_of_git_lfs_is_named_as_what_it_is(tmp_path: Path, name: str) 
     (tmp_path / name).write_text(POINTER)
     with pytest.raises(WeightsError, match=r"is a pointer of git-lfs.* git lfs pull in"):
         open_tensors(tmp_path / name)
+
+
+@pytest.mark.parametrize("text", [b"<!DOCTYPE html>", b"\x89PNG\r\n", b"{}"])
+def test_what_is_no_checkpoint_was_not_nearly_executed(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "x.pt").write_bytes(text)
+    with pytest.raises(WeightsError, match="is no checkpoint: neither safetensors nor"):
+        open_tensors(tmp_path / "x.pt")
+
+
+@pytest.mark.needs_shared
+@pytest.mark.parametrize("int8", [False, True])
+def test_another_shape_than_configured_is_named(tmp_path: Path, int8: bool) -> None:
+    shutil.copytree(SHARED / "parity" / "llama" / "lm", tmp_path / "lm")
+    config = json.loads((tmp_path / "lm" / "config.json").read_text())
+    config["intermediate_size"] += 32
+    (tmp_path / "lm" / "config.json").write_text(json.dumps(config))
+    with (
+        int8_as_read(own=True) if int8 else nullcontext(),
+        pytest.raises(WeightsError, match=r"lm.* (model\.layers).*mlp\.\w+_proj") as raised,
+    ):
+        load_causal_lm(tmp_path / "lm", torch.float32)
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.needs_shared
