@@ -56,6 +56,10 @@ def source_config(
     config = replace(config, name=path.name if path.is_dir() else path.stem, adapter=str(path))
     if config.format in ("idefics", "otter"):
         config = replace(config, lm=str(folder))
+    if config.format == "otter":  # there are both kinds of either language model
+        kind = read_config(folder).get("text_config", {}).get("model_type", "llama")
+        bos = "<s>" if kind == "llama" else ""
+        config = replace(config, tokens=replace(config.tokens, bos=bos))
     # The sizes are the checkpoint's own, which nobody knows before it is read.
     return _with(replace(config, lm_config={}, vision_config={}), lm, clip)
 
