@@ -13,19 +13,26 @@ from torch import Tensor
 
 from flamvid import video
 from flamvid.api import Captioner, load
-from flamvid.errors import InputError
-from flamvid.index.cluster import Cluster, index_on_cluster, merge_left_over
+from flamvid.errors import InputError, StoreError
+from flamvid.index.cluster import (
+    Cluster,
+    claimed,
+    index_on_cluster,
+    merge_left_over,
+    provenance_of,
+)
 from flamvid.index.content import on_disk
 from flamvid.index.encoder import FrameEncoder
 from flamvid.index.feed import Sieve
 from flamvid.index.indexer import Describe, IndexConfig, Listener, index_videos
-from flamvid.index.manifest import Shard, watched
+from flamvid.index.manifest import Shard
 from flamvid.index.manifest import sources as spelled_out
 from flamvid.index.search import Filter, Hit, search_windows
 from flamvid.index.stats import Stats
+from flamvid.index.watch import Look, watched
 from flamvid.index.windows import open_windows
 from flamvid.models.contrastive import mean_vector
-from flamvid.store import FeatureStore
+from flamvid.store import FeatureStore, Provenance
 from flamvid.types import Caption, Segment
 from flamvid.video.sample import Uniform
 
@@ -58,18 +65,20 @@ def index(
     watch: float | None = None,
     listener: Listener | None = None,
     config: IndexConfig | None = None,
+    stats: Stats | None = None,
 ) -> Stats:
     """Index videos into a feature store, which is made if there is none; what it has is left alone.
 
     sources: videos, folders, globs, lists and tars, as `flamvid index` takes them; none of them
-    with `config.retry`: all that failed for this reason. captions: also say what each shows. batch:
-    frames that are encoded at once. shard: only this part. watch: look for new files every so many
-    seconds, and never return. A source that fails is named in the store's ledger, and the others
-    go on.
+    with `config.retry`: all that failed for this reason. captions: also say what each shows, and
+    those that are there without. batch: frames that are encoded at once. shard: only this part.
+    watch: look for new files every so many seconds, and never return. stats: counted in, for who
+    looks at it meanwhile. A source that fails is named in the store's ledger, and the others go on.
     """
     captioner = load(model) if isinstance(model, str) else model
-    config = config or IndexConfig()
+    config, stats = config or IndexConfig(), stats or Stats()
     found = listed(sources, store, config, shard, watch)
+    stats.total = len(found) if isinstance(found, list) else None
     return index_videos(
         found,
         store,
@@ -77,7 +86,7 @@ def index(
         config,
         describe=describer(captioner) if captions else None,
         listener=listener,
-        stats=Stats(total=len(found) if isinstance(found, list) else None),
+        stats=stats,
     )
 
 
@@ -87,16 +96,18 @@ def listed(
     config: IndexConfig,
     shard: Shard | None = None,
     watch: float | None = None,
-) -> Iterable[str]:
+) -> Iterable[str | Look]:
     """What `index` is asked for, spelled out: a list, or an iterator of what may have no end."""
     names = [str(s) for s in ([sources] if isinstance(sources, str | PathLike) else sources)]
-    found: Iterable[str]
+    found: Iterable[str | Look]
+    if watch is not None and (not names or "-" in names):
+        raise InputError("what is watched must be files, folders or lists; standard input is none")
     if names:
         found = watched(names, watch) if watch is not None else spelled_out(names)
     else:
         found = [f.source for f in FeatureStore(store).failures() if config.tries_again(f.reason)]
     if shard is not None:
-        found = (source for source in found if source in shard)
+        found = (source for source in found if isinstance(source, Look) or source in shard)
     return found if watch is not None or "-" in names else list(found)
 
 
@@ -113,21 +124,26 @@ def index_on_ray(
     shard: Shard | None = None,
     config: IndexConfig | None = None,
     listener: Listener | None = None,
+    stats: Stats | None = None,
 ) -> Stats:
     """As `index`, by the tasks of a Ray cluster; each of its processes loads the model once.
 
     What a run before this one handed over and did not live to merge is merged first.
     """
-    merge_left_over(Path(store))
-    config = config or IndexConfig()
-    found = list(listed(sources, store, config, shard))
-    stats = Stats(total=len(found))
-    if Path(store).exists():
-        new = Sieve(FeatureStore(store), stats, config.tries_again).unseen
-        found = [source for source in found if new(source)]
-        stats.found = stats.over
-    work = partial(_index_part, model, device, dtype, captions, batch, replace(config, retry=""))
-    return index_on_cluster(found, Path(store), work, cluster or Cluster(), listener, stats)
+    with claimed(Path(store)):
+        merge_left_over(Path(store))
+        config, stats = config or IndexConfig(), stats or Stats()
+        found = [str(source) for source in listed(sources, store, config, shard)]
+        stats.total = len(found)
+        held = None
+        if Path(store).exists():
+            held = str(store), provenance_of(Path(store))
+            new = Sieve(FeatureStore(store), stats, config.tries_again, captions).unseen
+            found = [source for source in found if new(source)]
+            stats.found = stats.over
+        again = replace(config, retry="")
+        work = partial(_index_part, model, device, dtype, captions, batch, again, held)
+        return index_on_cluster(found, Path(store), work, cluster or Cluster(), listener, stats)
 
 
 def _index_part(
@@ -137,15 +153,30 @@ def _index_part(
     captions: bool,
     batch: int,
     config: IndexConfig,
+    held: tuple[str, Provenance] | None,
     sources: Sequence[str],
     store: Path,
 ) -> Stats:
-    """One task's share; errors other than a source's own are those of the whole run."""
+    """One task's share; errors other than a source's own are those of the whole run.
+
+    held: the store that it is to join, and what made the features there.
+    """
     captioner = _loaded(model, device, dtype)
+    encoder = FrameEncoder(captioner.model, batch)
+    if held is not None:
+        _check_part(*held, encoder.provenance(config.sampled, config.dtype))
     describe = describer(captioner) if captions else None
-    return index_videos(
-        sources, store, FrameEncoder(captioner.model, batch), config, describe=describe
-    )
+    return index_videos(sources, store, encoder, config, describe=describe)
+
+
+def _check_part(path: str, held: Provenance, made: Provenance) -> None:
+    """StoreError where a part could not be merged, before it is made."""
+    held.check(made, path)
+    if held.chunk_frames != made.chunk_frames:
+        raise StoreError(
+            f"{path} has chunks of {held.chunk_frames} frames, not {made.chunk_frames} as parts "
+            "would; index without --engine ray, or give another --store"
+        )
 
 
 _loaded = cache(load)  # a process of the cluster does many tasks

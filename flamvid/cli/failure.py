@@ -68,10 +68,10 @@ class _Say(logging.Handler):
         say(f"flamvid: {one_line(record.getMessage())}")
 
 
-def log_to_stderr() -> None:
+def log_to_stderr(level: int = logging.INFO) -> None:
     """Say what the library notes on its way: which decoder reads a file and why, say."""
     log = logging.getLogger("flamvid")
-    log.setLevel(logging.INFO)
+    log.setLevel(level)
     if not any(isinstance(handler, _Say) for handler in log.handlers):
         log.addHandler(_Say())
 

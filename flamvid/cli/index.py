@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import sys
@@ -46,7 +47,10 @@ def index(
         int | None, typer.Option(help="So many per video, evenly spread, instead.")
     ] = None,
     caption: Annotated[
-        bool, typer.Option("--caption", help="Also say what each video shows, and store that.")
+        bool,
+        typer.Option(
+            "--caption", help="Also say what each video shows, and store that; of known ones too."
+        ),
     ] = False,
     store_dtype: Annotated[
         str, typer.Option(help="Of the stored features: float16, float32, or int8.")
@@ -83,7 +87,7 @@ def index(
 
     What the store has already is left alone, so a run that was stopped goes on when it is started
     again. A source that fails is named on stderr and in the store, and the exit code is 1. At the
-    end the counts come on stdout, as JSON.
+    end, and on Ctrl-C, the counts come on stdout, as JSON.
     """
     if not sources and not retry_failed:
         raise InputError("no source is given; name a folder, or --retry-failed")
@@ -93,6 +97,8 @@ def index(
         raise InputError(f"--frames {frames} and --fps {fps:g} exclude each other")
     if watch is not None and not (sources and 0 < watch < math.inf):
         raise InputError(f"--watch is {watch:g}; must be above 0 seconds, and needs a SOURCE")
+    if watch is not None and "-" in (sources or []):
+        raise InputError("--watch does not go with - (standard input), which is read once")
     if address is not None and engine is not Engine.ray:
         raise InputError(f"--address is {address} without --engine ray; give that as well")
     if engine is Engine.ray and watch is not None:
@@ -112,40 +118,50 @@ def index(
     part = Shard.parse(shard) if shard is not None else None
     if verbose:
         log_to_stderr()
+    elif watch is not None:
+        log_to_stderr(logging.WARNING)  # what it waits for
 
     from flamvid import library
 
     where = opt.ModelOptions(model=model, device=device, dtype=dtype)
-    with live_stats() as listener:
-        if engine is Engine.ray:
-            with redirect_stdout(sys.stderr):  # Ray tells of lost machines there
-                stats = library.index_on_ray(
+    loaded = None if engine is Engine.ray else where.load()
+    stats = library.Stats()
+    try:
+        with live_stats() as listener:
+            if loaded is None:
+                with redirect_stdout(sys.stderr):  # Ray tells of lost machines there
+                    library.index_on_ray(
+                        sources or [],
+                        store,
+                        library.Cluster(
+                            address=address, gpus=1 if (device or "").startswith("cuda") else 0
+                        ),
+                        model=model,
+                        device=device,
+                        dtype=dtype,
+                        captions=caption,
+                        batch=batch,
+                        shard=part,
+                        config=config,
+                        listener=listener,
+                        stats=stats,
+                    )
+            else:
+                library.index(
                     sources or [],
                     store,
-                    library.Cluster(
-                        address=address, gpus=1 if (device or "").startswith("cuda") else 0
-                    ),
-                    model=model,
-                    device=device,
-                    dtype=dtype,
+                    model=loaded,
                     captions=caption,
                     batch=batch,
                     shard=part,
+                    watch=watch,
                     config=config,
                     listener=listener,
+                    stats=stats,
                 )
-        else:
-            stats = library.index(
-                sources or [],
-                store,
-                model=where.load(),
-                captions=caption,
-                batch=batch,
-                shard=part,
-                watch=watch,
-                config=config,
-                listener=listener,
-            )
+    except KeyboardInterrupt:  # what was done until then is in the store
+        typer.echo(json.dumps(stats.report()))
+        raise
     if stats.failed_before:
         say(
             f"flamvid: {stats.failed_before} sources failed before and were left alone; "

@@ -46,6 +46,7 @@ def line(stats: Stats) -> str:
     parts = [
         f"{stats.over}{'' if stats.total is None else f'/{stats.total}'} videos",
         *([f"{known} known"] if known else []),
+        *([f"{stats.captioned} told of"] if stats.captioned else []),
         *([f"{stats.failed} failed"] if stats.failed else []),
         f"{stats.frames / stats.seconds:.1f} frames/s",
         f"{stats.video_seconds / 3600 / stats.seconds:.4f} video-hours/s",

@@ -99,12 +99,14 @@ def merge(
     target: Annotated[Path, typer.Argument(metavar="TARGET", help="A store, made if need be.")],
     sources: Annotated[list[Path], typer.Argument(metavar="SOURCE...", help="Stores to add.")],
 ) -> int:
-    """Add the videos of stores to one; those it has already are left alone."""
+    """Add the videos of stores to one; those it has already get captions at most."""
     from flamvid.store.maintain import merge
 
     outcome = merge(target, sources)
     _list(outcome.damaged, target)
-    typer.echo(f"{one_line(str(target))}: {outcome.added} added, {outcome.present} were there")
+    told = f", {outcome.told} of them have captions now" if outcome.told else ""
+    counts = f"{outcome.added} added, {outcome.present} were there{told}"
+    typer.echo(f"{one_line(str(target))}: {counts}")
     return FAILED if outcome.damaged else 0
 
 

@@ -11,16 +11,18 @@ from __future__ import annotations
 import hashlib
 import os
 from bisect import bisect_right
+from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from flamvid.errors import InputError
-from flamvid.index.search import Filter, Hit, apart, nearest
+from flamvid.index.search import Filter, Hit, apart, nearest, search_windows
 from flamvid.index.windows import Windows
 
 __all__ = ["EFFORT", "Approximate"]
@@ -29,6 +31,7 @@ EFFORT = {"ivf": 64, "hnsw": 256}
 """Each kind, and the effort that found over 0.95 of the ten nearest (tools/bench/search.py)."""
 _BLOCK = 65536  # windows that are added at once
 _TRAINED_ON = 48  # windows per list that its centres are found by
+_NARROW = 1 / 32  # of all windows: where a filter leaves fewer, those few are compared themselves
 
 
 class Approximate:
@@ -50,23 +53,24 @@ class Approximate:
         self._index = self._open()
 
     def search(self, query_E: Tensor, top: int = 10, chosen: Filter | None = None) -> list[Hit]:
-        """As `search_windows`, but some hits may be missed. Scores are exact."""
-        masks = [
-            (chosen or Filter()).rows(*pair)
-            for pair in zip(self.windows.parts, self.windows.alive, strict=True)
-        ]
-        count = 8 * top
-        while True:
-            ranked = self.nearest(query_E, count)
-            taken = [
-                (score, part, row)
-                for score, part, row in ranked
-                if (mask := masks[part]) is None or mask[row]
-            ]
-            found = apart(self.windows, taken, top)
-            if len(found) == top or count > 4096 or count >= len(self.windows):
+        """As `search_windows`, but some hits may be missed. Scores are exact.
+
+        Where the windows that may be found are few, or too few of them are, the search is exact.
+        """
+        chosen = chosen or Filter()
+        pairs = zip(self.windows.parts, self.windows.alive, strict=True)
+        masks = [chosen.rows(*pair) for pair in pairs]
+        wanted = sum(
+            len(part.rows) if mask is None else int(mask.sum())
+            for part, mask in zip(self.windows.parts, masks, strict=True)
+        )
+        count = 8 * top if wanted >= _NARROW * len(self.windows) else len(self.windows)
+        while count < min(8192, len(self.windows)):
+            found = apart(self.windows, _kept(self.nearest(query_E, count), masks), top)
+            if len(found) == top:
                 return found
             count *= 8
+        return search_windows(self.windows, query_E, top, chosen)
 
     def nearest(self, query_E: Tensor, count: int) -> list[tuple[float, int, int]]:
         """Score, part and row of about `count` windows, the best first."""
@@ -88,16 +92,31 @@ class Approximate:
 
     def recall(self, queries_QE: Tensor, top: int = 10) -> float:
         """Which share of the `top` windows that exact search finds is found, over some queries."""
-        hit = 0
+        hit = wanted = 0
         for query_E in queries_QE:
             exact = {(p, r) for _, p, r in nearest(self.windows, query_E, top)}
-            hit += len(exact & {(p, r) for _, p, r in self.nearest(query_E, top)})
-        return hit / max(1, len(queries_QE) * min(top, len(self.windows)))
+            hit += len(exact & {(p, r) for _, p, r in self._alive(query_E, top)})
+            wanted += len(exact)
+        return hit / max(1, wanted)
+
+    def _alive(self, query_E: Tensor, top: int) -> list[tuple[float, int, int]]:
+        """As `nearest`, without windows of videos that were removed."""
+        count = top
+        while True:
+            found = _kept(self.nearest(query_E, count), self.windows.alive)[:top]
+            if len(found) == top or count >= len(self.windows):
+                return found
+            count *= 8
 
     def sample(self, count: int, seed: int = 0) -> Tensor:
         """Queries near windows of the store: their vectors with some noise, [Q,E]."""
         rng = np.random.default_rng(seed)
-        places = np.sort(rng.choice(len(self.windows), min(count, len(self.windows)), False))
+        pairs = zip(self.windows.parts, self.windows.alive, strict=True)
+        alive = [np.ones(len(p.rows), bool) if mask is None else mask for p, mask in pairs]
+        living = np.flatnonzero(np.concatenate(alive))
+        places = np.sort(rng.choice(living, min(count, len(living)), False))
+        if not len(places):
+            return torch.empty(0, self.windows.parts[0].vectors.shape[1])
         rows = torch.cat([self._rows(int(p), int(p) + 1) for p in places]).float()
         noise = torch.from_numpy(rng.normal(size=tuple(rows.shape)).astype(np.float32))
         noisy = rows + 0.5 * noise / noise.norm(dim=1, keepdim=True)
@@ -141,6 +160,13 @@ class Approximate:
             out.append(part.vectors[max(first - begin, 0) : max(last - begin, 0)])
             begin = end
         return torch.cat(out)
+
+
+def _kept(
+    ranked: list[tuple[float, int, int]], masks: Sequence[NDArray[np.bool_] | None]
+) -> list[tuple[float, int, int]]:
+    """Those of score, part and row that no mask leaves out."""
+    return [each for each in ranked if (mask := masks[each[1]]) is None or mask[each[2]]]
 
 
 def _faiss() -> Any:

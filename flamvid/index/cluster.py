@@ -8,23 +8,38 @@ the store until all are merged: what a run that was stopped left there, the next
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from flamvid.errors import DamagedStore, InputError
+from flamvid.errors import DamagedStore, InputError, StoreError
 from flamvid.index.indexer import Listener
 from flamvid.index.stats import Stats
-from flamvid.store import Failure, FeatureStore
+from flamvid.store import Failure, FeatureStore, Provenance
+from flamvid.store.file import translated
+from flamvid.store.locks import exclusive
 from flamvid.store.maintain import merge
 
-__all__ = ["Cluster", "Work", "index_on_cluster", "merge_left_over"]
+__all__ = [
+    "Cluster",
+    "Work",
+    "claimed",
+    "index_on_cluster",
+    "merge_left_over",
+    "provenance_of",
+]
+
+_LOCK = "lock"
+_log = logging.getLogger("flamvid.index.cluster")
 
 Work = Callable[[Sequence[str], Path], Stats]
 """Indexes sources into a new store. It is pickled, so it is no closure."""
@@ -52,12 +67,57 @@ class Cluster:
             raise InputError(f"a task claims {self.cpus:g} CPUs and {self.gpus:g} GPUs; give some")
 
 
+@contextmanager
+def claimed(store: Path) -> Iterator[None]:
+    """Let no other run hand parts over beside this store: theirs would have the same names."""
+    folder = _folder(store)
+    refusal = f"another run hands parts over in {folder}; wait for it, or give another --store"
+    with ExitStack() as stack:
+        with translated(folder):
+            folder.mkdir(exist_ok=True)
+            (folder / _LOCK).touch()
+            stack.enter_context(exclusive(folder / _LOCK, refusal))
+        try:
+            yield
+        finally:
+            (folder / _LOCK).unlink(missing_ok=True)
+            _tidy(folder)
+
+
 def merge_left_over(store: Path) -> None:
-    """Add to the store what a run that was stopped had handed over."""
-    if shards := sorted(_folder(store).glob("*.lmdb")):
+    """Add to the store what a run that was stopped had handed over.
+
+    StoreError where that was made with other settings than the store.
+    """
+    sound, held = [], provenance_of(store) if store.exists() else None
+    for shard in sorted(_folder(store).glob("*.lmdb")):
+        try:
+            made = provenance_of(shard)
+        except DamagedStore as error:  # its sources are new to the run that follows
+            _log.warning("%s; what is in it is indexed again", error)
+            continue
+        sound.append(shard)
+        held = held or made
+        if differs := made.difference(held):
+            folder = _folder(store)
+            raise StoreError(
+                f"{folder} holds parts of a stopped run whose {differs} as in {store}; merge them "
+                f"into another store (flamvid store merge OTHER {folder}/*.lmdb), and delete "
+                "the folder"
+            )
+    if sound:
         # The sources of what is damaged are new to the run that follows.
-        merge(store, shards, newer=True)
-    shutil.rmtree(_folder(store), ignore_errors=True)
+        merge(store, sound, newer=True)
+    _clear(store)
+
+
+def provenance_of(store: Path) -> Provenance:
+    """What made the features of a store, which is not kept open."""
+    opened = FeatureStore(store)
+    try:
+        return opened.provenance
+    finally:
+        opened.close()
 
 
 def index_on_cluster(
@@ -75,7 +135,7 @@ def index_on_cluster(
     was damaged on its way: the others are merged, and the next run does its sources again.
     """
     total = stats or Stats(total=len(sources))
-    _folder(store).mkdir(parents=True, exist_ok=True)
+    _folder(store).mkdir(exist_ok=True)
     for done, shard in _run(work, sources, _folder(store), cluster):
         total.add(done)
         if listener is not None:
@@ -84,11 +144,12 @@ def index_on_cluster(
             listener.progress(total)
     if shards := sorted(_folder(store).glob("*.lmdb")):
         merged = merge(store, shards, newer=True)
-        total.duplicates += merged.present
+        total.duplicates += merged.present - merged.told
+        total.captioned += merged.told
         total.indexed -= merged.present
         total.moved += merged.settled.moved
         total.removed += merged.settled.removed
-        shutil.rmtree(_folder(store))
+        _clear(store)
         if merged.damaged:
             raise DamagedStore(
                 f"{len(merged.damaged)} videos were damaged on their way into {store} "
@@ -99,6 +160,20 @@ def index_on_cluster(
 
 def _folder(store: Path) -> Path:
     return store.with_name(f"{store.name}.parts")
+
+
+def _clear(store: Path) -> None:
+    """Remove parts that were merged, and what was on its way to be one."""
+    for file in _folder(store).glob("*"):
+        if file.name != _LOCK:
+            file.unlink()
+    _tidy(_folder(store))
+
+
+def _tidy(folder: Path) -> None:
+    """Remove the folder if nothing is in it."""
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def _failures(shard: Path) -> list[Failure]:
@@ -113,7 +188,7 @@ def _run(
     work: Work, sources: Sequence[str], folder: Path, cluster: Cluster
 ) -> Iterator[tuple[Stats, Path]]:
     """What the tasks count and the stores that they handed over, in the order in which they end."""
-    ray = _ray()
+    ray, run = _ray(), uuid.uuid4().hex[:8]  # a task may outlive the run that began it
     started = not ray.is_initialized()
     if started:
         ours = {"num_cpus": cluster.processes * cluster.cpus} if cluster.processes else {}
@@ -131,7 +206,9 @@ def _run(
         running: dict[Any, Path] = {}
         while True:
             for number, part in islice(waiting, _SENT - len(running)):
-                shard = folder / f"{number:06}.lmdb"  # by whose names they are merged in order
+                shard = (
+                    folder / f"{number:06}-{run}.lmdb"
+                )  # by whose names they are merged in order
                 running[task.remote(work, list(part), str(shard))] = shard
             if not running:
                 return

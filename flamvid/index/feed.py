@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -19,14 +20,16 @@ from flamvid.index.channel import Channel, Stopped, Switch
 from flamvid.index.content import Content, identify, on_disk, status
 from flamvid.index.encoder import FrameEncoder
 from flamvid.index.stats import Stats
+from flamvid.index.watch import Look
 from flamvid.store import FeatureStore, StoreWriter, VideoRecord, VideoWriter
 from flamvid.store.places import Met
 from flamvid.video.sample import Sampling, thinned
 
-__all__ = ["Decoders", "Ending", "Item", "Job", "Piece", "Sieve", "is_last", "reason_of"]
+__all__ = ["Decoders", "Ending", "Item", "Job", "Piece", "Sieve", "is_last", "is_look", "reason_of"]
 
 _AT_ONCE = 16  # frames that are read together
 _LARGE = 64 << 20  # bytes of frames that are read together, where they come in full size
+_PATIENCE = 0.2  # seconds until the switch is looked at
 _AHEAD = 8  # pieces, at least, that wait for the encoder: videos take turns to be short and long
 
 
@@ -34,7 +37,8 @@ _AHEAD = 8  # pieces, at least, that wait for the encoder: videos take turns to 
 class Job:
     """A source on its way. told: places of the sampled frames that its caption is made of.
 
-    stale: ids of videos that the store has of this source, from before its file changed.
+    stale: ids of videos that the store has of this source, from before its file changed. stored:
+    the video is there, and wants a caption only.
     """
 
     source: str
@@ -44,6 +48,7 @@ class Job:
     told: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     seen: list[Tensor] = field(default_factory=list)
     stale: tuple[str, ...] = ()
+    stored: VideoRecord | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,13 +75,21 @@ Item = Piece | Ending
 class Sieve:
     """Which sources are new: not in the store by name or content, and not failed before.
 
-    again: by its reason, whether a failure is tried once more. met: what sources that don't look as
-    the store has them were found to hold. copied: ids of those that it has nevertheless. lock: held
-    from the look whether the store has a video until `copied` tells, and by who removes one.
+    again: by its reason, whether a failure is tried once more. tell: videos without a caption are
+    to get one. met: what sources were found to
+    hold; `changes` counts how often that changed. copied: ids that the store has of sources that
+    don't look as it has them. lock: held from the look whether the store has a video until `copied`
+    tells, and by who removes one. settled: records were made to agree with what was met.
     """
 
-    def __init__(self, store: FeatureStore, stats: Stats, again: Callable[[str], bool]) -> None:
-        self._store, self._stats = store, stats
+    def __init__(
+        self,
+        store: FeatureStore,
+        stats: Stats,
+        again: Callable[[str], bool],
+        tell: bool = False,
+    ) -> None:
+        self._store, self._stats, self._tell = store, stats, tell
         snapshot = store.snapshot()
         records = [snapshot[video_id].record for video_id in snapshot]
         self._known: dict[str, list[VideoRecord]] = {}
@@ -90,19 +103,21 @@ class Sieve:
         self._taken: set[str] = set()
         self._made: dict[str, str] = {}
         self.met: dict[str, Met] = {}
+        self.changes = 0
         self.copied: set[str] = set()
         self.lock = threading.Lock()
+        self.settled = threading.Event()
 
     def unseen(self, source: str) -> bool:
         """Whether a source is new as far as its name and state tell; counted if not."""
         found = status(source)
-        known = self._known.get(source, [])
-        for record in known:
-            if (record.size, record.mtime) == (found or (0, 0.0)):
-                if len(known) > 1:  # a run was stopped before it told which of them is there
-                    self.met[source] = Met(record.id, record.mtime)
-                self._stats.present += 1
-                return False
+        record = self._there(source, found)
+        if record is not None:
+            if self._mute(record):
+                return True
+            self._meet(source, Met(record.id, record.mtime))
+            self._stats.present += 1
+            return False
         # What failed is not tried again and again, but a file that was mended is.
         if source in self._failed and (found is None or found[1] <= self._failed[source]):
             self._stats.failed_before += 1
@@ -113,18 +128,61 @@ class Sieve:
         """A job for a source that is new; SourceError where it can't be read."""
         if not self.unseen(source):
             return None
-        content = identify(source)
+        record = self._there(source, status(source))
+        if record is not None:
+            self._meet(source, Met(record.id, record.mtime))
+            return self._to_tell(source, record)
+        try:
+            content = identify(source)
+        except SourceError:
+            self.forget([source])
+            raise
         video = content.sha256[:32]
-        self.met[source] = Met(video, content.mtime)
+        self._meet(source, Met(video, content.mtime))
+        stale = {record.id for record in self._known.pop(source, [])}
         with self.lock:
             if video in self._taken or video in self._store:
-                self._stats.duplicates += 1
                 self.copied.add(video)
+                if video in self._store and self._mute(there := self._store[video].record):
+                    return self._to_tell(source, there)
+                self._stats.duplicates += 1
                 return None
         self._taken.add(video)
-        stale = tuple({record.id for record in self._known.pop(source, [])} | self._own(source))
+        stale |= self._own(source)
         self._made[source] = video
-        return Job(source, content, stale=stale)
+        return Job(source, content, stale=tuple(stale))
+
+    def keep(self, record: VideoRecord) -> None:
+        """The store has this video now, so that its source is known if it comes again."""
+        self._known[record.path] = [record]
+
+    def forget(self, sources: Iterable[str]) -> None:
+        """What these held, they hold no more."""
+        for source in sources:
+            self.changes += self.met.pop(source, None) is not None
+
+    def _there(self, source: str, found: tuple[int, float] | None) -> VideoRecord | None:
+        """The record of a source that is in the state in which the store has it."""
+        for record in self._known.get(source, []):
+            if (record.size, record.mtime) == (found or (0, 0.0)) and self._has(record.id):
+                return record
+        return None
+
+    def _mute(self, record: VideoRecord) -> bool:
+        return self._tell and not record.captions and record.id not in self._taken
+
+    def _to_tell(self, source: str, record: VideoRecord) -> Job:
+        self._taken.add(record.id)
+        return Job(source, Content(record.content_hash, record.size, record.mtime), stored=record)
+
+    def _meet(self, source: str, met: Met) -> None:
+        if self.met.get(source) != met:
+            self.met[source] = met
+            self.changes += 1
+
+    def _has(self, video: str) -> bool:
+        """Whether the store still holds a video that it held when this run began."""
+        return not self._stats.removed or video in self._store
 
     def _own(self, source: str) -> set[str]:
         """What this run made of an earlier state of a source, which is free to come again."""
@@ -158,7 +216,7 @@ class Decoders:
         self._stats, self._switch = stats, switch
         self._jobs: Channel[Job | None] = Channel(workers, switch)
 
-    def start(self, sources: Iterable[str], sieve: Sieve) -> list[threading.Thread]:
+    def start(self, sources: Iterable[str | Look], sieve: Sieve) -> list[threading.Thread]:
         """Set to work. Of each worker, whose threads these are, an item that `is_last` comes."""
         feeding = threading.Thread(target=self._guarded, args=(self._feed, sources, sieve))
         feeding.daemon = True  # it may wait for new files, or for stdin, when all is called off
@@ -178,9 +236,14 @@ class Decoders:
         except BaseException as error:
             self._switch.stop(error)
 
-    def _feed(self, sources: Iterable[str], sieve: Sieve) -> None:
+    def _feed(self, sources: Iterable[str | Look], sieve: Sieve) -> None:
         for source in sources:
             self._switch.check()
+            if isinstance(source, Look):
+                sieve.forget(source.gone)
+                if not source.changing:
+                    self._settle(sieve)
+                continue
             self._stats.found += 1
             try:
                 job = sieve.pick(source)
@@ -192,17 +255,35 @@ class Decoders:
         for _ in range(self._workers):
             self._jobs.put(None)
 
+    def _settle(self, sieve: Sieve) -> None:
+        """Wait until records agree with what was met: half of an exchange would be a loss."""
+        sieve.settled.clear()
+        self.items.put(Ending(_LOOKED))
+        while not sieve.settled.wait(_PATIENCE):
+            self._switch.check()
+
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             error: Exception | None = None
             try:
-                self._decode(job)
+                if job.stored is not None:
+                    self._remember(job, job.stored)
+                else:
+                    self._decode(job)
             except Stopped:
                 raise
             except Exception as raised:  # one odd file must not take the other thousand with it
                 error = raised
             self.items.put(Ending(job, error))
         self.items.put(Ending(_LAST))
+
+    def _remember(self, job: Job, record: VideoRecord) -> None:
+        """What the store has of a video, to tell of it."""
+        stored = self._writer.reader[record.id]
+        frames = thinned(record.stored, self._tell).tolist()
+        features = np.concatenate([stored.frames(n, n + 1) for n in frames])
+        job.seen.append(torch.from_numpy(features.astype(np.float32)))
+        job.end = record.duration
 
     def _decode(self, job: Job) -> None:
         size = self._encoder.decode_size
@@ -241,11 +322,18 @@ class Decoders:
 
 _LAST = Job("", Content("", 0, 0.0))
 """The job of no source: a worker's last words."""
+_LOOKED = Job("", Content("", 0, 0.0))
+"""Likewise: those who watch have looked at all sources once."""
 
 
 def is_last(item: Item) -> bool:
     """Whether a worker has found nothing more to do."""
     return item.job is _LAST
+
+
+def is_look(item: Item) -> bool:
+    """Whether all sources were looked at once more, by who watches."""
+    return item.job is _LOOKED
 
 
 def reason_of(error: Exception) -> str:

@@ -25,9 +25,20 @@ from torch import Tensor
 from flamvid.errors import InputError
 from flamvid.index.channel import Channel, Stopped, Switch
 from flamvid.index.encoder import FrameEncoder
-from flamvid.index.feed import Decoders, Ending, Item, Job, Piece, Sieve, is_last, reason_of
+from flamvid.index.feed import (
+    Decoders,
+    Ending,
+    Item,
+    Job,
+    Piece,
+    Sieve,
+    is_last,
+    is_look,
+    reason_of,
+)
 from flamvid.index.lanes import Lanes
 from flamvid.index.stats import Stats
+from flamvid.index.watch import Look
 from flamvid.store import StoreWriter
 from flamvid.store.places import settle
 from flamvid.types import Caption
@@ -95,7 +106,7 @@ class _Deaf:
 
 
 def index_videos(
-    sources: Iterable[str],
+    sources: Iterable[str | Look],
     store: str | PathLike[str],
     encoder: FrameEncoder,
     config: IndexConfig,
@@ -106,7 +117,8 @@ def index_videos(
 ) -> Stats:
     """Index every source that the store does not have. A source that fails is in its ledger.
 
-    sources: may be endless. describe: makes captions, from the same decoding. Raises StoreError
+    sources: may be endless. describe: makes captions, from the same decoding; videos that are there
+    without get theirs too, by their features. Raises StoreError
     where the store can't be written; what was committed until then stays.
     """
     stats, switch = stats or Stats(), Switch()
@@ -123,7 +135,7 @@ def index_videos(
             stats=stats,
             switch=switch,
         )
-        sieve = Sieve(writer.reader, stats, config.tries_again)
+        sieve = Sieve(writer.reader, stats, config.tries_again, tell=describe is not None)
         writing = _Writing(writer, stats, switch, listener or _Deaf(), sieve)
         threads = [writing.start(), *decoders.start(sources, sieve)]
         try:
@@ -139,8 +151,7 @@ def index_videos(
                 thread.join()
         if switch.error is not None:
             raise switch.error
-        settled = settle(writer, sieve.met)
-        stats.moved, stats.removed = settled.moved, settled.removed
+        writing.settle()
     return stats
 
 
@@ -181,6 +192,9 @@ def _encode(
             stats.write_wait = writing.items.full
             if item is not None and is_last(item):
                 working -= 1
+            elif item is not None and is_look(item):
+                writing.items.put(_LOOKED)
+                item = None  # few are to come until the next look
             elif item is not None:
                 waiting.append(item)
                 frames += len(item.numbers) if isinstance(item, Piece) else 0
@@ -234,6 +248,13 @@ class _Whole:
     captions: Sequence[Caption]
 
 
+class _Looked:
+    """All sources were looked at once more."""
+
+
+_LOOKED = _Looked()
+
+
 class _Writing:
     """The one thread that writes to the store."""
 
@@ -245,11 +266,12 @@ class _Writing:
         listener: Listener,
         sieve: Sieve,
     ) -> None:
-        self.items: Channel[_Made | _Whole | None] = Channel(8, switch)
+        self.items: Channel[_Made | _Whole | _Looked | None] = Channel(8, switch)
         self._writer, self._stats, self._switch = writer, stats, switch
         self._listener, self._sieve = listener, sieve
         self._kind = torch.float16 if writer.provenance.dtype == "float16" else torch.float32
         self._broken: set[Job] = set()
+        self._settled = (-1, -1)
 
     def start(self) -> threading.Thread:
         thread = threading.Thread(target=self._run)
@@ -297,6 +319,9 @@ class _Writing:
             while (item := self.items.get()) is not None:
                 if isinstance(item, _Whole):
                     self._end(item)
+                elif isinstance(item, _Looked):
+                    self.settle()
+                    self._sieve.settled.set()
                 elif item.job not in self._broken:
                     self._add(item)
                 self._listener.progress(self._stats)
@@ -320,6 +345,10 @@ class _Writing:
             self._broken.remove(job)
         elif whole.error is not None:
             self._fail(job, whole.error)
+        elif job.stored is not None:
+            if job.stored.id in self._writer.reader:
+                self._writer.tell(job.stored.id, whole.captions)
+            self._stats.captioned += 1
         else:
             assert job.video is not None
             job.video.captions(whole.captions)
@@ -332,8 +361,18 @@ class _Writing:
             except InputError as error:  # a run before this one stored more frames than there are
                 self._fail(job, error)
                 return
+            self._sieve.keep(job.video.record)
             self._stats.indexed += 1
             self._stats.video_seconds += job.end
+
+    def settle(self) -> None:
+        """Let records follow files, where there is news of those."""
+        news = self._sieve.changes, self._stats.indexed
+        if news == self._settled:
+            return
+        settled, self._settled = settle(self._writer, self._sieve.met), news
+        self._stats.moved += settled.moved
+        self._stats.removed += settled.removed
 
     def _fail(self, job: Job, error: Exception) -> None:
         """Into the ledger, and what there is of the video out of the store."""
@@ -342,6 +381,7 @@ class _Writing:
                 self._writer.remove(job.content.sha256[:32])
         reason = reason_of(error)
         message = " ".join(str(error).split()) or type(error).__name__
-        self._writer.fail(job.source, reason, message)
+        if job.stored is None:
+            self._writer.fail(job.source, reason, message)
         self._stats.failed += 1
         self._listener.failed(job.source, reason, message)

@@ -12,18 +12,16 @@ import json
 import os
 import re
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from flamvid.errors import InputError, SourceError
-from flamvid.video.archive import is_archive, members, samples
+from flamvid.video.archive import is_archive, members, parted, samples
 from flamvid.video.pictures import natural
 
-__all__ = ["VIDEOS", "Shard", "in_shard", "sources", "watched"]
+__all__ = ["VIDEOS", "Shard", "in_shard", "sources"]
 
 VIDEOS = frozenset(
     f".{ending}"
@@ -58,19 +56,23 @@ def sources(arguments: Iterable[str], stdin: IO[str] | None = None) -> Iterator[
 
 def _argument(argument: str) -> Iterator[str]:
     path = Path(argument)
-    if "://" in argument or "#" in path.name:
+    if "://" in argument:
         yield argument
     elif path.is_dir():
         yield from _folder(path)
     elif path.exists():
         yield from _file(path)
+    elif parted(argument)[1] is not None:
+        yield argument
     elif glob.has_magic(argument):
         found = sorted(glob.glob(argument, recursive=True), key=natural)
         if not found:
             raise InputError(f"no file matches {argument}; check the pattern and the folder")
-        for match in found:
-            if not os.path.isdir(match):
-                yield from _file(Path(match))
+        for match in map(Path, found):
+            if not match.is_dir():
+                yield from _file(match)
+            elif "**" not in argument:  # which matches what is in them too
+                yield from _folder(match)
     else:
         raise InputError(f"{argument} does not exist; check the path")
 
@@ -98,11 +100,12 @@ def _file(path: Path) -> Iterator[str]:
 
 
 def _lines(file: IO[str], name: str, base: Path) -> Iterator[str]:
-    if name.endswith(".csv"):
+    kind = Path(name).suffix.lower()
+    if kind == ".csv":
         yield from _table(csv.DictReader(file), name, base)
         return
     for number, line in enumerate(iter(lambda: file.readline(_LONGEST_LINE), ""), 1):
-        if line.strip() and not (line[0] == "#" and name.endswith(".txt")):
+        if line.strip() and not (line[0] == "#" and kind == ".txt"):
             yield _placed(_line(line, f"line {number} of {name}"), base)
 
 
@@ -179,26 +182,3 @@ class Shard:
     def __contains__(self, source: str) -> bool:
         digest = hashlib.sha256(source.encode("utf-8", "surrogateescape")).digest()
         return int.from_bytes(digest[:8], "big") % self.count == self.number
-
-
-def watched(
-    arguments: Sequence[str], every: float, sleep: Callable[[float], None] = time.sleep
-) -> Iterator[str]:
-    """Sources as they come, without end; one that is being written comes when it has come to rest.
-
-    every: seconds between looks.
-    """
-    before: dict[str, tuple[int, float]] = {}
-    given: dict[str, tuple[int, float]] = {}
-    while True:
-        now: dict[str, tuple[int, float]] = {}
-        for source in sources(arguments):
-            with suppress(OSError, ValueError):
-                found = os.stat(source.partition("#")[0])
-                now[source] = found.st_size, found.st_mtime
-            state = now.get(source, (0, 0.0))
-            if given.get(source) != state and (source not in now or before.get(source) == state):
-                given[source] = state
-                yield source
-        before = now
-        sleep(every)

@@ -85,15 +85,20 @@ def search_windows(
 
 def _scores(part: Part, mask: NDArray[np.bool_] | None, query_E: Tensor) -> Tensor:
     """Rounded scores [W]; -inf for windows that are left out."""
-    query, scores = query_E.half(), torch.empty(len(part.vectors))
+    query, rows = query_E.half(), None
+    if mask is not None and 4 * int(mask.sum()) < len(mask):  # so few that only they are read
+        rows = torch.from_numpy(mask).nonzero()[:, 0]
+    scores = torch.empty(len(part.vectors) if rows is None else len(rows))
 
     def some(first: int) -> None:
-        rows = slice(first, first + _BLOCK)
-        scores[rows] = part.vectors[rows] @ query
+        place = slice(first, first + _BLOCK)
+        scores[place] = part.vectors[place if rows is None else rows[place]] @ query
 
     # torch multiplies a half precision matrix by a vector on one core; it lets go of Python's lock.
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         list(pool.map(some, range(0, len(scores), _BLOCK)))
+    if rows is not None:
+        return torch.full((len(part.vectors),), -math.inf).index_copy_(0, rows, scores)
     if mask is not None:
         scores[~torch.from_numpy(mask)] = -math.inf
     return scores

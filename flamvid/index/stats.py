@@ -13,7 +13,8 @@ __all__ = ["Stats"]
 class Stats:
     """Counts since the start. `total` sources are known of beforehand; None for an endless list.
 
-    present, duplicates: sources that the store had by name, or by content. moved, removed: videos
+    present, duplicates: sources that the store had by name, or by content; captioned: it had too,
+    without the caption that they have now. moved, removed: videos
     that were found under another name than the store's, or nowhere any more. failed_before: those
     that were left alone for it. decode_wait: seconds in which the encoder waited for frames;
     encode_wait: in which decoders waited for the encoder, summed over them; write_wait: in which
@@ -25,6 +26,7 @@ class Stats:
     indexed: int = 0
     present: int = 0
     duplicates: int = 0
+    captioned: int = 0
     moved: int = 0
     removed: int = 0
     failed: int = 0
@@ -44,12 +46,13 @@ class Stats:
     @property
     def over(self) -> int:
         """Sources of which nothing more is to be expected."""
-        return self.indexed + self.present + self.duplicates + self.failed + self.failed_before
+        known = self.present + self.duplicates + self.captioned
+        return self.indexed + known + self.failed + self.failed_before
 
     @property
     def eta(self) -> float | None:
         """Seconds that the rest takes at the pace so far; None where that can't be told."""
-        new = self.indexed + self.failed
+        new = self.indexed + self.captioned + self.failed
         if self.total is None or not new:
             return None
         return self.seconds / new * max(0, self.total - self.over)

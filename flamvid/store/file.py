@@ -84,6 +84,10 @@ def frontier(fd: int, path: Path) -> int:
     """Bytes that LMDB uses, by the first two pages of a file, which must be there."""
     try:
         data, size = os.pread(fd, 1 << 16, 0), os.fstat(fd).st_size
+        if not size:
+            raise StoreError(
+                f"{path} is no feature store, but empty; give one that `flamvid index` made"
+            )
         magic, version, page, last, txn = _META.unpack_from(data)
         if magic != _LMDB_MAGIC:
             raise StoreError(f"{path} is no feature store; give one that `flamvid index` made")
@@ -313,13 +317,17 @@ def _overflow(value: memoryview) -> int | None:
 
 @contextmanager
 def translated(path: Path) -> Iterator[None]:
-    """LMDB's errors and the system's in our words."""
+    """LMDB's errors and the system's in our words, and ours with the store's name."""
     try:
         yield
-    except lmdb.MapFullError:
+    except (lmdb.MapFullError, lmdb.MapResizedError):
         raise
-    except lmdb.MapResizedError:
-        raise
+    except StoreError as error:
+        if str(path) in str(error):
+            raise
+        way_out = "; `flamvid store repair` saves what is sound"
+        text = f"{path}: {error}{way_out if isinstance(error, DamagedStore) else ''}"
+        raise type(error)(text) from error
     except (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError) as error:
         raise DamagedStore(
             f"{path} is damaged ({_reason(error)}); `flamvid store repair` saves what it can"

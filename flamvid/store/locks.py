@@ -17,13 +17,17 @@ _fds: set[int] = set()
 
 
 @contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Be the only writer of a file until the end of the block or of the process."""
+def exclusive(path: Path, refusal: str | None = None) -> Iterator[None]:
+    """Be the only writer of a file until the end of the block or of the process.
+
+    refusal: what StoreError says where another is.
+    """
     with _locked(path, os.O_RDWR, fcntl.F_WRLCK) as got:
         if not got:
             raise StoreError(
-                f"{path} is being written, or verified, by another; a store has one writer at a "
-                "time: wait, or write another store and merge the two"
+                refusal
+                or f"{path} is being written, or verified, by another; a store has one writer at "
+                "a time: wait, or write another store and merge the two"
             )
         yield
 

@@ -39,11 +39,13 @@ class Repaired:
 class Merged:
     """What a merge did: videos added, those that were there already, and those left out.
 
-    settled: of the target's, where the others are newer.
+    told: of those that were there, without the captions that others had. settled: of the target's,
+    where the others are newer.
     """
 
     added: int
     present: int
+    told: int
     damaged: tuple[Finding, ...]
     settled: Settled
 
@@ -179,13 +181,14 @@ def _beside(path: Path) -> Iterator[Path]:
 def merge(target: Path, sources: Sequence[Path], newer: bool = False) -> Merged:
     """Add the videos and failures of other stores; done twice, it changes nothing more.
 
-    The target is made if there is none. Videos with damaged values are left out, and named. newer:
+    The target is made if there is none. Videos with damaged values are left out, and named. Those
+    that are there without captions get the others'. newer:
     the others are of the same sources, later: what the target had of a source goes as theirs comes,
     and the target's records follow what they met elsewhere.
     """
     if any(source.exists() and target.exists() and source.samefile(target) for source in sources):
         raise InputError(f"{target} is the target and a source; leave it out of the sources")
-    added, present = 0, 0
+    added = present = told = 0
     damaged: list[Finding] = []
     failures: list[Failure] = []
     met: dict[str, Met] = {}
@@ -208,6 +211,9 @@ def merge(target: Path, sources: Sequence[Path], newer: bool = False) -> Merged:
                 met[record.path] = Met(video, record.mtime)
                 if video in writer:
                     present += 1
+                    if record.captions and not writer.reader[video].record.captions:
+                        writer.tell(video, record.captions)
+                        told += 1
                     copied.add(video)
                     continue
                 try:
@@ -221,7 +227,7 @@ def merge(target: Path, sources: Sequence[Path], newer: bool = False) -> Merged:
             store.close()
         settled = settle(writer, met) if newer else Settled(0, 0)
         _merge_failures(failures, writer)
-    return Merged(added, present, tuple(damaged), settled)
+    return Merged(added, present, told, tuple(damaged), settled)
 
 
 def _by_path(store: FeatureStore) -> dict[str, list[str]]:

@@ -91,10 +91,11 @@ class Snapshot:
         layout = self.json("meta", b"format")
         if layout is None:
             raise StoreError(f"{self._file.path} is no feature store, or not one yet")
-        with as_written("the format"):
+        with translated(self._file.path), as_written("the format"):
             if layout["version"] > FORMAT:
                 raise newer(str(self._file.path), layout["version"])
-        return provenance_from_json(self.json("meta", b"provenance"))
+        with translated(self._file.path):
+            return provenance_from_json(self.json("meta", b"provenance"))
 
     # -- values --
 
@@ -112,7 +113,8 @@ class Snapshot:
                 return None
             pinned = self._file.pin(memoryview(value), self)
             kept = bytes(value) if pinned is None else memoryview(np.asarray(pinned))
-        return unpack(db, key, memoryview(kept), check=self._check)
+        with translated(self._file.path):
+            return unpack(db, key, memoryview(kept), check=self._check)
 
     def value(self, db: str, key: bytes) -> bytes:
         """A value as it is, header and all; DamagedStore if it is missing or not as written."""
@@ -121,7 +123,8 @@ class Snapshot:
             if value is None:
                 raise DamagedStore(f"{self._file.path}: {db} {key.hex()} is missing")
             kept = bytes(value)
-        check_value(db, key, memoryview(kept))
+        with translated(self._file.path):
+            check_value(db, key, memoryview(kept))
         return kept
 
     def keys(self, db: str, prefix: bytes = b"") -> Iterator[bytes]:
@@ -159,12 +162,13 @@ class Snapshot:
         table = self.json("videos", id_bytes(video_id))
         if table is None:
             raise InputError(f"{self._file.path} holds no video {video_id}")
-        return StoredVideo(self, record_from_json(table))
+        with translated(self._file.path):
+            return StoredVideo(self, record_from_json(table))
 
     def failures(self) -> list[Failure]:
         """What could not be indexed, by source."""
         rows = (self.json("failures", key) for key in self.keys("failures"))
-        with as_written("the ledger of failures"):
+        with translated(self._file.path), as_written("the ledger of failures"):
             return sorted((Failure(**row) for row in rows), key=lambda failure: failure.source)
 
 

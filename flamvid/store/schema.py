@@ -111,13 +111,19 @@ class Provenance:
 
     def check(self, other: Provenance, path: str) -> None:
         """StoreError if features by `other` can't join those of the store at `path`."""
+        if differs := self.difference(other):
+            raise StoreError(
+                f"{path} holds features whose {differs}; "
+                "one store holds one kind: use the same settings, or give another --store"
+            )
+
+    def difference(self, other: Provenance) -> str:
+        """Why features by `other` can't join these, "" if they can: a name, what it is, and not."""
         for field in fields(self):
             ours, theirs = getattr(self, field.name), getattr(other, field.name)
             if ours != theirs and field.name != "chunk_frames":
-                raise StoreError(
-                    f"{path} holds features whose {field.name} is {ours!r}, not {theirs!r}; "
-                    "one store holds one kind: use the same settings, or give another --store"
-                )
+                return f"{field.name} is {ours!r}, not {theirs!r}"
+        return ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -127,6 +127,12 @@ class StoreWriter:
         )
         self._put("failures", key, asdict(failure))
 
+    def tell(self, video_id: str, captions: Sequence[Caption]) -> None:
+        """Put captions in the place of those of a video that is there."""
+        key, record = id_bytes(video_id), self.reader[video_id].record
+        record = replace(record, captions=tuple(captions))
+        self._put("videos", key, record_to_json(record))
+
     def remove(self, video_id: str) -> None:
         """Drop a video, or what there is of one that isn't whole."""
         self.commit(self.removal(video_id))
@@ -187,12 +193,12 @@ class StoreWriter:
 class VideoWriter:
     """Frames of one video, in order, however many at a time.
 
-    resume_at: frames that are in the store already, from a run that was stopped; `add` those after
-    them.
+    record: what is, or will be, said of it. resume_at: frames that are in the store already, from a
+    run that was stopped; `add` those after them.
     """
 
     def __init__(self, writer: StoreWriter, record: VideoRecord) -> None:
-        self._writer, self._record = writer, record
+        self._writer, self.record = writer, record
         provenance = writer.provenance
         self._key, step = id_bytes(record.id), provenance.chunk_frames
         snapshot = writer.reader.snapshot()
@@ -221,7 +227,7 @@ class VideoWriter:
             vectors = np.asarray(vectors)
             self._check("vectors", vectors, (T, self._vectors.shape[1]))
         if not (np.isfinite(pts).all() and (np.diff(pts, prepend=self._latest) > 0).all()):
-            raise InputError(f"times of {self._record.path} must be finite and ascend")
+            raise InputError(f"times of {self.record.path} must be finite and ascend")
         at = 0
         while at < T:
             if self._filled == len(self._pts):  # not before there is more: the last is `finish`'s
@@ -232,7 +238,7 @@ class VideoWriter:
                 self._features[place] = features[at : at + count]
             if not np.isfinite(self._features[place]).all():
                 raise InputError(
-                    f"features of {self._record.path} are not finite as {self._features.dtype}; "
+                    f"features of {self.record.path} are not finite as {self._features.dtype}; "
                     "use the dtype float32, or another model"
                 )
             if self._writer.provenance.embedding:
@@ -244,7 +250,7 @@ class VideoWriter:
 
     def captions(self, captions: Sequence[Caption]) -> None:
         """What was said about the video, beside its features."""
-        self._record = replace(self._record, captions=tuple(captions))
+        self.record = replace(self.record, captions=tuple(captions))
 
     def finish(self, duration: float | None = None, replaces: Iterable[str] = ()) -> None:
         """Write the last chunk and, in the same transaction, make the video visible.
@@ -253,9 +259,9 @@ class VideoWriter:
         that go as this one comes.
         """
         if not self._filled:
-            raise InputError(f"{self._record.path} has no frames; a video needs one")
+            raise InputError(f"{self.record.path} has no frames; a video needs one")
         stored = self._chunk * len(self._pts) + self._filled
-        record = replace(self._record, stored=stored)
+        record = replace(self.record, stored=stored)
         if duration is not None:
             record = replace(record, duration=duration)
         full = bytes.fromhex(record.content_hash)

@@ -6,6 +6,7 @@ import json
 import shlex
 import subprocess
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -13,10 +14,13 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from flamvid import library
 from flamvid.cli.main import app
 from flamvid.index import cluster
 from flamvid.index.cluster import Cluster, Work
 from flamvid.index.stats import Stats
+from flamvid.index.watch import watched
+from flamvid.store import FeatureStore
 from tests.index.library_files import make_library
 from tests.tiny import make_model
 
@@ -68,6 +72,7 @@ def test_again(folder: Path, store: Path) -> None:
         (["x", "--fps=2", "--frames=3"], "exclude each other"),
         (["x", "--fps=0"], "fps is 0"),
         (["x", "--watch=-1"], "--watch is -1"),
+        (["-", "--watch=1"], "does not go with -"),
         (["x", "--workers=-1"], "workers is -1"),
         (["x", "--address=here"], "without --engine ray"),
         (["nowhere.mp4"], "nowhere.mp4 does not exist"),
@@ -79,6 +84,22 @@ def test_usage(folder: Path, arguments: list[str], says: str) -> None:
     assert says in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert not (folder / "other.lmdb").exists()
+
+
+def test_interrupted(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a watch always ends: the counts come all the same, and what there is can be used."""
+
+    def sleep(seconds: float) -> None:
+        if len(FeatureStore(store)) == 2:
+            raise KeyboardInterrupt
+
+    store = tmp_path / "s.lmdb"
+    monkeypatch.setattr(library, "watched", partial(watched, sleep=sleep))
+    sub = folder / "videos" / "sub dir"
+    result = run(folder, "index", sub / "white*", sub / "lime*", "--store", store, "--watch=1")
+    assert result.exit_code == 130
+    assert json.loads(result.stdout)["indexed"] == 2
+    assert result.stderr == "flamvid: interrupted\n"
 
 
 def test_ray_says_nothing_on_stdout(

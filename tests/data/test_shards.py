@@ -33,6 +33,23 @@ def test_frames_are_in_time_order_whatever_the_order_in_the_file(tmp_path: Path)
         np.testing.assert_array_equal(got.permute(1, 2, 0).numpy(), want)
 
 
+def test_numbers_without_zeros_in_front_are_in_time_order_too(tmp_path: Path) -> None:
+    frames = [(f"v.f{n}.png", encode(picture((n, 0, 0)))) for n in range(12)]
+    [sample] = read_shard(write_tar(tmp_path / "a.tar", [*frames, ("v.json", DOG)]))
+    assert [int(p[0, 0, 0]) for p in sample.pictures] == list(range(12))
+
+
+def test_a_broken_sample_is_left_out_where_somebody_is_told(tmp_path: Path) -> None:
+    good = encode(picture((1, 2, 3)))
+    members = [(f"{n}.{kind}", data) for n in range(3) for kind, data in
+               (("webp", b"RIFF" if n == 1 else good), ("json", DOG))]  # fmt: skip
+    told: list[SourceError] = []
+    samples = list(read_shard(write_tar(tmp_path / "a.tar", members), told.append))
+    assert [s.id for s in samples] == ["0", "2"]
+    [error] = told
+    assert "sample 1 can't be read" in str(error)
+
+
 def test_videos_and_stills_stand_side_by_side(tmp_path: Path) -> None:
     red, blue = encode(picture((255, 0, 0))), encode(picture((0, 0, 255)))
     members = [("s.webp", red), ("s.json", DOG), ("v.f00.webp", red), ("v.f01.webp", blue)]

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flamvid.errors import InputError
-from flamvid.index.manifest import Shard, sources, watched
+from flamvid.index.manifest import Shard, sources
 from tests.tiny import write_tar
 
 
@@ -35,10 +35,31 @@ def test_glob(tmp_path: Path) -> None:
         list(sources([f"{tmp_path}/*.avi"]))
 
 
+def test_glob_of_folders(tmp_path: Path) -> None:
+    """They are walked, as they are where the shell spells the glob out; `**` has all in it."""
+    wanted = touch(tmp_path, "lib/a/1.mp4", "lib/a/deep/2.mp4", "lib/b/3.mp4")
+    assert list(sources([f"{tmp_path}/lib/*"])) == wanted
+    assert list(sources([f"{tmp_path}/lib/**"])) == wanted
+
+
+def test_names_with_a_hash(tmp_path: Path) -> None:
+    """They are samples in a tar only where a tar is meant."""
+    wanted = touch(tmp_path, "take #1/a#2.mp4")
+    for argument in ("take #1", "take #1/a#2.mp4", "*/a#*.mp4"):
+        assert list(sources([f"{tmp_path}/{argument}"])) == wanted
+    (tmp_path / "list#1.txt").write_text("x.mp4")
+    assert list(sources([f"{tmp_path}/list#1.txt"])) == [f"{tmp_path}/x.mp4"]
+    assert list(sources([f"{tmp_path}/s.tar#a[1].mp4"])) == [f"{tmp_path}/s.tar#a[1].mp4"]
+    with pytest.raises(InputError, match="does not exist"):
+        list(sources([f"{tmp_path}/none#1.mp4"]))
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [
         ("list.txt", "# ours\na b.mp4\n\n{base}/ü.mp4\nhttp://host/c.mp4\n"),
+        ("LIST.TXT", "# ours\na b.mp4\n{base}/ü.mp4\nhttp://host/c.mp4\n"),
+        ("LIST.CSV", 'id,path\n1,a b.mp4\n2,"{base}/ü.mp4"\n3,http://host/c.mp4\n'),
         ("list.csv", 'id,path\n1,a b.mp4\n2,"{base}/ü.mp4"\n3,http://host/c.mp4\n'),
         (
             "list.jsonl",
@@ -100,23 +121,3 @@ def test_shards_part_all(names: list[str], count: int) -> None:
 def test_wrong_shard(text: str) -> None:
     with pytest.raises(InputError, match="must be I/N"):
         Shard.parse(text)
-
-
-def test_watched_waits_for_rest(tmp_path: Path) -> None:
-    """A file that grows between two looks is not taken before it stopped growing."""
-    done = tmp_path / "done.mp4"
-    done.write_bytes(b"x")
-    late = tmp_path / "late.mp4"
-    looks: list[int] = []
-
-    def sleep(seconds: float) -> None:
-        looks.append(len(looks))
-        if len(looks) < 4:
-            with late.open("ab") as file:
-                file.write(b"y")
-
-    found = watched([str(tmp_path)], 1.0, sleep)
-    assert next(found) == str(done)
-    assert len(looks) == 1
-    assert next(found) == str(late)
-    assert len(looks) == 5 - 1

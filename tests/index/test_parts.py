@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from flamvid import library
 from flamvid.api import Captioner
-from flamvid.errors import DamagedStore
+from flamvid.errors import DamagedStore, StoreError
 from flamvid.index import cluster
 from flamvid.index.cluster import Cluster, Work, index_on_cluster, merge_left_over
 from flamvid.index.stats import Stats
@@ -164,3 +165,76 @@ def test_what_a_stopped_run_handed_over_is_merged(tmp_path: Path, videos: Path, 
     assert stats.over == stats.total == 8
     assert len(FeatureStore(store)) == 6
     assert not store.with_name("s.lmdb.parts").exists()
+
+
+def index_red(videos: Path, store: Path, toml: Path, fps: float = 1.0) -> Stats:
+    red, config = videos / "red 0.mp4", library.IndexConfig(fps=fps)
+    return library.index_on_ray(red, store, model=str(toml), device="cpu", config=config)
+
+
+def test_other_settings_are_refused_before_the_work(
+    tmp_path: Path, videos: Path, toml: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is indexed for nothing, and no part is left for later runs to stumble over."""
+    store, parts = tmp_path / "s.lmdb", tmp_path / "s.lmdb.parts"
+    index_red(videos, store, toml)
+    with monkeypatch.context() as patch:
+        patch.delattr(library, "index_videos")
+        with pytest.raises(StoreError, match="sampling is 'fps 1', not 'fps 2'"):
+            library.index_on_ray(
+                videos / "blue 2.mp4",
+                store,
+                model=str(toml),
+                device="cpu",
+                config=library.IndexConfig(fps=2),
+            )
+    assert not parts.exists()
+    assert index_red(videos, store, toml).present == 1
+
+
+def test_parts_of_other_settings_are_named(tmp_path: Path) -> None:
+    store, parts = tmp_path / "all.lmdb", tmp_path / "all.lmdb.parts"
+    write_store(store, [1])
+    parts.mkdir()
+    with StoreWriter(parts / "0.lmdb", replace(MADE, sampling="fps 9")) as writer:
+        write_video(writer, 4)
+    with pytest.raises(StoreError, match=f"{parts} holds parts .* 'fps 9', not 'fps 2' .* merge"):
+        merge_left_over(store)
+    assert (parts / "0.lmdb").exists()
+    assert set(FeatureStore(store)) == {record(1).id}
+
+
+def test_a_part_that_is_cut_short_is_done_again(tmp_path: Path) -> None:
+    """It stands in no later run's way."""
+    store, parts = tmp_path / "all.lmdb", tmp_path / "all.lmdb.parts"
+    parts.mkdir()
+    write_store(parts / "0.lmdb", [1])
+    part = write_store(parts / "1.lmdb", [4])
+    part.write_bytes(part.read_bytes()[:9000])
+    merge_left_over(store)
+    assert set(FeatureStore(store)) == {record(1).id}
+    assert not parts.exists()
+
+
+def test_two_runs_at_once_are_refused(tmp_path: Path, videos: Path, toml: Path) -> None:
+    store = tmp_path / "s.lmdb"
+    with (
+        cluster.claimed(store),
+        pytest.raises(StoreError, match=r"another run hands parts over in .*s\.lmdb\.parts"),
+    ):
+        index_red(videos, store, toml)
+    assert index_red(videos, store, toml).indexed == 1
+    assert not store.with_name("s.lmdb.parts").exists()
+    with pytest.raises(StoreError, match="No such file or directory"):
+        index_red(videos, tmp_path / "none" / "s.lmdb", toml)
+
+
+def test_captions_of_what_is_there(tmp_path: Path, videos: Path, toml: Path) -> None:
+    store, red = tmp_path / "s.lmdb", videos / "red 0.mp4"
+    index_red(videos, store, toml)
+    stats = library.index_on_ray(red, store, model=str(toml), device="cpu", captions=True)
+    assert (stats.captioned, stats.indexed, stats.duplicates, stats.over) == (1, 0, 0, 1)
+    opened = FeatureStore(store)
+    assert [len(opened[video].record.captions) for video in opened] == [1]
+    stats = library.index_on_ray(red, store, model=str(toml), device="cpu", captions=True)
+    assert (stats.captioned, stats.present) == (0, 1)

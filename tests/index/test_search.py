@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from flamvid import library
 from flamvid.api import Captioner
 from flamvid.errors import InputError
+from flamvid.index import approximate
+from flamvid.index.approximate import Approximate
 from flamvid.index.encoder import FrameEncoder
 from flamvid.index.search import Filter, Hit, nearest, search_windows
 from flamvid.index.windows import Windows, cut, open_windows
@@ -241,8 +243,6 @@ def faiss_or_skip() -> None:
 @pytest.mark.parametrize("kind", ["ivf", "hnsw"])
 def test_approximate(store: FeatureStore, kind: str) -> None:
     faiss_or_skip()
-    from flamvid.index.approximate import Approximate
-
     opened: Windows = open_windows(store, 1.0)
     index = Approximate(opened, kind, effort=1000)
     assert index.recall(index.sample(20)) > 0.99
@@ -252,3 +252,70 @@ def test_approximate(store: FeatureStore, kind: str) -> None:
     assert same(kept.search(query(), 5), wanted)
     some = Filter(path="/lib/2/*")
     assert same(index.search(query(), 5, some), search_windows(opened, query(), 5, some))
+
+
+class Lists:
+    """As FAISS's inverted lists, in little: the vectors nearest to each of a few centres."""
+
+    METRIC_INNER_PRODUCT, nlist, nprobe = 0, 8, 1
+
+    def index_factory(self, width: int, spec: str, metric: int) -> Lists:
+        self.vectors = np.empty((0, width), np.float32)
+        return self
+
+    def train(self, vectors: np.ndarray) -> None:
+        self.centres = vectors[:: max(1, len(vectors) // self.nlist)][: self.nlist]
+
+    def add(self, vectors: np.ndarray) -> None:
+        self.vectors = np.concatenate([self.vectors, vectors])
+
+    def search(self, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        opened = np.argsort(-self.centres @ queries[0])[: self.nprobe]
+        inside = np.isin((self.vectors @ self.centres.T).argmax(1), opened)
+        scores = np.where(inside, self.vectors @ queries[0], -np.inf)
+        best = np.argsort(-scores)[:count]
+        found = np.full(count, -1)
+        found[: len(best)] = np.where(np.isfinite(scores[best]), best, -1)
+        return scores[best][None], found[None]
+
+    def write_index(self, index: Lists, path: str) -> None:
+        Path(path).touch()
+
+
+def lists_of(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch, effort: int
+) -> tuple[Approximate, Windows]:
+    monkeypatch.setattr(approximate, "_faiss", Lists)
+    opened = open_windows(store, 1.0)
+    return Approximate(opened, "ivf", effort), opened
+
+
+@pytest.mark.parametrize("path", ["*/video 7.mp4", "*/video 1*.mp4", "/lib/2/*"])
+def test_approximate_search_of_a_few_videos(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """They are found, although they are nowhere near the query."""
+    index, opened = lists_of(store, monkeypatch, effort=1)
+    some = Filter(path=path)
+    for seed in range(5):
+        assert len(index.nearest(query(seed), 500)) < len(opened) / 2
+        found = index.search(query(seed), 10, some)
+        assert len(found) == len(search_windows(opened, query(seed), 10, some)) > 0
+    assert index.search(query(), 10, Filter(path="nothing")) == []
+    narrow = Filter(path=path, shortest=20.0)
+    assert same(index.search(query(), 9, narrow), search_windows(opened, query(), 9, narrow))
+
+
+def test_recall_is_of_videos_that_are_there(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_windows(store, 1.0)
+    with StoreWriter(store.path, provenance()) as writer:
+        for number in range(2, 12):
+            writer.remove(f"{number:064x}"[::-1][:32])
+    index, opened = lists_of(store, monkeypatch, effort=8)
+    assert sum(mask.sum() for mask in opened.alive if mask is not None) < len(opened) / 4
+    assert index.recall(index.sample(20)) == 1.0
+    for row in index.sample(1000):  # near one that is there
+        [(score, _, _), *_] = nearest(opened, row, 1)
+        assert score > 0.7

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flamvid.errors import DamagedStore, InputError, StoreError
-from flamvid.store import FeatureStore, StoreWriter
+from flamvid.store import FeatureStore, StoreWriter, schema
 from tests.store.stores import MADE, arrays, length, record, write_store, write_video
 
 
@@ -152,3 +152,22 @@ def test_what_is_no_store_is_refused_in_a_line(tmp_path: Path, path: Path) -> No
     cut.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(DamagedStore, match="is truncated"):
         len(FeatureStore(cut))
+    cut.write_bytes(b"")
+    with pytest.raises(StoreError, match=r"cut\.lmdb is no .* but empty"):
+        len(FeatureStore(cut))
+
+
+def test_what_is_damaged_or_newer_is_named(
+    tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the file, and for what is damaged the way out."""
+    bad, new, data = tmp_path / "bad.lmdb", tmp_path / "new.lmdb", path.read_bytes()
+    bad.write_bytes(data.replace(b'"weights_sha256"', b'"Xeights_sha256"'))
+    with pytest.raises(DamagedStore, match=r"bad\.lmdb: meta .* checksum; .*store repair"):
+        len(FeatureStore(bad))
+    new.write_bytes(data)
+    with monkeypatch.context() as patch, StoreWriter(new, MADE) as writer:
+        patch.setattr(schema, "FORMAT", 2)
+        write_video(writer, 20)
+    with pytest.raises(StoreError, match=r"new\.lmdb: a value of videos is of .* 2.*upgrade"):
+        FeatureStore(new)[record(20).id]
