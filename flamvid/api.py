@@ -32,7 +32,7 @@ __all__ = ["Captioner", "Chat", "Example", "OnText", "Seen", "Shot", "load"]
 def load(
     model: str | PathLike[str] = "flamvid-base",
     device: str | None = None,
-    dtype: str | None = None,
+    dtype: str | torch.dtype | None = None,
     device_map: str | None = None,
 ) -> Captioner:
     """A captioner for a model by name; on a GPU where there is one, else on the CPU.
@@ -40,7 +40,7 @@ def load(
     model: a preset, the path of a model's .toml, or a folder or hub repository with a model, saved
     by flamvid or as OpenFlamingo's, Otter's or IDEFICS' authors left it.
     dtype: float32, bfloat16, float16, or int8, which stores weights in 8 bits; the model's own if
-    None.
+    None or "auto".
     device_map: "auto" lays a model that exceeds one device over all there are.
     """
     warm_up()  # a decode child starts while the model loads

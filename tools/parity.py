@@ -163,6 +163,8 @@ def _until(row: list[int], end: int) -> list[int]:
 def main(folders: list[Path]) -> int:
     """Print the report of all folders; 0 if all is within the bar."""
     disable_progress_bar()
+    # A pattern of the shell names the files beside the folders, too, such as a README.
+    folders = [folder for folder in folders if not folder.is_file()]
     good = bool(folders)
     for folder in folders:
         print(folder)

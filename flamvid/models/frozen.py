@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from flamvid.errors import WeightsError
 from flamvid.models.pointers import refuse_pointers
 
-__all__ = ["frozen_from", "frozen_of", "int8_on_load"]
+__all__ = ["asked_for_int8", "frozen_from", "frozen_of", "int8_on_load"]
 
 CPU = torch.device("cpu")
 _DAMAGE = (OSError, ValueError, KeyError, RuntimeError, SafetensorError, UnpicklingError, EOFError)
@@ -42,6 +42,11 @@ def int8_on_load(make: _Make) -> Iterator[None]:
         yield
     finally:
         _int8.reset(token)
+
+
+def asked_for_int8() -> _Make | None:
+    """What `int8_on_load` was given, if it is at work."""
+    return _int8.get()
 
 
 def _as_read() -> dict[str, Any]:

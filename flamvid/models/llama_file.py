@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -20,7 +21,9 @@ from flamvid.ops import GROUP, Int8, quantise_int8
 __all__ = ["can_be_int8", "llama_of", "llama_tensors", "load_llama", "load_llama_int8"]
 
 Get = Callable[[str], Tensor]
+Narrow = Callable[[nn.Linear], nn.Module | None]
 _MATRICES = ("qkv", "out", "gate_up", "down")
+_LAST = r"model\.layers\.(\d+)\.mlp\.down_proj\.weight"  # of a layer, as `_places` has them
 _KEPT = "flamvid-int8.safetensors"
 
 
@@ -44,9 +47,18 @@ def load_llama(folder: Path, config: LlamaConfig, dtype: torch.dtype) -> Llama:
 
 @torch.no_grad()
 def llama_of(
-    config: LlamaConfig, names: Iterable[str], get: Get, dtype: torch.dtype, source: Path
+    config: LlamaConfig,
+    names: Iterable[str],
+    get: Get,
+    dtype: torch.dtype,
+    source: Path,
+    narrow: Narrow | None = None,
 ) -> Llama:
-    """A Llama of tensors by transformers' names; errors name `source`."""
+    """A Llama of tensors by transformers' names; errors name `source`.
+
+    narrow: gives a shorter layer for each linear one, or None, as soon as a decoder layer is read:
+    what was not read yet takes no memory.
+    """
     lm, left = Llama(config).to(dtype), set(names)
     if config.tie_word_embeddings:
         left.discard("lm_head.weight")
@@ -55,6 +67,10 @@ def llama_of(
             raise WeightsError(f"{source} lacks {name}; copy or pull it again")
         _copy(get(name), target, f"{source}: {name}")
         left.discard(name)
+        if narrow is not None and (done := re.fullmatch(_LAST, name)):
+            layer = lm.model.layers[int(done[1])]
+            for part in _MATRICES:
+                setattr(layer, part, narrow(getattr(layer, part)) or getattr(layer, part))
     if left:
         raise WeightsError(f"{source} holds {min(left)}, which no Llama has")
     return lm.eval()

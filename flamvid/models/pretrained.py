@@ -20,7 +20,7 @@ from flamvid import config
 from flamvid.errors import ConfigError, InputError, OfflineError, WeightsError
 from flamvid.models.card import CONTRASTIVE, Card
 from flamvid.models.encoder import VisionEncoder
-from flamvid.models.frozen import frozen_of
+from flamvid.models.frozen import asked_for_int8, frozen_of
 from flamvid.models.gated_xattn import XattnConfig
 from flamvid.models.int8 import Int8Linear
 from flamvid.models.llama import Llama, LlamaConfig, llama_config_of
@@ -309,7 +309,8 @@ def _language_model(
         sizes = llama_config_of(made.to_dict())  # with what was left to transformers' defaults
         if not (own and sizes):
             return frozen_of(causal_class(made), made, tensors, dtype, folder, device)
-    lm = llama_of(sizes, tensors, tensors.__getitem__, dtype, folder / WEIGHTS)
+    narrow = asked_for_int8() if device.type == "cpu" else None
+    lm = llama_of(sizes, tensors, tensors.__getitem__, dtype, folder / WEIGHTS, narrow)
     return lm.to(device).requires_grad_(False)
 
 

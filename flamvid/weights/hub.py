@@ -37,8 +37,8 @@ __all__ = [
 ]
 
 _DONE = ".complete"  # written last: a folder without it is not there
-_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.toml"]
-_TORCH = ["*.bin", "*.pt", "*.pth"]
+_PATTERNS = ["*.json", "*.txt", "*.model", "*.jinja", "*.toml"]
+_WEIGHTS = ("*.safetensors", "*.bin", "*.pt")  # the first of these that there are
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,21 +280,21 @@ def _pinned_file(source: str) -> Path:
 
 
 def _hugging_face(name: str) -> Path:
-    """A repository's files. Never *.py; *.bin and *.pt only where there are no safetensors."""
+    """A repository's files. Never *.py; *.bin only where there are no safetensors, then *.pt."""
     from huggingface_hub import snapshot_download
 
     folder = Path()
     with _reaching(name) as cached_only:
-        for patterns in (_PATTERNS, [*_PATTERNS, *_TORCH]):  # of which only tensors are read
+        for kind in _WEIGHTS:  # of which only tensors are read
             folder = Path(
                 snapshot_download(
                     name,
-                    allow_patterns=patterns,
+                    allow_patterns=[*_PATTERNS, kind],
                     cache_dir=cache_dir() / "huggingface",
                     local_files_only=cached_only,
                 )
             )
-            if any(folder.glob("*.safetensors")):
+            if any(folder.glob(kind)):
                 break
     return folder
 

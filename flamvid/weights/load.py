@@ -64,7 +64,7 @@ class LoadedModel:
 def load_model(
     name: str = "flamvid-base",
     device: str = "cpu",
-    dtype: str | None = None,
+    dtype: str | torch.dtype | None = None,
     *,
     trained: bool = True,
     device_map: str | None = None,
@@ -82,7 +82,7 @@ def load_model(
 def load_config(
     config: ModelConfig,
     device: str = "cpu",
-    dtype: str | None = None,
+    dtype: str | torch.dtype | None = None,
     trained: bool = True,
     device_map: str | None = None,
 ) -> LoadedModel:
@@ -94,6 +94,7 @@ def load_config(
             "and run flamvid train with a recipe of that model"
         )
     where = _device(device)
+    dtype = None if dtype == "auto" else dtype
     dtype = dtype or (where.type == "cpu" and config.cpu_dtype) or config.dtype
     int8 = dtype == "int8"
     # int8 stores less; what is computed keeps a dtype that the device is quick at.
@@ -175,11 +176,12 @@ def _rises(ids: Tensor, below: int) -> bool:
     return within and bool((ids.diff() > 0).all())
 
 
-def torch_dtype(name: str) -> torch.dtype:
+def torch_dtype(name: str | torch.dtype) -> torch.dtype:
     """The torch dtype of a user's word for it."""
-    if name not in _DTYPES:
-        raise InputError(f"dtype is {name!r}; must be one of {', '.join(_DTYPES)}, int8")
-    return _DTYPES[name]
+    word = str(name).removeprefix("torch.")
+    if word not in _DTYPES:
+        raise InputError(f"dtype is {name!r}; must be auto or one of {', '.join(_DTYPES)}, int8")
+    return _DTYPES[word]
 
 
 def _device(name: str) -> torch.device:

@@ -47,14 +47,19 @@ def source_config(
         if known := _released().get(source.lower()):
             return _with(read_model_config(like or known), lm, clip)
         path = hub.resolve(source)
-    if not path.exists() or path.suffix == ".toml" or (path / TOML).is_file():
-        return _with(read_model_config(str(path)), lm, clip)
+    named = not source or source in preset_names() or not path.exists()
+    if named or path.suffix == ".toml" or (path / TOML).is_file():
+        return _with(read_model_config(source if named else str(path)), lm, clip)
     folder = path if path.is_dir() else path.parent
     lm, clip = lm or _beside(folder, "lm"), clip or _beside(folder, "clip")
     config = read_model_config(like or _guess(path, folder, lm is not None))
     config = replace(config, name=path.name if path.is_dir() else path.stem, adapter=str(path))
     if config.format in ("idefics", "otter"):
         config = replace(config, lm=str(folder))
+    if config.format == "otter":  # there are both kinds of either language model
+        kind = read_config(folder).get("text_config", {}).get("model_type", "llama")
+        bos = "<s>" if kind == "llama" else ""
+        config = replace(config, tokens=replace(config.tokens, bos=bos))
     # The sizes are the checkpoint's own, which nobody knows before it is read.
     return _with(replace(config, lm_config={}, vision_config={}), lm, clip)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from flamvid.errors import ConfigError, FlamvidError, InputError, OfflineError, 
 from flamvid.models.build import read_model_config
 from flamvid.models.contrastive import ContrastiveConfig, DualHead
 from flamvid.models.flamingo import Flamingo
+from flamvid.models.frozen import int8_on_load
+from flamvid.models.int8 import int8_of, make_int8
 from flamvid.models.llama import Llama
 from flamvid.models.pretrained import _tensors
 from flamvid.weights.convert import convert
@@ -373,6 +376,29 @@ def test_what_was_loaded_is_saved_with_all_that_belongs_to_it(
     head = flamvid.load(tmp_path / "3").model.head
     assert head is not None
     assert torch.equal(head.ids, vocabulary)
+
+
+def test_a_saved_llama_becomes_int8_as_it_is_read(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built(tiny).save_pretrained(tmp_path)
+    wide: list[weakref.ref[torch.Tensor]] = []
+
+    def spy(layer: torch.nn.Linear) -> torch.nn.Module | None:
+        # at most what one decoder layer has, which is read as a whole
+        assert sum(ref() is not None for ref in wide) <= 4
+        wide.append(weakref.ref(layer.weight))
+        return int8_of(layer)
+
+    with int8_on_load(spy):
+        model = Flamingo.from_pretrained(tmp_path)
+    wanted = Flamingo.from_pretrained(tmp_path)
+    assert isinstance(model.lm.lm, Llama)
+    assert len(wide) == 4 * len(model.lm.lm.model.layers) > 4
+    for one in (model, wanted):
+        make_int8(one.lm.lm)
+    ids = torch.tensor([[1, 5, 9]])
+    assert torch.equal(model.lm(ids), wanted.lm(ids))
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "bfloat16", "torch.bfloat16", torch.bfloat16])

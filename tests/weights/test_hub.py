@@ -306,8 +306,9 @@ def test_torch_files_only_where_there_are_no_safetensors(
     def snapshot(name: str, *, allow_patterns: list[str], **_: object) -> str:
         asked.append(allow_patterns)
         (tmp_path / name).mkdir(parents=True, exist_ok=True)
-        if name == "org/safe":
-            (tmp_path / name / "model.safetensors").write_bytes(b"")
+        for kind in {"org/safe": ("safetensors", "bin"), "org/old": ("bin", "pt")}.get(name, ()):
+            if f"*.{kind}" in allow_patterns:
+                (tmp_path / name / f"model.{kind}").write_bytes(b"")
         return str(tmp_path / name)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
@@ -315,7 +316,9 @@ def test_torch_files_only_where_there_are_no_safetensors(
     assert hub.resolve("org/safe") == tmp_path / "org/safe"
     assert len(asked) == 1
     hub.resolve("org/old")
-    assert ["*.bin" in patterns for patterns in asked] == [False, False, True]
+    assert [patterns[-1] for patterns in asked[1:]] == ["*.safetensors", "*.bin"]
+    hub.resolve("org/oldest")
+    assert [patterns[-1] for patterns in asked[3:]] == ["*.safetensors", "*.bin", "*.pt"]
     assert not any(pattern.endswith(".py") for patterns in asked for pattern in patterns)
 
 

@@ -12,10 +12,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from flamvid.errors import ConfigError, FlamvidError, InputError, WeightsError
+from flamvid.models.build import read_model_config
 from flamvid.models.int8 import Int8Linear
 from flamvid.weights import hub
 from flamvid.weights.adapter import load_adapter, save_adapter
 from flamvid.weights.load import load_model, load_trained, torch_dtype
+from flamvid.weights.source import source_config
 
 
 @torch.inference_mode()
@@ -144,9 +146,10 @@ def test_a_language_model_without_a_tokenizer(tiny: Path, tmp_path: Path) -> Non
 
 def test_devices_and_dtypes(tiny: Path) -> None:
     assert load_model(str(tiny), dtype="bf16").flamingo.lm.head.weight.dtype == torch.bfloat16
-    assert torch_dtype("fp16") == torch.float16
+    assert torch_dtype("fp16") == torch_dtype(torch.float16) == torch.float16
+    assert load_model(str(tiny), dtype="auto").dtype == torch.float32
     assert isinstance(load_model(str(tiny), dtype="int8").flamingo.lm.head, Int8Linear)
-    with pytest.raises(InputError, match="dtype is 'int4'; must be one of float32"):
+    with pytest.raises(InputError, match="dtype is 'int4'; must be auto or one of float32"):
         load_model(str(tiny), dtype="int4")
     with pytest.raises(InputError, match="device is 'gpu'"):
         load_model(str(tiny), device="gpu")
@@ -160,6 +163,16 @@ def test_an_unknown_model_names_those_there_are(tmp_path: Path) -> None:
         load_model("flamvid-bse")
     with pytest.raises(ConfigError, match="can't read"):
         load_model(str(tmp_path / "none.toml"))
+
+
+def test_a_folder_of_a_models_name_does_not_hide_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "otter-image").mkdir()
+    assert source_config("otter-image") == read_model_config("otter-image")
+    with pytest.raises(ConfigError, match="no model is called ''"):
+        source_config("")
 
 
 def with_adapter(tiny: Path, folder: Path, **changes: Tensor | None) -> Path:

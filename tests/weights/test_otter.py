@@ -14,7 +14,9 @@ from transformers import MptConfig, MptForCausalLM
 
 from flamvid.errors import WeightsError
 from flamvid.ops import media_index
+from flamvid.weights.load import load_model
 from flamvid.weights.otter import load_otter
+from tests.tiny import make_tokenizer
 from tests.weights.reference import IMAGE, VOCAB, Reference
 from tests.weights.test_parity import llama
 
@@ -62,6 +64,25 @@ def test_pictures(tmp_path: Path, kind: str) -> None:
     logits = model(features, ids, media_index(ids, IMAGE))
     wanted = reference(pixels, ids, torch.ones_like(ids))
     torch.testing.assert_close(logits, wanted, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("frames", [0, 8])
+def test_a_folder_says_what_it_is(tmp_path: Path, kind: str, frames: int) -> None:
+    reference, tensors = make(kind, frames)
+    write(tmp_path, reference, tensors)
+    if frames:
+        config = json.loads((tmp_path / "config.json").read_text()) | {"max_num_frames": frames}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["<s>"], special_tokens=True)
+    tokenizer.save_pretrained(tmp_path)
+    model = load_model(str(tmp_path))
+    assert model.flamingo.resampler.config.frames == frames
+    assert model.config.frames == (16 if frames else 1)
+    layout = "<image>User: red? GPT:<answer>"
+    asked = model.prompts.tokenizer.decode(model.prompts.question("red?"))
+    assert asked == (f"<s>{layout}" if kind == "llama" else layout)
 
 
 @torch.no_grad()
