@@ -24,6 +24,7 @@ from torch import Tensor
 
 from flamvid.errors import InputError
 from flamvid.index.channel import Channel, Stopped, Switch
+from flamvid.index.content import Gone
 from flamvid.index.encoder import FrameEncoder
 from flamvid.index.feed import (
     Decoders,
@@ -370,7 +371,7 @@ class _Writing:
         news = self._sieve.changes, self._stats.indexed
         if news == self._settled:
             return
-        settled, self._settled = settle(self._writer, self._sieve.met), news
+        settled, self._settled = settle(self._writer, self._sieve.met, Gone()), news
         self._stats.moved += settled.moved
         self._stats.removed += settled.removed
 
