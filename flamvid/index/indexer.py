@@ -27,6 +27,7 @@ from flamvid.index.channel import Channel, Stopped, Switch
 from flamvid.index.content import Gone
 from flamvid.index.encoder import FrameEncoder
 from flamvid.index.feed import (
+    REASONS,
     Decoders,
     Ending,
     Item,
@@ -72,6 +73,8 @@ class IndexConfig:
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise InputError(f"the number of workers is {self.workers}; must be at least 1")
+        if self.retry and self.retry not in REASONS:
+            raise InputError(f"the reason is {self.retry!r}; must be one of {', '.join(REASONS)}")
         self.sampling()
 
     def sampling(self) -> Sampling:
