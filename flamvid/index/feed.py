@@ -87,10 +87,10 @@ class Sieve:
     """Which sources are new: not in the store by name or content, and not failed before.
 
     again: by its reason, whether a failure is tried once more. tell: videos without a caption are
-    to get one. met: what sources were found to
-    hold; `changes` counts how often that changed. copied: ids that the store has of sources that
-    don't look as it has them. lock: held from the look whether the store has a video until `copied`
-    tells, and by who removes one. settled: records were made to agree with what was met.
+    to get one. met: what sources were found to hold; `changes` counts how often that changed.
+    copied: ids that the store has of sources that don't look as it has them. lock: held from the
+    look whether the store has a video until `copied` tells, and by who removes one. settled:
+    records were made to agree with what was met.
     """
 
     def __init__(
