@@ -102,7 +102,8 @@ def open_windows(
     for name, value in (("window", size), ("every", every)):
         if not (math.isfinite(value) and value > 0):
             raise InputError(f"{name} is {value} s; must be above 0")
-    snapshot = store.snapshot()
+    # Windows are kept: what is damaged must not get into them, and one that is no number hides all.
+    snapshot = FeatureStore(store.path, check=True).snapshot()
     if not snapshot.provenance.embedding:
         raise InputError(f"{store.path} holds no vectors to search by; index it with flamvid index")
     home = (folder or cache_dir() / "search") / _key(store.path, snapshot, size, every)
