@@ -37,7 +37,8 @@ def load(
 ) -> Captioner:
     """A captioner for a model by name; on a GPU where there is one, else on the CPU.
 
-    model: a preset, the path of a model's .toml, or a folder or hub repository with a saved model.
+    model: a preset, the path of a model's .toml, or a folder or hub repository with a model, saved
+    by flamvid or as OpenFlamingo's, Otter's or IDEFICS' authors left it.
     dtype: float32, bfloat16, float16, or int8, which stores weights in 8 bits; the model's own if
     None.
     device_map: "auto" lays a model that exceeds one device over all there are.
@@ -185,7 +186,7 @@ class Captioner:
         prompts = self.model.prompts
         view = View(frames=frames, fps=fps, start=start, end=end, timeout=decode_timeout)
         ids = prompts.question(question)
-        rows = [[*prompts.encode_text(f" {option.strip()}"), prompts.end_id] for option in options]
+        rows = [prompts.answer(question, option) for option in options]
         seen = next(self._look(source, view))
         scores = Prompt(self.model, [seen.latents], ids).score(rows)
         return [sum(score) for score in scores]
@@ -235,12 +236,22 @@ class Captioner:
         return next(self._look(source, view))
 
     def examples(
-        self, shots: Sequence[Shot], *, decode_timeout: float | None = None
+        self,
+        shots: Sequence[Shot],
+        *,
+        frames: int | None = None,
+        fps: float | None = None,
+        decode_timeout: float | None = None,
     ) -> list[Example]:
-        """Look at the sources of shots, once for all that is captioned or asked with them."""
+        """Look at the sources of shots, once for all that is captioned or asked with them.
+
+        frames, fps: as of what comes after them.
+        """
         out = []
         for place, shot in enumerate(shots):
-            view = View(start=shot.start, end=shot.end, timeout=decode_timeout)
+            view = View(
+                frames=frames, fps=fps, start=shot.start, end=shot.end, timeout=decode_timeout
+            )
             seen = next(self._look(shot.source, view, place))
             out.append(Example(seen, shot.text, shot.question))
         return out
@@ -328,10 +339,9 @@ class Chat:
     def say(self, question: str, on_text: OnText | None = None) -> str:
         """The answer to a question about what was shown; `on_text` hears of it as it is made.
 
-        The oldest turns are left out, with the media that they are about, once there is no room.
+        Where nothing was shown yet, the language model answers by itself. The oldest turns are left
+        out, with the media that they are about, once there is no room.
         """
-        if not self.seen:
-            raise InputError("nothing was shown yet; show a picture or a video first")
         prompts, positions = (
             self.captioner.model.prompts,
             self.captioner.model.flamingo.lm.positions,

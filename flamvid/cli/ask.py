@@ -88,7 +88,9 @@ def ask(
         keywords = text.keywords("every", "window", "prompt", "returns")
         try:
             if examples:
-                seen = captioner.examples(examples, decode_timeout=decode_timeout)
+                seen = captioner.examples(
+                    examples, frames=frames, fps=fps, decode_timeout=decode_timeout
+                )
                 keywords["shots"] = seen  # type: ignore[assignment]
             answer = captioner.ask(source, question, **keywords)  # type: ignore[arg-type]
         except FlamvidError as error:

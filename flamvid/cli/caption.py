@@ -141,7 +141,8 @@ def caption(
     encoding = encoder(kind, many=len(wanted) > 1, timed=segments or every is not None)
     with open_output(encoding, output) as out, progress(len(found)) as bar:
         captioner = load(where, bar, verbose)
-        before = captioner.examples(examples, decode_timeout=decode_timeout) if examples else []
+        looked = {"frames": frames, "fps": fps, "decode_timeout": decode_timeout}
+        before = captioner.examples(examples, **looked) if examples else []  # type: ignore[arg-type]
         for source in found:
             bar.show(named(source))
             failed += not _deliver(captioner, source, text, before, segments, out, bar, verbose)

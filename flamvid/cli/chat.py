@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -87,12 +88,8 @@ def _turn(talk: Chat, line: str, streams: bool) -> None:
         answer = talk.say(line, tell)
         _write("\n" if streams else f"{answer}\n")
         return
-    try:
-        verb, *words = shlex.split(line)
-    except ValueError as error:
-        raise InputError(
-            f"{line!r} can't be split into words ({error}); mind the quotes"
-        ) from error
+    verb, _, rest = line.partition(" ")
+    words = _words(rest.strip(), line)
     if verb == "/help" and not words:
         say(_HELP)
     elif verb == "/forget" and not words:
@@ -104,6 +101,21 @@ def _turn(talk: Chat, line: str, streams: bool) -> None:
         talk.show(words[0], start, end)
     else:
         raise InputError(f"{line!r} is no command; /help lists them")
+
+
+def _words(text: str, line: str) -> list[str]:
+    """What stands behind a command. The path of a file that is there needs no quotes."""
+    parts = text.rsplit(maxsplit=2)
+    if text and Path(text).exists():
+        return [text]
+    if len(parts) == 3 and Path(parts[0]).exists():
+        return parts
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise InputError(
+            f"{line!r} can't be split into words ({error}); mind the quotes"
+        ) from error
 
 
 def _seconds(word: str) -> float:

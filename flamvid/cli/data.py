@@ -12,7 +12,7 @@ import typer
 
 from flamvid.cli.failure import FAILED, OutputError, guarded, one_line, report, say
 from flamvid.cli.progress import quiet_libraries
-from flamvid.errors import InputError
+from flamvid.errors import FlamvidError, InputError
 
 if TYPE_CHECKING:
     from flamvid.data.corpus import CorpusConfig
@@ -67,19 +67,28 @@ def show(
     corpus: Corpus = None,
     count: Annotated[int, typer.Option("-n", "--count", min=1, help="So many of each.")] = 3,
 ) -> int:
-    """Print the first samples of each corpus as JSON lines; media as the shape of their frames."""
+    """Print the first samples of each corpus as JSON lines; media as the shape of their frames.
+
+    Samples that can't be read are named.
+    """
     corpora, root = _read(recipe, data, corpus)
     from flamvid.data.sources import open_corpus
 
+    failed = False
     for split, configs in corpora.items():
         for config in configs:
             samples = open_corpus(config, root)
             places = ((s, at) for s, n in enumerate(samples.counts) for at in range(n))
             for shard, at in islice(places, count):
                 about = {"split": split, "corpus": config.name, "sample": samples.name(shard, at)}
-                found = about | _shown(samples.document(shard, at), config)
+                try:
+                    found = about | _shown(samples.document(shard, at), config)
+                except FlamvidError as error:
+                    report(one_line(f"{split} {config.name}: {about['sample']}: {error}"))
+                    failed = True
+                    continue
                 typer.echo(json.dumps(found, ensure_ascii=False))
-    return 0
+    return FAILED if failed else 0
 
 
 @app.command()
@@ -92,8 +101,8 @@ def verify(recipe: Recipe, data: Root = None, corpus: Corpus = None) -> int:
     corpora, root = _read(recipe, data, corpus)
     from flamvid.data.verify import verify as problems_of
 
-    def count(split: str, config: CorpusConfig, good: int) -> None:
-        say(f"flamvid: {split} {config.name}: {good} samples are good")
+    def count(split: str, config: CorpusConfig, good: int, missing: int) -> None:
+        say(f"flamvid: {split} {config.name}: {good} samples are good{_gone(missing)}")
 
     found = 0
     for problem in problems_of(corpora, root, count):
@@ -118,20 +127,31 @@ def pack(
 ) -> int:
     """Write the corpora of a recipe as tar shards, FOLDER/SPLIT/NAME-00000.tar and so on.
 
-    The paths are printed. Samples that can't be read are named and left out.
+    The paths are printed. Samples that can't be read are named and left out. Shards that are there
+    already are not written over.
     """
     corpora, root = _read(recipe, data, corpus)
     from flamvid.data.pack import pack as shards_of
+    from flamvid.data.pack import unpacked
 
+    for split, configs in corpora.items():
+        for config in configs:
+            unpacked(config, output / split)
     failed = False
     for split, configs in corpora.items():
         for config in configs:
+            label = f"{split} {config.name}"
+
+            def count(packed: int, missing: int, label: str = label) -> None:
+                say(f"flamvid: {label}: {packed} samples are packed{_gone(missing)}")
+
             try:
-                for made in shards_of(config, root, output / split, per_shard, videos):
+                made_of = shards_of(config, root, output / split, per_shard, videos, count)
+                for made in made_of:
                     if isinstance(made, Path):
                         typer.echo(str(made))
                     else:
-                        report(one_line(f"{split} {config.name}: {made.id}: {made.reason}"))
+                        report(one_line(f"{label}: {made.id}: {made.reason}"))
                         failed = True
             except OSError as error:
                 said = error.strerror or error
@@ -157,6 +177,10 @@ def _read(
             raise InputError(f"--corpus is {corpus!r}; {recipe} has {', '.join(sorted(names))}")
         corpora = {s: tuple(c for c in cs if c.name == corpus) for s, cs in corpora.items()}
     return corpora, data or recipe.parent
+
+
+def _gone(missing: int) -> str:
+    return f"; {missing} images of pages are missing" if missing else ""
 
 
 def _shown(document: Any, config: CorpusConfig) -> dict[str, Any]:

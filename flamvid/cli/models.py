@@ -129,7 +129,8 @@ def pull(
     from flamvid.weights import hub
 
     known, failed = presets(), False
-    for name in names:
+    for asked in names:
+        name = _preset(asked, known)
         if name in known and not known[name].adapter:
             report(ConfigError(f"{name} has no weights to fetch: the paper's were never released"))
             failed = True
@@ -145,13 +146,14 @@ def pull(
 @app.command()
 @guarded
 def show(
-    name: Annotated[str, typer.Argument(help="A model, its part, or a saved model's folder.")],
+    name: Annotated[str, typer.Argument(help="A model, its part, or a model's folder.")],
     as_json: AsJson = False,
 ) -> int:
     """Describe one model or part: sizes, dtype, licence, source, checksum, where it lies."""
     from flamvid.weights import hub
 
     known = presets()
+    name = _preset(name, known)
     names = [*known, *(status.name for status in hub.available())]
     if name in known or Path(name).exists():
         facts = _describe(name, known.get(name))
@@ -192,6 +194,13 @@ def convert(
     return 0
 
 
+def _preset(name: str, known: Mapping[str, Preset]) -> str:
+    """The preset of a hub repository, if it is of one; else the name itself."""
+    wanted = f"hub:{name}".lower()
+    of = (p.name for p in known.values() if p.adapter.rpartition("/")[0].lower() == wanted)
+    return next(of, name)
+
+
 def _place(adapter: str, folder: Path) -> str:
     return adapter if not adapter or adapter.startswith("hub:") else str(folder / adapter)
 
@@ -230,11 +239,11 @@ def _missing(preset: Preset, cached: Mapping[str, bool]) -> list[str]:
 
 def _describe(name: str, preset: Preset | None) -> dict[str, str | int]:
     """What a model's configuration tells, and its sizes where it tells the architecture."""
-    from flamvid.models.build import read_model_config
     from flamvid.weights import hub
     from flamvid.weights.sizes import sizes
+    from flamvid.weights.source import source_config
 
-    config = read_model_config(name)
+    config = source_config(name)
     facts: dict[str, str | int] = {
         "name": config.name,
         "kind": "model",
@@ -246,14 +255,17 @@ def _describe(name: str, preset: Preset | None) -> dict[str, str | int]:
         "adapter": config.adapter or "none: the paper's weights were never released",
         "dtype": config.dtype,
     }
+    if config.mixture is not None:
+        facts["mixture"] = str(config.mixture)
     if config.vision.clip is not None:
         clip = config.vision.clip
         facts["clip"] = f"{clip.frames} frames, {clip.fps:g} a second, to {clip.steps} moments"
     for part, count in sizes(config).items():
         facts[f"parameters: {part}"] = f"{count:,}"
     local = Path(config.adapter)
-    if local.is_file():
-        facts["bytes"] = local.stat().st_size
+    if config.adapter and local.exists():
+        files = local.rglob("*") if local.is_dir() else [local]
+        facts["bytes"] = sum(file.stat().st_size for file in files if file.is_file())
     elif config.adapter and not config.adapter.startswith("hub:"):
         facts["adapter"] = f"{local} (missing: reinstall)"
     if preset is not None and preset.adapter:

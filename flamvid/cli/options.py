@@ -43,7 +43,9 @@ __all__ = [
     "command_line",
 ]
 
-Model = Annotated[str, typer.Option(help="Name of a model, or path of its .toml.")]
+Model = Annotated[
+    str, typer.Option(help="Name of a model, its folder, checkpoint or .toml, or a hub id.")
+]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; CUDA if there is one.")]
 Dtype = Annotated[
     str | None, typer.Option(help="fp32, bf16, fp16, or int8 (weights); the model's own if none.")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flamvid import config
+from flamvid.cli.duration import duration
 from flamvid.cli.failure import INTERRUPTED, guarded, report, say
 from flamvid.cli.progress import quiet_libraries
 from flamvid.errors import InputError
@@ -97,7 +98,7 @@ def _dry_run(plan: Plan | Recipe, out: Path) -> int:
         return 0
     typer.echo(config.to_toml(plan.table()))
     for part in trial.parts:
-        typer.echo(f"# {part.name}: {part.parameters:,} parameters, {part.trained:,} trained")
+        typer.echo(f"# {part}")
     if trial.encoding:
         typer.echo(f"# features of all shards take about {duration(trial.encoding)} before it")
     typer.echo(f"# {trial.updates:,} updates take about {duration(trial.seconds)} on this machine")
@@ -109,6 +110,8 @@ def _run(plan: Plan | Recipe, out: Path, resume: bool, words: list[str]) -> int:
     from flamvid.train import session
 
     first = os.environ.get("RANK", "0") == "0"
+    if first:
+        say(config.to_toml(plan.table()))
     try:
         with watching() as watch:
             outcome: Any = session.run(plan, out, resume, log=watch.say, watch=watch)
@@ -122,13 +125,3 @@ def _run(plan: Plan | Recipe, out: Path, resume: bool, words: list[str]) -> int:
     if first:
         typer.echo(str(outcome.result))
     return 0
-
-
-def duration(seconds: float) -> str:
-    """As a person says it: the two largest units."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    units = [(days, "d"), (hours, "h"), (minutes, "min"), (rest, "s")]
-    said = [f"{n} {unit}" for n, unit in units if n][:2]
-    return " ".join(said) or "0 s"

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from flamvid.cli.duration import duration
 from flamvid.cli.failure import say
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ class Watch:
     def __call__(self, report: Report) -> None:
         """How the run stands."""
         if self._bar is None or self._task is None:
-            say(f"update {report.step}/{report.steps} {line(report)}")
+            left = duration(report.left)
+            say(f"update {report.step}/{report.steps} {line(report)}, {left} left")
         else:
             from rich.markup import escape
 

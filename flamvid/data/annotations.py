@@ -15,9 +15,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from flamvid.errors import SourceError
+
+_WRONG = (LookupError, TypeError, ValueError, AttributeError)
 
 __all__ = ["Entry", "captions_of_json", "captions_of_text"]
 
@@ -41,20 +45,23 @@ class Entry:
         )
 
 
-def captions_of_json(table: Any) -> Iterator[Entry]:
-    """The entries of an annotation file; LookupError, TypeError or ValueError for none of these."""
+def captions_of_json(table: Any) -> Iterator[Entry | SourceError]:
+    """The entries of an annotation file, or what is wrong with one of them.
+
+    Raises LookupError, TypeError or ValueError for a file that is none of these.
+    """
     if isinstance(table, list):
-        yield from (_vatex(row) for row in table)
+        yield from _each(enumerate(table), _vatex)
     elif "sentences" in table and "videos" in table:
         yield from _msrvtt(table)
     elif "database" in table:
-        yield from _youcook2(table["database"])
+        yield from _each(table["database"].items(), _youcook2)
     elif "annotations" in table and "images" in table:
         yield from _coco(table)
     elif "images" in table:
-        yield from (_karpathy(row) for row in table["images"])
-    elif table and all("timestamps" in row for row in table.values()):
-        yield from _activitynet(table)
+        yield from _each(enumerate(table["images"]), _karpathy)
+    elif any("timestamps" in row for row in table.values() if isinstance(row, dict)):
+        yield from _each(table.items(), _activitynet)
     else:
         raise ValueError(f"it has the keys {', '.join(map(str, list(table)[:5]))}")
 
@@ -74,46 +81,85 @@ def captions_of_text(lines: list[str]) -> Iterator[Entry]:
         yield Entry(name, tuple(texts))
 
 
-def _msrvtt(table: Mapping[str, Any]) -> Iterator[Entry]:
-    # Clips are files of their own: `start time` and `end time` are of the video they were cut from.
-    said: dict[str, list[str]] = {}
-    for sentence in table["sentences"]:
-        said.setdefault(str(sentence["video_id"]), []).append(str(sentence["caption"]))
-    for row in table["videos"]:
-        name = str(row["video_id"])
-        yield Entry(name, tuple(said.get(name, ())), split=str(row.get("split", "")))
+def _each(
+    rows: Iterable[tuple[Any, Any]], entries: Callable[[Any, Any], Iterator[Entry]]
+) -> Iterator[Entry | SourceError]:
+    """The entries of each row, by its name and what it holds; or what is wrong with the row."""
+    for name, row in rows:
+        try:
+            yield from list(entries(name, row))
+        except _WRONG as error:
+            yield SourceError(f"the row {name} can't be read ({error!r})")
 
 
-def _vatex(row: Mapping[str, Any]) -> Entry:
-    # The test split's captions are withheld: its rows have no enCap.
-    return Entry(str(row["videoID"]), tuple(map(str, row.get("enCap", ()))))
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r:.60} is no text")
+    return value.strip()
 
 
-def _activitynet(table: Mapping[str, Any]) -> Iterator[Entry]:
-    for name, row in table.items():
-        for (start, end), text in zip(row["timestamps"], row["sentences"], strict=True):
-            first, last = sorted((max(float(start), 0.0), float(end)))  # a few are turned around
-            yield Entry(name, (str(text).strip(),), first, last)
-
-
-def _youcook2(database: Mapping[str, Any]) -> Iterator[Entry]:
-    for name, row in database.items():
-        columns = {"recipe_type": str(row.get("recipe_type", ""))}
-        for part in row.get("annotations", ()):
-            start, end = map(float, part["segment"])
-            subset = str(row.get("subset", ""))
-            yield Entry(name, (str(part["sentence"]),), start, end, subset, columns)
-
-
-def _coco(table: Mapping[str, Any]) -> Iterator[Entry]:
+def _said(rows: Iterable[Any], key: str, wrong: list[SourceError]) -> dict[Any, list[str]]:
+    """Captions by what they are of; those that can't be read are `wrong`."""
     said: dict[Any, list[str]] = {}
-    for row in table["annotations"]:
-        said.setdefault(row["image_id"], []).append(str(row["caption"]).strip())
-    for image in table["images"]:
-        yield Entry(str(image["file_name"]), tuple(said.get(image["id"], ())))
+    for at, row in enumerate(rows):
+        try:
+            said.setdefault(row[key], []).append(_text(row["caption"]))
+        except _WRONG as error:
+            wrong.append(SourceError(f"the caption {at} can't be read ({error!r})"))
+    return said
 
 
-def _karpathy(row: Mapping[str, Any]) -> Entry:
+def _msrvtt(table: Mapping[str, Any]) -> Iterator[Entry | SourceError]:
+    # Clips are files of their own: `start time` and `end time` are of the video they were cut from.
+    wrong: list[SourceError] = []
+    said = _said(table["sentences"], "video_id", wrong)
+
+    def entries(_: int, row: Any) -> Iterator[Entry]:
+        name = row["video_id"]
+        yield Entry(str(name), tuple(said.get(name, ())), split=str(row.get("split", "")))
+
+    yield from _each(enumerate(table["videos"]), entries)
+    yield from wrong
+
+
+def _vatex(_: int, row: Any) -> Iterator[Entry]:
+    # The test split's captions are withheld: its rows have no enCap.
+    yield Entry(_text(row["videoID"]), tuple(map(_text, _list(row.get("enCap", [])))))
+
+
+def _activitynet(name: str, row: Any) -> Iterator[Entry]:
+    for (start, end), text in zip(row["timestamps"], row["sentences"], strict=True):
+        first, last = sorted((max(float(start), 0.0), float(end)))  # a few are turned around
+        yield Entry(name, (_text(text),), first, last)
+
+
+def _youcook2(name: str, row: Any) -> Iterator[Entry]:
+    columns = {"recipe_type": str(row.get("recipe_type", ""))}
+    for part in row.get("annotations", ()):
+        start, end = map(float, part["segment"])
+        subset = str(row.get("subset", ""))
+        yield Entry(name, (_text(part["sentence"]),), start, end, subset, columns)
+
+
+def _coco(table: Mapping[str, Any]) -> Iterator[Entry | SourceError]:
+    wrong: list[SourceError] = []
+    said = _said(table["annotations"], "image_id", wrong)
+
+    def entries(_: int, row: Any) -> Iterator[Entry]:
+        yield Entry(_text(row["file_name"]), tuple(said.get(row["id"], ())))
+
+    yield from _each(enumerate(table["images"]), entries)
+    yield from wrong
+
+
+def _karpathy(_: int, row: Any) -> Iterator[Entry]:
     columns = {"filepath": str(row.get("filepath", ""))}
-    texts = tuple(str(sentence["raw"]).strip() for sentence in row["sentences"])
-    return Entry(str(row["filename"]), texts, split=str(row.get("split", "")), columns=columns)
+    texts = tuple(_text(sentence["raw"]) for sentence in row["sentences"])
+    split = str(row.get("split", ""))
+    yield Entry(_text(row["filename"]), texts, split=split, columns=columns)
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"{value!r:.60} is no list")
+    return value

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from flamvid.data.augment import fit
 from flamvid.data.corpus import CorpusConfig
+from flamvid.data.media import Pictures
 from flamvid.data.samples import Document, Look, Media, Part
 from flamvid.errors import SourceError
 from flamvid.text.prompt import PromptFormat
@@ -78,12 +79,17 @@ def make_row(
     """
     parts = _pair(document, config, rng) if document.is_pair else list(document.parts)
     ids, media = _tokens(parts, prompts, paired=document.is_pair)
-    ids, media = _window(ids, media, config, prompts, rng)
+    ids, media = _window(ids, media, config.tokens(_is_picture(document)), config, prompts, rng)
     if not _scored(ids, prompts):
         raise SourceError(f"{document.id} has no text")
     looked = [_look(part, config, rng) for part in media]
     looks_ahead = bool(rng and media and not document.is_pair and rng.random() < config.next)
     return Row(document.id, tuple(ids), tuple(looked), looks_ahead)
+
+
+def _is_picture(document: Document) -> bool:
+    first = document.parts[0] if document.is_pair else None
+    return isinstance(first, Pictures) and len(first.files) == 1
 
 
 def _pair(document: Document, config: CorpusConfig, rng: random.Random | None) -> list[Part]:
@@ -118,15 +124,15 @@ def _tokens(
 def _window(
     ids: list[int],
     media: list[Part],
+    length: int,
     config: CorpusConfig,
     prompts: PromptFormat,
     rng: random.Random | None,
 ) -> tuple[list[int], list[Part]]:
-    """At most `config.tokens` tokens in a row that show a media, and its first few media.
+    """At most `length` tokens in a row that show a media, and its first few media.
 
     What follows a media beyond those would be told of one that is not there, and is cut off.
     """
-    length = config.tokens
     tags = [at for at, token in enumerate(ids) if token == prompts.media_id]
     start = 0
     if rng and len(ids) > length and config.kind in ("interleaved", "text"):

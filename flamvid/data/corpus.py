@@ -26,17 +26,19 @@ class CorpusConfig:
     corpus's annotation file; "features" cached features; "store" a feature store.
     sources: globs, relative to the recipe's root, or addresses (http, https, s3, ...).
     weight: lambda of its loss. batch: samples of an update, of all processes together.
-    max_tokens: 0 is the paper's: 256 of a document, 64 of an image's pair, 32 of a video's, 2048 of
-    text. media: images of a document that are kept, the first so many of its window.
+    max_tokens: 0 is the paper's: 256 of a document, 64 of an image's pair, 32 of a video's and of
+    features, 2048 of text. media: images of a document that are kept, the first of its window.
     frames, fps: of a clip, from a random place in it. size: pixels of a side. resize: "pad" keeps
     the aspect and fills with the mean colour `fill`; "squash" and "crop" do not.
     flip, jitter: chance of a mirrored clip; strength of changes to its brightness, contrast,
     saturation and (a quarter of it) hue; the same for all its frames. 0 for neither.
     leading_space: chance of a space in front of a pair's text. next: chance that a page's text
     looks at the next image rather than the previous.
-    shuffle, lanes: see `Order`. max_bad: samples that may be unreadable before the run ends.
+    shuffle, lanes: see `Order`. max_bad: samples that may be unreadable, of those that one
+    process met, before the run ends.
     media_root: folder or address that a manifest's media are in. pattern: how they are called
-    there, with the columns in braces. split: which part of an annotation file.
+    there, with the columns in braces; without a suffix, in whatever format. split: which part of an
+    annotation file.
     """
 
     name: str
@@ -89,10 +91,9 @@ class CorpusConfig:
         if len(fill) != 3 or not all(0 <= x <= 1 for x in fill):
             raise ConfigError(f"{where}: fill is {fill!r}; must be three numbers in [0, 1]")
 
-    @property
-    def tokens(self) -> int:
-        """The most tokens of a row."""
-        return self.max_tokens or _TOKENS.get(self.kind, 32)
+    def tokens(self, picture: bool) -> int:
+        """The most tokens of a row; picture: whether it is a pair of a picture, not of a clip."""
+        return self.max_tokens or _TOKENS.get(self.kind, 64 if picture else 32)
 
 
 def read_corpora(path: Path) -> dict[str, tuple[CorpusConfig, ...]]:
@@ -110,6 +111,11 @@ def read_corpora(path: Path) -> dict[str, tuple[CorpusConfig, ...]]:
             config.build(CorpusConfig, t, f"{path}: {key} {t.get('name', at)}")
             for at, t in enumerate(tables)
         )
+        names = [corpus.name for corpus in found[split]]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ConfigError(
+                f"{path}: {key} {min(twice)!r} is there twice; give each a name of its own"
+            )
     if not found["train"]:
         raise ConfigError(f"{path} has no [[corpus]] table; a recipe must say what to train on")
     return found

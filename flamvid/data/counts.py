@@ -9,9 +9,7 @@ from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
 
-import fsspec
-
-from flamvid.data.files import failing, is_remote
+from flamvid.data.files import failing, is_remote, system_of
 from flamvid.weights.hub import cache_dir
 
 __all__ = ["counted"]
@@ -44,7 +42,7 @@ def _stamp(address: str) -> str:
     """What changes when a file does."""
     if is_remote(address):
         with failing(address):
-            system, where = fsspec.url_to_fs(address)
+            system, where = system_of(address)
             return f"{system.ukey(where)} {system.size(where)}"
     with failing(address):
         status = os.stat(address)

@@ -39,18 +39,25 @@ Encode = Callable[[list[Tensor]], Tensor]
 """Pictures uint8 [3,H,W] to features [T,N,F], one T for each unless it looks over time."""
 
 _BATCH = 32
+_MOST_BAD = 1000  # samples that may be unreadable, as those of a corpus
 
 
 class Thin:
-    """Leaves frames and patches out of what a model is trained on, or it learns them by heart."""
+    """Leaves frames and patches out of what a model is trained on, or it learns them by heart.
 
-    def __init__(self, patch_dropout: float, rng: random.Random) -> None:
-        self.patch_dropout, self.rng = patch_dropout, rng
+    rng: for what a batch has in common; rngs: one for each sample.
+    """
 
-    def frames(self, count: int) -> list[int]:
-        """At least half of `count` frames, in order."""
-        kept = self.rng.randint((count + 1) // 2, count)
-        return sorted(self.rng.sample(range(count), kept))
+    def __init__(
+        self, patch_dropout: float, rng: random.Random, rngs: Sequence[random.Random]
+    ) -> None:
+        self.patch_dropout, self.rng, self.rngs = patch_dropout, rng, rngs
+
+    def frames(self, sample: int, count: int) -> list[int]:
+        """At least half of a sample's `count` frames, in order."""
+        rng = self.rngs[sample]
+        kept = rng.randint((count + 1) // 2, count)
+        return sorted(rng.sample(range(count), kept))
 
     def patches(self, count: int) -> list[int]:
         """All but a share of `count` patches, in order."""
@@ -75,7 +82,7 @@ class FeatureSet:
 
         thin: leave some frames and patches out, at random.
         """
-        chosen = [self._frames(row, thin) for row in rows]
+        chosen = [self._frames(row, at, thin) for at, row in enumerate(rows)]
         counts = torch.tensor([len(frames) for _, frames in chosen])
         N, width = self.shards[0].shape[1:]
         patches = thin.patches(N) if thin else range(N)
@@ -85,10 +92,10 @@ class FeatureSet:
             out[row, : len(frames)] = features_TNF[:, list(patches)] if thin else features_TNF
         return out, counts
 
-    def _frames(self, row: int, thin: Thin | None) -> tuple[int, list[int]]:
-        """A sample's shard, and which frames of it to take."""
+    def _frames(self, row: int, at: int, thin: Thin | None) -> tuple[int, list[int]]:
+        """The shard of a batch's sample number `at`, and which frames of it to take."""
         shard, first, count = self.places[row]
-        frames = thin.frames(count) if thin else range(count)
+        frames = thin.frames(at, count) if thin else range(count)
         return shard, [first + frame for frame in frames]
 
     def plain(self) -> FeatureSet:
@@ -116,17 +123,22 @@ def cache_name(shard: Path, encoder: str) -> str:
 
 
 def compute_features(
-    shard: Path, out: Path, encode: Encode, over_time: bool = False, most: int | None = None
+    shard: Path,
+    out: Path,
+    encode: Encode,
+    over_time: bool = False,
+    most: int | None = None,
+    wrong: Callable[[SourceError], None] | None = None,
 ) -> None:
     """Encode every picture of a shard into `out`, which appears whole or not at all.
 
     over_time: the encoder takes the pictures of one sample at once; if not, of any in a batch.
-    most: only of so many samples.
+    most: only of so many samples. wrong: told of each that can't be read; see `read_shard`.
     """
     ids, counts, captions = [], [], []
     features: list[Tensor] = []
     waiting: list[Tensor] = []
-    for sample in islice(read_shard(shard), most):
+    for sample in islice(read_shard(shard, wrong), most):
         ids.append(sample.id)
         captions.append(sample.captions)
         if over_time:
@@ -174,13 +186,22 @@ def features_of(
         ready = torch.cat([model.transform(picture[None]) for picture in pictures])
         return model.flamingo.encode(ready)
 
+    bad = 0
+
+    def wrong(error: SourceError) -> None:
+        nonlocal bad
+        bad += 1
+        if bad > _MOST_BAD:
+            raise SourceError(f"more than {_MOST_BAD} samples can't be read; the last: {error}")
+        log(f"left out: {error}")
+
     sets = []
     for shard in shards:
         path = cache / cache_name(shard, encoder)
         if not path.exists():
             log(f"features of {shard} -> {path}")
             over_time = model.flamingo.vision.clip is not None
-            compute_features(shard, path, encode, over_time, most)
+            compute_features(shard, path, encode, over_time, most, wrong)
         sets.append(load_features(path))
     return sum(sets[1:], start=sets[0])
 

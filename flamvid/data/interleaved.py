@@ -28,17 +28,27 @@ def is_page(table: Mapping[str, Any]) -> bool:
 
 
 def page(id: str, table: Mapping[str, Any], find: Find) -> Document:
-    """A page as a document; images that are not there are left out."""
+    """A page as a document; images that are not there are left out, but not all of them."""
+    missing = 0
+
+    def found(n: int, called: str) -> Unread | None:
+        nonlocal missing
+        image = find(n, called)
+        missing += image is None
+        return image
+
     try:
-        parts = _mmc4(table, find) if "text_list" in table else _obelics(table, find)
+        parts = _mmc4(table, found) if "text_list" in table else _obelics(table, found)
     except (LookupError, TypeError, ValueError, binascii.Error) as error:
         raise SourceError(f"{id} is no page of MMC4 or OBELICS ({error!r})") from error
-    return Document(id, tuple(parts))
+    if missing and all(isinstance(part, str) for part in parts):
+        raise SourceError(f"{id} has none of its {missing} images")
+    return Document(id, tuple(parts), missing=missing)
 
 
 def _mmc4(table: Mapping[str, Any], find: Find) -> list[Part]:
     """Each image stands in front of the sentence that it is matched to."""
-    sentences = [str(text).strip() for text in table["text_list"]]
+    sentences = [(text or "").strip() for text in _list(table["text_list"])]
     before: dict[int, list[Part]] = {}
     for n, image in enumerate(table.get("image_info", ())):
         at = int(image["matched_text_index"])
@@ -58,14 +68,21 @@ def _obelics(table: Mapping[str, Any], find: Find) -> list[Part]:
     """Place for place, either the text or the image is there."""
     parts: list[Part] = []
     seen = 0
-    for text, image in zip(table["texts"], table["images"], strict=True):
+    for text, image in zip(_list(table["texts"]), _list(table["images"]), strict=True):
         if image:
             found = find(seen, str(image))
             seen += 1
             parts += [found] if found is not None else []
         if text:
-            _say(parts, str(text).strip(), "\n\n")
+            _say(parts, text.strip(), "\n\n")
     return parts
+
+
+def _list(value: Any) -> list[Any]:
+    """A list of texts, or of nothing: what else JSON holds would be shown as Python writes it."""
+    if not isinstance(value, list) or not all(x is None or isinstance(x, str) for x in value):
+        raise TypeError(f"{value!r:.60} is no list of texts")
+    return value
 
 
 def _say(parts: list[Part], text: str, between: str) -> None:

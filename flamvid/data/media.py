@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +12,7 @@ import torch
 from flamvid import video
 from flamvid.data.files import Piece
 from flamvid.data.samples import Look, Media
-from flamvid.errors import InputError, SourceError
+from flamvid.errors import FlamvidError, InputError, SourceError
 from flamvid.video.address import shown
 from flamvid.video.pictures import PictureFile, read_picture
 from flamvid.video.sample import Fps, thinned
@@ -44,7 +46,7 @@ class Clip:
 
     def __call__(self, look: Look) -> Media:
         """`look.frames` frames at `look.fps`, from a random place; fewer of a shorter clip."""
-        with self.file.as_file() as name, video.open_recorded(name) as source:
+        with self.file.as_file() as name, self._named(name), video.open_recorded(name) as source:
             length = float(source.pts[-1] + source.durations[-1])
             first, last = self.start or 0.0, length if self.end is None else min(self.end, length)
             first, last = part_of(first, last, look)
@@ -55,6 +57,17 @@ class Clip:
                 raise SourceError(f"{shown(str(self.file))}: {error}") from error
             frames = source.read([int(place) for place in places[: look.frames]])
         return Media(frames.pts_seconds, frames.pixels)
+
+    @contextmanager
+    def _named(self, copy: str) -> Iterator[None]:
+        """Errors about a copy of the file are about the file."""
+        try:
+            yield
+        except FlamvidError as error:
+            said = str(error)
+            if copy in said and copy != self.file.address:
+                raise SourceError(said.replace(copy, shown(str(self.file)))) from error
+            raise
 
 
 def part_of(first: float, last: float, look: Look) -> tuple[float, float]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import glob
 import io
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import chain, islice
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import webdataset
@@ -15,32 +19,43 @@ from torch import Tensor
 
 from flamvid.data.collate import Bad
 from flamvid.data.corpus import CorpusConfig
-from flamvid.data.files import Held
+from flamvid.data.files import Held, suffix_of
 from flamvid.data.media import Clip, Pictures
 from flamvid.data.samples import Document, Look, Part
 from flamvid.data.sources import Samples, open_corpus
-from flamvid.errors import FlamvidError, SourceError
-from flamvid.video.pictures import PictureFile, opened
+from flamvid.data.tar import VIDEOS
+from flamvid.errors import FlamvidError, InputError, SourceError
+from flamvid.video.pictures import PictureFile, opened, read_picture
 
-__all__ = ["pack"]
+__all__ = ["pack", "unpacked"]
 
 _QUALITY = 95
-_SUFFIXES = {"jpeg": "jpg"}
+_THREADS = 32
+_SUFFIXES = {"jpeg": "jpg", "mpo": "jpg"}  # MPO: a JPEG with others behind it, as phones take
 
 
 def pack(
-    config: CorpusConfig, root: Path, out: Path, per_shard: int = 1000, videos: bool = False
+    config: CorpusConfig,
+    root: Path,
+    out: Path,
+    per_shard: int = 1000,
+    videos: bool = False,
+    count: Callable[[int, int], None] | None = None,
 ) -> Iterator[Path | Bad]:
     """Write a corpus to `out/<name>-00000.tar` and so on, each whole or not at all.
 
+    Raises InputError where there are such shards already: those of two corpora would be mixed up.
     Gives the path of each shard when it is written, and the samples that can't be read, which are
     left out. Pictures are copied as they are. Of a clip its frames are written, as many as the
     corpus says, from its middle; with `videos` the file itself, where the clip is all of it.
+    count: told at the end how many samples there are, and how many images of pages are missing.
     """
-    samples = open_corpus(config, root)
+    unpacked(config, out)
+    samples = open_corpus(replace(config, lanes=1, shuffle=1), root)  # read one after the other
     out.mkdir(parents=True, exist_ok=True)
     bad: list[Bad] = []
-    packed = _packed(samples, config, videos, bad)
+    counts: Counter[str] = Counter()
+    packed = _packed(samples, config, videos, bad, counts)
     for number, first in enumerate(packed):
         path = out / f"{config.name}-{number:05d}.tar"
         _write(path, first, islice(packed, per_shard - 1))
@@ -48,6 +63,17 @@ def pack(
         yield from bad
         bad.clear()
     yield from bad
+    if count is not None:
+        count(counts["samples"], counts["missing"])
+
+
+def unpacked(config: CorpusConfig, out: Path) -> None:
+    """See to it that the folder has no shards of this corpus; raises InputError where it does."""
+    if older := sorted(out.glob(f"{glob.escape(config.name)}-[0-9]*.tar")):
+        raise InputError(
+            f"{out} has shards of {config.name} already ({older[0].name}); "
+            "remove them, or give another folder"
+        )
 
 
 def _write(path: Path, first: dict[str, Any], rest: Iterator[dict[str, Any]]) -> None:
@@ -66,19 +92,40 @@ def _write(path: Path, first: dict[str, Any], rest: Iterator[dict[str, Any]]) ->
 
 
 def _packed(
-    samples: Samples, config: CorpusConfig, videos: bool, bad: list[Bad]
+    samples: Samples, config: CorpusConfig, videos: bool, bad: list[Bad], counts: Counter[str]
 ) -> Iterator[dict[str, Any]]:
-    number = 0
-    for shard, count in enumerate(samples.counts):
-        for at in range(count):
-            try:
-                document = samples.document(shard, at)
-                found = _pair(document, config, videos) if document.is_pair else _page(document)
-            except FlamvidError as error:
-                bad.append(Bad(samples.name(shard, at), str(error)))
-                continue
-            yield {"__key__": f"{number:09d}", **found}
-            number += 1
+    places = ((shard, at) for shard, size in enumerate(samples.counts) for at in range(size))
+    # Images of pages are mostly on the web, where half of the servers are slow to say no.
+    threads = _THREADS if config.kind == "interleaved" else 1
+    with ThreadPoolExecutor(threads) as pool:
+        while some := list(islice(places, 2 * threads)):
+            made = [pool.submit(_members, _document(samples, *x), config, videos) for x in some]
+            for (shard, at), future in zip(some, made, strict=True):
+                try:
+                    members, missing = future.result()
+                except FlamvidError as error:
+                    bad.append(Bad(samples.name(shard, at), str(error)))
+                    continue
+                yield {"__key__": f"{counts['samples']:09d}", **members}
+                counts["samples"] += 1
+                counts["missing"] += missing
+
+
+def _document(samples: Samples, shard: int, at: int) -> Document | FlamvidError:
+    """A sample; shards are not for several threads."""
+    try:
+        return samples.document(shard, at)
+    except FlamvidError as error:
+        return error
+
+
+def _members(
+    document: Document | FlamvidError, config: CorpusConfig, videos: bool
+) -> tuple[dict[str, bytes], int]:
+    """What a shard holds of a sample, and how many images it lacks."""
+    if isinstance(document, FlamvidError):
+        raise document
+    return (_pair(document, config, videos), 0) if document.is_pair else _page(document)
 
 
 def _pair(document: Document, config: CorpusConfig, videos: bool) -> dict[str, bytes]:
@@ -88,11 +135,13 @@ def _pair(document: Document, config: CorpusConfig, videos: bool) -> dict[str, b
     if isinstance(part, Pictures):
         for n, file in enumerate(part.files):
             number = f"f{n:03d}." if len(part.files) > 1 else ""
-            members[f"{number}{_kind(file)}"] = _read(file)
+            kind, data = _picture(file)
+            members[f"{number}{kind}"] = data
     elif videos and isinstance(part, Clip):
         if part.start is not None or part.end is not None:
             raise SourceError(f"{document.id} is a part of a video; pack frames of it instead")
-        members[PurePosixPath(str(part.file)).suffix[1:].lower() or "mp4"] = part.file.read()
+        suffix = suffix_of(part.file.member or part.file.address)[1:]
+        members[suffix if suffix in VIDEOS else "mp4"] = part.file.read()
     elif isinstance(part, Clip):
         media = part(Look(config.frames, config.fps))
         assert media.frames is not None
@@ -104,18 +153,23 @@ def _pair(document: Document, config: CorpusConfig, videos: bool) -> dict[str, b
     return {**members, "json": _dumped(about)}
 
 
-def _page(document: Document) -> dict[str, bytes]:
+def _page(document: Document) -> tuple[dict[str, bytes], int]:
     """A page in OBELICS's layout, its n-th image as `<n>.jpg`."""
     texts: list[str | None] = []
     images: list[str | None] = []
     members: dict[str, bytes] = {}
+    missing = document.missing
     for part in document.parts:
         image = None if isinstance(part, str) else _image(part, members)
         if isinstance(part, str) or image is not None:
             texts.append(part.strip() if isinstance(part, str) else None)
             images.append(image)
+        else:
+            missing += 1
+    if missing and not members:
+        raise SourceError(f"{document.id} has none of its {missing} images")
     table = {"id": document.id, "texts": texts, "images": images}
-    return {**members, "json": _dumped(table)}
+    return {**members, "json": _dumped(table)}, missing
 
 
 def _image(part: Part, members: dict[str, bytes]) -> str | None:
@@ -123,24 +177,22 @@ def _image(part: Part, members: dict[str, bytes]) -> str | None:
     assert isinstance(part, Pictures)
     [file] = part.files
     try:
-        data = _read(file)
-        name = f"{len(members)}.{_kind(Held(data, str(file)))}"
+        kind, data = _picture(file)
     except FlamvidError:
         return None
+    name = f"{len(members)}.{kind}"
     members[name] = data
     return name
 
 
-def _kind(file: PictureFile) -> str:
-    """What a picture is, by its first bytes: its name may end in anything."""
-    with opened(file) as image:
-        kind = (image.format or "jpeg").lower()
-    return _SUFFIXES.get(kind, kind)
-
-
-def _read(file: PictureFile) -> bytes:
+def _picture(file: PictureFile) -> tuple[str, bytes]:
+    """What a picture is, by its bytes: its name may end in anything; and these, which are whole."""
     with file.open("rb") as stream:
-        return stream.read()
+        held = Held(stream.read(), str(file))
+    with opened(held) as image:
+        kind = (image.format or "jpeg").lower()
+    read_picture(held)
+    return _SUFFIXES.get(kind, kind), held.data
 
 
 def _jpeg(frame: Tensor) -> bytes:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["Document", "Look", "Media", "Part", "Unread"]
+__all__ = ["Document", "Look", "Media", "Part", "Unread", "sound"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,6 +47,11 @@ class Look:
     rng: random.Random | None = None
 
 
+def sound(text: str) -> str:
+    """The text without the half characters that JSON may hold, which nothing can encode."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 Unread = Callable[[Look], Media]
 """A media that is decoded only when it is known to be wanted."""
 
@@ -58,12 +63,20 @@ class Document:
     """Texts and media in the order of the page.
 
     A pair is `(media, text)`; `texts` are what else may stand for the text, such as the other
-    captions of a clip. Raises nothing until its media are read.
+    captions of a clip. missing: images of a page that were not obtained, and are left out. Raises
+    nothing until its media are read.
     """
 
     id: str
     parts: tuple[Part, ...]
     texts: tuple[str, ...] = ()
+    missing: int = 0
+
+    def __post_init__(self) -> None:
+        parts = tuple(sound(part) if isinstance(part, str) else part for part in self.parts)
+        object.__setattr__(self, "id", sound(self.id))
+        object.__setattr__(self, "parts", parts)
+        object.__setattr__(self, "texts", tuple(map(sound, self.texts)))
 
     @property
     def is_pair(self) -> bool:

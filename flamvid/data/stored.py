@@ -13,11 +13,11 @@ from flamvid.errors import SourceError
 from flamvid.store import FeatureStore, StoredVideo
 from flamvid.video.sample import Fps
 
-__all__ = ["StoreShard"]
+__all__ = ["Span", "StoreShard"]
 
 
 @dataclass(frozen=True, slots=True)
-class _Span:
+class Span:
     """A part of a stored video, in seconds."""
 
     video: StoredVideo
@@ -64,5 +64,5 @@ class StoreShard:
     def document(self, at: int) -> Document:
         """A part of a video, with its captions."""
         (video_id, start, end), texts = self._said[at]
-        span = _Span(self._store[video_id], start, end)
+        span = Span(self._store[video_id], start, end)
         return Document(self.name(at), (span,), tuple(texts))

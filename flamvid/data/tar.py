@@ -17,7 +17,7 @@ from typing import Any
 import webdataset
 
 from flamvid.data.corpus import CorpusConfig
-from flamvid.data.files import Piece, failing, open_file
+from flamvid.data.files import Piece, failing, is_remote, open_file
 from flamvid.data.interleaved import is_page, page
 from flamvid.data.media import Clip, Pictures
 from flamvid.data.samples import Document, Unread
@@ -28,7 +28,9 @@ from flamvid.video.pictures import natural
 __all__ = ["PICTURES", "VIDEOS", "TarShard", "texts_of"]
 
 VIDEOS = frozenset({"mp4", "webm", "mkv", "mov", "avi", "m4v", "ts", "gif"})
+VIDEOS |= {"mpg", "mpeg", "wmv", "flv", "ogv", "3gp"}
 PICTURES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "avif", "ppm"})
+_STILLS = PICTURES | {"gif"}  # a video where videos are asked for, and else its first frame
 _TEXT_BYTES = 64 << 20
 
 Group = dict[str, Piece]
@@ -51,6 +53,11 @@ class TarShard:
         except SourceError as error:
             if isinstance(error.__cause__, tarfile.TarError | ValueError):
                 said = str(error.__cause__.args[0]).partition(" @ ")[0]
+                if "range requests" in said:
+                    raise SourceError(
+                        f"{shown(address)} is on a server that gives no parts of files, which is "
+                        "read up to 5 MB; copy it to this machine"
+                    ) from error
                 raise SourceError(
                     f"{shown(address)} is no whole tar file ({said}); copy it again"
                 ) from error
@@ -85,7 +92,9 @@ class TarShard:
         videos = [piece for suffix, piece in group.items() if _ending(suffix) in VIDEOS]
         if videos and kind == "videos":
             return Clip(videos[0])
-        pictures = sorted((s for s in group if _ending(s) in PICTURES), key=natural)
+        pictures = sorted((s for s in group if _ending(s) in _STILLS), key=natural)
+        if kind == "images" and len(pictures) > 1:  # others may be masks, as `seg.png`
+            pictures = [s for s in pictures if "." not in s] or pictures
         if not pictures or kind == "videos" or (kind == "images" and len(pictures) > 1):
             raise SourceError(f"{name} has {', '.join(sorted(group))}; {kind} were expected")
         return Pictures(tuple(group[suffix] for suffix in pictures))
@@ -105,7 +114,9 @@ def _members(file: Any, address: str) -> Iterator[dict[str, Any]]:
     """Where each member lies, for WebDataset to group; the end of the file ends a group."""
     with tarfile.open(fileobj=file, mode="r:") as tar:
         for member in tar:
-            hidden = PurePosixPath(member.name).name.startswith(("._", "__"))
+            # What describes a shard is called `__so__`, as in WebDataset; `._so` are a Mac's.
+            name = PurePosixPath(member.name).name
+            hidden = name.startswith("._") or (name.startswith("__") and name.endswith("__"))
             if member.isreg() and not member.issparse() and not hidden:
                 piece = Piece(address, member.name, member.offset_data, member.size)
                 yield {"fname": member.name, "data": piece, "__url__": address}
@@ -117,14 +128,18 @@ def _ending(suffix: str) -> str:
 
 
 def _image(group: Group, n: int, called: str) -> Unread | None:
-    """The n-th image of a page: by its name, or where none is called so, by its number."""
-    pictures = {suffix: piece for suffix, piece in group.items() if _ending(suffix) in PICTURES}
-    if piece := pictures.get(PurePosixPath(called).name.lower()):
-        return Pictures((piece,))
-    for suffix, piece in pictures.items():
-        if suffix.partition(".")[0] == str(n) and suffix.count(".") == 1:
-            return Pictures((piece,))
-    return None
+    """The n-th image of a page: by its name, or where none is called so, by its number.
+
+    Where a page has addresses rather than names, numbers come first: `1.jpg` is the second image
+    of this page, and what some site calls an image of its own.
+    """
+    pictures = {suffix: piece for suffix, piece in group.items() if _ending(suffix) in _STILLS}
+    path = called.partition("?")[0] if is_remote(called) else called
+    named = pictures.get(PurePosixPath(path).name.lower())
+    whole = {suffix.partition(".")[0]: suffix for suffix in pictures if suffix.count(".") == 1}
+    numbered = pictures.get(whole.get(str(n), ""))
+    found = (numbered or named) if is_remote(called) else (named or numbered)
+    return None if found is None else Pictures((found,))
 
 
 def _json(group: Group) -> dict[str, Any]:
@@ -132,7 +147,7 @@ def _json(group: Group) -> dict[str, Any]:
         return {}
     try:
         table = json.loads(_small(group["json"]))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SourceError(f"{group['json']} is no JSON ({error})") from error
     if not isinstance(table, dict):
         raise SourceError(f"{group['json']} is no JSON object")
@@ -140,7 +155,7 @@ def _json(group: Group) -> dict[str, Any]:
 
 
 def _text(group: Group) -> str:
-    return _small(group["txt"]).decode("utf-8", "replace") if "txt" in group else ""
+    return _small(group["txt"]).decode("utf-8-sig", "replace") if "txt" in group else ""
 
 
 def _small(piece: Piece) -> bytes:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from hashlib import blake2b
+from dataclasses import dataclass, field
+from functools import lru_cache
+from hashlib import blake2b, file_digest, sha256
 from pathlib import Path
 
 from torch import Tensor
 
 from flamvid.data.corpus import CorpusConfig
+from flamvid.data.files import Piece, failing, is_remote
+from flamvid.data.media import Clip, Pictures
 from flamvid.data.samples import Document, Look, Media
 from flamvid.data.sources import files_of, open_shard
+from flamvid.data.stored import Span
 from flamvid.errors import FlamvidError
 
 __all__ = ["Problem", "verify"]
 
-Count = Callable[[str, CorpusConfig, int], None]
+Count = Callable[[str, CorpusConfig, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +38,17 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    split: str
     corpus: str
     sample: str
+
+
+@dataclass(slots=True)
+class _Split:
+    """Where each sample and each media of a split was first met."""
+
+    name: str
+    samples: dict[bytes, _Place] = field(default_factory=dict)
+    media: dict[bytes, _Place] = field(default_factory=dict)
 
 
 def verify(
@@ -44,26 +56,28 @@ def verify(
 ) -> Iterator[Problem]:
     """Problems as they are found: what can't be read, what is there twice, and what leaks.
 
-    A pair is known by its decoded frames, a page by all that is on it. A leak is a sample of one
-    split that is in another, too. count: told the split, the corpus and its good samples.
+    A duplicate is a sample of the same decoded frames and the same texts; what else is said of a
+    clip is a sample of its own. A leak is a sample whose frames, or whose video, are in another
+    split, whatever is said there and whichever part of it is shown; a page leaks as a whole.
+    count: told the split, the corpus, its good samples, and images that its pages lack.
     """
-    seen: dict[bytes, _Place] = {}
-    for split, configs in corpora.items():
+    splits: list[_Split] = []
+    for name, configs in corpora.items():
+        splits.append(_Split(name))
         for config in configs:
-            good = 0
-            for found in _checked(split, config, root, seen):
-                if found is None:
-                    good += 1
-                else:
+            good = missing = 0
+            for found in _checked(config, root, splits):
+                if isinstance(found, Problem):
                     yield found
+                else:
+                    good, missing = good + 1, missing + found
             if count is not None:
-                count(split, config, good)
+                count(name, config, good, missing)
 
 
-def _checked(
-    split: str, config: CorpusConfig, root: Path, seen: dict[bytes, _Place]
-) -> Iterator[Problem | None]:
-    """For each sample a problem, or None."""
+def _checked(config: CorpusConfig, root: Path, splits: Sequence[_Split]) -> Iterator[Problem | int]:
+    """For each sample a problem, or how many images it lacks."""
+    split = splits[-1].name
     for file in files_of(config, root):
         try:
             shard = open_shard(config, root, file)
@@ -71,34 +85,67 @@ def _checked(
             yield Problem(split, config.name, file, str(error))
             continue
         for at in range(len(shard)):
-            place = _Place(split, config.name, f"{file}#{shard.name(at)}")
+            place = _Place(config.name, f"{file}#{shard.name(at)}")
             try:
-                digest = _digest(shard.document(at), config)
+                document = shard.document(at)
+                reason = _known(document, _media(document, config), place, splits)
             except FlamvidError as error:
-                yield Problem(split, config.name, place.sample, str(error))
-                continue
-            first = seen.setdefault(digest, place)
-            if first is place:
-                yield None
-                continue
-            what = "is a duplicate of" if first.split == split else f"leaks: it is in {first.split}"
-            where = "" if first.corpus == config.name else f" {first.corpus}:"
-            reason = f"{what}{where} {first.sample}"
-            yield Problem(split, config.name, place.sample, reason)
+                reason = str(error)
+            yield Problem(split, config.name, place.sample, reason) if reason else document.missing
 
 
-def _digest(document: Document, config: CorpusConfig) -> bytes:
-    """What a sample is known by; every media of it is read."""
+def _known(
+    document: Document, media: Sequence[bytes], place: _Place, splits: Sequence[_Split]
+) -> str:
+    """Where a sample was met before; "" for nowhere, of which this makes a note."""
+    *others, split = splits
+    for key in media:
+        for other in others:
+            if first := other.media.get(key):
+                return f"leaks: it is in {other.name} {first.corpus}: {first.sample}"
+        split.media.setdefault(key, place)
+    sample = blake2b(
+        b"\0".join([media[0], *map(str.encode, document.texts)]), digest_size=16
+    ).digest()
+    first = split.samples.setdefault(sample, place)
+    if first is place:
+        return ""
+    where = "" if first.corpus == place.corpus else f"{first.corpus}: "
+    return f"is a duplicate of {where}{first.sample}"
+
+
+def _media(document: Document, config: CorpusConfig) -> list[bytes]:
+    """What the media of a sample are known by, in any split; every one of them is read.
+
+    A page, with its texts, is one media.
+    """
     digest = blake2b(digest_size=16)
+    found: list[bytes] = []
     for part in document.parts:
         if isinstance(part, str):
             digest.update(part.encode())
             continue
-        media = part if isinstance(part, Media) else part(Look(config.frames, config.fps))
+        frames = len(part.files) if isinstance(part, Pictures) else config.frames
+        media = part if isinstance(part, Media) else part(Look(frames, config.fps))
         for tensor in (media.frames, media.features):
             if tensor is not None:
                 digest.update(_bytes(tensor))
-    return digest.digest()
+        if isinstance(part, Clip):
+            found.append(_video(part.file))
+        elif isinstance(part, Span):
+            found.append(part.video.id.encode())
+    return [digest.digest(), *found]
+
+
+@lru_cache(maxsize=1 << 16)
+def _video(file: Piece) -> bytes:
+    """A video file by its content, as stores name it; one on another machine by its address."""
+    if file.size is not None:
+        return sha256(file.read()).hexdigest()[:32].encode()
+    if is_remote(file.address):
+        return file.address.encode()
+    with failing(file.address), open(file.address, "rb") as stream:
+        return file_digest(stream, "sha256").hexdigest()[:32].encode()
 
 
 def _bytes(tensor: Tensor) -> bytes:

@@ -27,9 +27,9 @@ class Favour:
 
 def favours_of(model: LoadedModel, labels: Mapping[str, float]) -> list[Favour]:
     """What a model's encoder is sure of, as words that a caption should rather say."""
-    look, encode = model.config.vision, model.prompts.encode_text
+    look, encode = model.config.vision, model.prompts.within
     return [
-        Favour(tuple(encode(f" {word}")), look.label_worth * (share - look.label_sure))
+        Favour(tuple(encode(word)), look.label_worth * (share - look.label_sure))
         for word, share in labels.items()
         if look.label_worth and share > look.label_sure
     ]

@@ -57,4 +57,8 @@ class Prompt:
         """Latents [1,M,L,D], ids [1,S] and which of the media each token sees, [1,S]."""
         input_ids = torch.tensor([list(self.ids)], device=self.model.device)
         index = media_index(input_ids, self.model.prompts.media_id)
-        return torch.cat(list(self.latents))[None], input_ids, index
+        if self.latents:
+            return torch.cat(list(self.latents))[None], input_ids, index
+        sizes = self.model.flamingo.resampler.config  # of one that no token sees
+        nothing = torch.zeros(1, 1, sizes.latents, sizes.latent_width)
+        return nothing.to(self.model.device, self.model.dtype), input_ids, index

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,11 @@ from flamvid.models.transformers_encoder import FAMILIES
 from flamvid.models.vision import VisionConfig, vision_of
 
 __all__ = [
+    "MixtureConfig",
     "ModelConfig",
     "PromptConfig",
     "TokenConfig",
+    "about",
     "assemble",
     "preset_names",
     "read_model_config",
@@ -65,6 +67,30 @@ class PromptConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MixtureConfig:
+    """The data that the paper trained a model on: the weight of each corpus's loss.
+
+    mixing: as of a recipe's `[run]`. A recipe has the corpora themselves: see datasets/mixtures.
+    """
+
+    weights: Mapping[str, float]
+    mixing: str = "accumulate"
+
+    def __post_init__(self) -> None:
+        if self.mixing not in ("accumulate", "round-robin"):
+            raise ConfigError(
+                f"mixture.mixing is {self.mixing!r}; must be accumulate or round-robin"
+            )
+        for name, weight in self.weights.items():
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or weight <= 0:
+                raise ConfigError(f"mixture.weights.{name} is {weight!r}; must be above 0")
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name} {weight:g}" for name, weight in self.weights.items())
+        return f"{parts}; {self.mixing}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     """A whole model: the parts by name or size, and where its trained weights lie.
 
@@ -76,7 +102,7 @@ class ModelConfig:
     known before they are fetched. licence: of the trained weights. lm_state: "frozen", or in the
     paper's ablations "unfrozen" (trained on from what it was) or "scratch" (from fresh weights of
     lm_config). billions: the total that the paper states; 0 where it states none. A preset of the
-    paper has no `lm` and no `adapter`: nobody released them.
+    paper has no `lm` and no `adapter`: nobody released them. mixture: what the paper trained it on.
     """
 
     name: str
@@ -97,6 +123,7 @@ class ModelConfig:
     contrastive: str = ""
     lm_config: Mapping[str, Any] = field(default_factory=dict)
     vision_config: Mapping[str, Any] = field(default_factory=dict)
+    mixture: MixtureConfig | None = None
 
     def __post_init__(self) -> None:
         if self.lm_state not in LM_STATES:
@@ -149,11 +176,27 @@ def model_config(table: Mapping[str, Any], name: str, folder: str) -> ModelConfi
     plain = {key: value for key, value in table.items() if key not in parts}
     if "prompt" in plain:
         plain["prompt"] = config.build(PromptConfig, plain["prompt"], f"{name}: prompt")
+    if "mixture" in plain:
+        plain["mixture"] = config.build(MixtureConfig, plain["mixture"], f"{name}: mixture")
     if plain["adapter"] and not plain["adapter"].startswith("hub:"):
         plain["adapter"] = str(Path(folder) / plain["adapter"])
     if plain.get("contrastive"):
         plain["contrastive"] = str(Path(folder) / plain["contrastive"])
     return config.build(ModelConfig, {"name": name, **plain, **built}, name)
+
+
+def about(model: ModelConfig) -> dict[str, Any]:
+    """What a saved model says of itself beside its sizes."""
+    return {
+        "name": model.name,
+        "lm": model.lm,
+        "licence": model.licence,
+        "frames": model.frames,
+        "cpu_dtype": model.cpu_dtype,
+        "tokens": asdict(model.tokens),
+        "prompt": asdict(model.prompt),
+        "vision": asdict(model.vision),
+    }
 
 
 def skeleton(model: ModelConfig) -> Flamingo:

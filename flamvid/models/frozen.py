@@ -5,8 +5,9 @@ Nothing is downloaded and nothing executed: safetensors, or *.bin by `weights_on
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
@@ -14,14 +15,45 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from flamvid.errors import WeightsError
+from flamvid.models.pointers import refuse_pointers
 
-__all__ = ["frozen_from", "frozen_of"]
+__all__ = ["frozen_from", "frozen_of", "int8_on_load"]
 
 CPU = torch.device("cpu")
 _DAMAGE = (OSError, ValueError, KeyError, RuntimeError, SafetensorError, UnpicklingError, EOFError)
+
+
+_Make = Callable[[nn.Linear], nn.Module | None]
+_int8: ContextVar[_Make | None] = ContextVar("flamvid_int8_on_load", default=None)
+
+
+@contextmanager
+def int8_on_load(make: _Make) -> Iterator[None]:
+    """Language models that are loaded meanwhile get another layer for each linear one, or None.
+
+    make: is asked for each as its weight is read, so that they are never all in memory as wide as
+    they are computed with.
+    """
+    token = _int8.set(make)
+    try:
+        yield
+    finally:
+        _int8.reset(token)
+
+
+def _as_read() -> dict[str, Any]:
+    """What makes transformers ask; nothing in versions that can't, where all is read first."""
+    make = _int8.get()
+    if make is None:
+        return {}
+    try:
+        from flamvid.models.int8_loading import Int8OnLoad
+    except ImportError:
+        return {}
+    return {"quantization_config": Int8OnLoad(make)}
 
 
 def frozen_from(
@@ -37,6 +69,7 @@ def frozen_from(
     what: says in errors what the folder should hold. settings: what its configuration is changed
     to. What lacks a tensor is a WeightsError.
     """
+    refuse_pointers(*folder.glob("*.safetensors"), *folder.glob("*.bin"))
     safe = any(folder.glob("*.safetensors"))
     try:
         with _quietly():
@@ -48,11 +81,14 @@ def frozen_from(
                 local_files_only=True,
                 trust_remote_code=False,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # which it would name in a report of many lines
                 **_straight_to(device),
+                **_as_read(),
                 **settings,
             )
     except _DAMAGE as error:
         raise WeightsError(f"{folder} is no {what}: {_line(error)}") from error
+    _refuse_shapes(report, folder)
     if missing := sorted(report["missing_keys"]):
         raise WeightsError(
             f"{folder} lacks {_listed(missing)} of its {what}; copy or fetch it again"
@@ -80,10 +116,13 @@ def frozen_of(
                 state_dict=dict(tensors),
                 dtype=dtype,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # which it would name in a report of many lines
                 **_straight_to(device),
+                **_as_read(),
             )
     except _DAMAGE as error:
         raise WeightsError(f"{source} does not fit its {kind.__name__}: {_line(error)}") from error
+    _refuse_shapes(report, source)
     missing, unexpected = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
     if missing or unexpected:
         raise WeightsError(
@@ -111,6 +150,17 @@ def _straight_to(device: torch.device) -> dict[str, Any]:
     if device.type == "cpu" or find_spec("accelerate") is None:
         return {}
     return {"device_map": {"": device}}
+
+
+def _refuse_shapes(report: Mapping[str, Any], source: Path) -> None:
+    """WeightsError for tensors of other shapes than the configuration says."""
+    if others := sorted(report["mismatched_keys"]):
+        name, found, wanted = others[0]
+        more = f" ({len(others)} tensors are other than it says)" if len(others) > 1 else ""
+        raise WeightsError(
+            f"{source}: {name} has shape {tuple(found)}, but its configuration says "
+            f"{tuple(wanted)}{more}"
+        )
 
 
 def _line(error: Exception) -> str:

@@ -16,7 +16,7 @@ from flamvid.ops import (
     quantise_int8,
 )
 
-__all__ = ["Int8Linear", "make_int8"]
+__all__ = ["Int8Linear", "int8_of", "make_int8"]
 
 
 class Int8Linear(nn.Module):
@@ -50,7 +50,16 @@ class Int8Linear(nn.Module):
 def make_int8(module: nn.Module) -> None:
     """Put an `Int8Linear` in the place of each float32 `Linear` in `module` that int8 can hold."""
     for name, child in module.named_children():
-        if isinstance(child, Linear) and child.in_features % GROUP == 0:
-            setattr(module, name, Int8Linear(quantise_int8(child.weight), child.bias))
+        made = int8_of(child) if isinstance(child, Linear) else None
+        if made is not None:
+            setattr(module, name, made)
         else:
             make_int8(child)
+
+
+@torch.no_grad()
+def int8_of(layer: nn.Linear) -> Int8Linear | None:
+    """The same in eight bits, if int8 can hold it."""
+    if layer.in_features % GROUP:
+        return None
+    return Int8Linear(quantise_int8(layer.weight), layer.bias)

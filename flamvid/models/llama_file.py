@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from flamvid.errors import WeightsError
 from flamvid.models.int8 import Int8Linear
 from flamvid.models.llama import Llama, LlamaConfig, LlamaLayer
+from flamvid.models.pointers import refuse_pointers
 from flamvid.ops import GROUP, Int8, quantise_int8
 
 __all__ = ["can_be_int8", "llama_of", "llama_tensors", "load_llama", "load_llama_int8"]
@@ -32,6 +33,7 @@ def can_be_int8(config: LlamaConfig) -> bool:
 def load_llama(folder: Path, config: LlamaConfig, dtype: torch.dtype) -> Llama:
     """Read transformers' layout of a Llama, each tensor once, into ours."""
     path = folder / "model.safetensors"
+    refuse_pointers(path)
     try:
         with safe_open(path, framework="pt") as file:
             return llama_of(config, file.keys(), file.get_tensor, dtype, path)

@@ -1,8 +1,8 @@
 """A whole model in one folder, as Hugging Face users expect: save, load, push.
 
 A folder holds `model.safetensors`, with every tensor of every part, and `flamvid.toml`, with the
-sizes of the new parts and the architecture of the frozen ones. `flamvid models convert` adds the
-tokenizer and the prompts, and then `flamvid.load(folder)` reads it too.
+sizes of the new parts and the architecture of the frozen ones. What was loaded with tokenizer and
+prompts is saved with them, and then `flamvid.load(folder)` reads it too.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from flamvid import config
-from flamvid.errors import ConfigError, OfflineError, WeightsError
+from flamvid.errors import ConfigError, InputError, OfflineError, WeightsError
+from flamvid.models.card import CONTRASTIVE, Card
 from flamvid.models.encoder import VisionEncoder
 from flamvid.models.frozen import frozen_of
 from flamvid.models.gated_xattn import XattnConfig
@@ -28,6 +27,7 @@ from flamvid.models.llama import Llama, LlamaConfig, llama_config_of
 from flamvid.models.llama_file import llama_of, llama_tensors
 from flamvid.models.reach import unreachable
 from flamvid.models.resampler import PerceiverResampler, ResamplerConfig
+from flamvid.models.saved_tensors import WEIGHTS, read_tensors, write_tensors
 from flamvid.models.transformers_encoder import FAMILIES, TransformersEncoder, saved_tower
 from flamvid.models.vision import VisionConfig, vision_of
 
@@ -37,14 +37,40 @@ if TYPE_CHECKING:
 __all__ = ["TOML", "Pretrained"]
 
 TOML = "flamvid.toml"
-WEIGHTS = "model.safetensors"
 VOCABULARY = "vocabulary"  # the tokens that a model was trained to choose from, if not all
 TOKEN_IDS = "new_tokens"  # those that have rows of their own
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+}
+_PATTERNS = ["*.toml", "*.json", "model*.safetensors", CONTRASTIVE, "tokenizer*", "*.jinja"]
+
+
+# What huggingface_hub's snapshot_download takes, of which a local folder needs nothing.
+_HUB = (
+    "revision",
+    "token",
+    "cache_dir",
+    "local_files_only",
+    "force_download",
+    "endpoint",
+    "etag_timeout",
+    "headers",
+    "max_workers",
+)
 
 
 class Pretrained:
-    """What a Flamingo can do with folders and the Hugging Face hub."""
+    """What a Flamingo can do with folders and the Hugging Face hub.
+
+    card: what is saved with it, which those who load a model fill in.
+    """
+
+    card: Card = Card()
 
     def save_pretrained(
         self,
@@ -52,26 +78,27 @@ class Pretrained:
         *,
         about: Mapping[str, Any] | None = None,
         vocabulary: Tensor | None = None,
+        max_shard_size: int | str | None = None,
+        safe_serialization: bool = True,
     ) -> None:
-        """Write the folder; `about` goes into its flamvid.toml as well.
+        """Write the folder, with the tokenizer and prompts that the model was loaded with.
 
-        vocabulary: ids of the tokens that the model was trained to choose from, int64 [V].
+        about: goes into flamvid.toml instead of what it had there. vocabulary: ids of the tokens
+        that the model was trained to choose from, int64 [V], instead of its own. max_shard_size:
+        bytes, or a text such as "5GB"; one file if None.
         """
+        if not safe_serialization:
+            raise InputError("safe_serialization is False; Flamingos are saved as safetensors only")
         folder, model = Path(save_directory), _flamingo(self)
+        tensors = dict(_tensors(model))
+        ids = self.card.vocabulary if vocabulary is None else vocabulary
+        if ids is not None:
+            tensors[VOCABULARY] = ids.detach().cpu().contiguous()
         folder.mkdir(parents=True, exist_ok=True)
-        part = folder / f"{WEIGHTS}.{os.getpid()}.part"
-        try:
-            part.touch()
-            mode = part.stat().st_mode  # safetensors would let nobody but the owner read the file
-            tensors = dict(_tensors(model))
-            if vocabulary is not None:
-                tensors[VOCABULARY] = vocabulary.detach().cpu().contiguous()
-            save_file(tensors, part, metadata={"format": "pt"})
-            part.chmod(mode)
-            (folder / TOML).write_text(config.to_toml(_table(model, about or {})))
-            part.replace(folder / WEIGHTS)
-        finally:
-            part.unlink(missing_ok=True)
+        said = self.card.write(folder)
+        adapter = write_tensors(folder, tensors, max_shard_size)
+        table = _table(model, said if about is None else about, adapter)
+        (folder / TOML).write_text(config.to_toml(table), encoding="utf-8")
 
     @classmethod
     def from_pretrained(
@@ -79,21 +106,29 @@ class Pretrained:
         pretrained_model_name_or_path: str | os.PathLike[str],
         *,
         dtype: str | torch.dtype | None = None,
+        torch_dtype: str | torch.dtype | None = None,
         device: str | torch.device = "cpu",
         own: bool = True,
         **hub: Any,
     ) -> Flamingo:
         """The model in a folder or a hub repository, in evaluation mode.
 
-        dtype: as saved if None. own: a plain Llama is our quicker one, not transformers', which
+        dtype, or torch_dtype as it was called: such as "bfloat16", "bf16" or torch.bfloat16; as
+        saved if None or "auto". own: a plain Llama is our quicker one, not transformers', which
         accelerate can lay over several devices. hub: keywords of huggingface_hub's
         `snapshot_download`, such as revision, token, cache_dir and local_files_only. WeightsError
         where something is missing.
         """
-        folder = Path(pretrained_model_name_or_path)
+        if unknown := sorted(hub.keys() - set(_HUB)):
+            raise InputError(
+                f"from_pretrained has no {unknown[0]}; it takes dtype, device, own, "
+                f"{', '.join(_HUB)}: flamvid.load does device_map and int8"
+            )
+        folder = Path(pretrained_model_name_or_path).expanduser()
         if not folder.is_dir():
             folder = _download(str(pretrained_model_name_or_path), hub)
-        return _load(folder, dtype, torch.device(device), own).eval()
+        chosen = torch_dtype if dtype is None else dtype
+        return _load(folder, chosen, torch.device(device), own).eval()
 
     def push_to_hub(
         self,
@@ -102,20 +137,38 @@ class Pretrained:
         private: bool | None = None,
         token: str | bool | None = None,
         commit_message: str = "Upload a Flamingo",
+        commit_description: str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
         about: Mapping[str, Any] | None = None,
+        max_shard_size: int | str | None = "5GB",
+        safe_serialization: bool = True,
     ) -> str:
-        """Save to a hub repository, which is made if need be; the address of the commit."""
+        """Save to a hub repository, which is made if need be; the address of the commit.
+
+        Arguments as of `save_pretrained`, and as of huggingface_hub's `upload_folder`.
+        """
         from tempfile import TemporaryDirectory
 
         from huggingface_hub import HfApi
 
         api = HfApi(token=token)
         with TemporaryDirectory() as folder:
-            self.save_pretrained(folder, about=about)
+            self.save_pretrained(
+                folder,
+                about=about,
+                max_shard_size=max_shard_size,
+                safe_serialization=safe_serialization,
+            )
             try:
                 api.create_repo(repo_id, private=private, exist_ok=True)
                 done = api.upload_folder(
-                    repo_id=repo_id, folder_path=folder, commit_message=commit_message
+                    repo_id=repo_id,
+                    folder_path=folder,
+                    commit_message=commit_message,
+                    commit_description=commit_description,
+                    revision=revision,
+                    create_pr=create_pr,
                 )
             except Exception as error:  # the client's own, by a library that it may change
                 if not type(error).__module__.partition(".")[0].startswith(("hugg", "http")):
@@ -158,10 +211,10 @@ def _tensors(model: Flamingo) -> Iterator[tuple[str, Tensor]]:
                 yield f"{prefix}.{name}", tensor.detach().cpu().contiguous()
 
 
-def _table(model: Flamingo, about: Mapping[str, Any]) -> dict[str, Any]:
+def _table(model: Flamingo, about: Mapping[str, Any], adapter: str) -> dict[str, Any]:
     vision = model.vision
     dtype = str(model.lm.head.weight.dtype).removeprefix("torch.")
-    table = {"format": "saved", "dtype": dtype, "adapter": WEIGHTS, **about}
+    table = {"format": "saved", "dtype": dtype, "adapter": adapter, **about}
     table["vision"] = {**about.get("vision", {}), **vision.described()}
     table["resampler"] = asdict(model.resampler.config)
     table["xattn"] = asdict(model.xattn_config)
@@ -188,9 +241,7 @@ def _download(name: str, keywords: Mapping[str, Any]) -> Path:
     if silent:
         keywords = {**keywords, "local_files_only": True}
     try:
-        return Path(
-            snapshot_download(name, allow_patterns=["*.toml", "*.json", WEIGHTS], **keywords)
-        )
+        return Path(snapshot_download(name, allow_patterns=_PATTERNS, **keywords))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = silent or next(iter(str(error).splitlines()), type(error).__name__)
         raise OfflineError(
@@ -204,17 +255,20 @@ def _load(
 ) -> Flamingo:
     from flamvid.models.flamingo import Flamingo
 
+    if not (folder / TOML).is_file():
+        raise ConfigError(
+            f"{folder} has no {TOML}, so save_pretrained did not write it; flamvid.load reads "
+            "models of OpenFlamingo, Otter and IDEFICS"
+        )
     table = config.read_toml(folder / TOML)
     if table.get("format") != "saved" or not isinstance(table.get("lm_config"), dict):
         raise ConfigError(f"{folder / TOML} was not written by save_pretrained; see flamvid.load")
-    kind = DTYPES.get(str(dtype or table.get("dtype", "float32")).removeprefix("torch."))
+    if dtype is None or dtype == "auto":
+        dtype = str(table.get("dtype", "float32"))
+    kind = DTYPES.get(str(dtype).removeprefix("torch."))
     if kind is None:
-        raise ConfigError(f"dtype is {dtype!r}; must be one of {', '.join(DTYPES)}")
-    try:
-        tensors = load_file(folder / WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise WeightsError(f"{folder / WEIGHTS} is missing or damaged ({reason})") from error
+        raise ConfigError(f"dtype is {dtype!r}; must be auto or one of {', '.join(DTYPES)}")
+    tensors = read_tensors(folder)
 
     vision = _vision(table, _under(tensors, "vision."), kind, folder, device)
     lm = _language_model(table["lm_config"], _under(tensors, "lm."), kind, folder, device, own)
@@ -230,6 +284,8 @@ def _load(
     for prefix, part in parts.items():
         values = {n: t.to(device, kind, copy=True) for n, t in _under(tensors, prefix).items()}
         _assign(part, values, folder)
+    vocabulary = tensors[VOCABULARY].long() if VOCABULARY in tensors else None
+    model.card = Card.of_saved(folder, table, vocabulary)
     return model
 
 

@@ -104,6 +104,20 @@ class PromptFormat:
         """
         return self.dialogue([*(Turn(1, q, a) for q, a in shots), Turn(1, question)])
 
+    def answer(self, question: str, text: str) -> list[int]:
+        """Token ids of an answer and its end, as they stand behind `question(question)`."""
+        asked, told = self.question(question), self.dialogue([Turn(1, question, text)])
+        if told[: len(asked)] == asked:
+            return told[len(asked) :]
+        return [*self.encode_text(f" {text.strip()}"), self.end_id]
+
+    def within(self, text: str) -> list[int]:
+        """Token ids of words in the middle of a text, where Llama's tokenizer adds no space."""
+        before, whole = self._ids("a"), self.encode_text(f"a {text}")
+        if whole[: len(before)] == before:
+            return whole[len(before) :]
+        return self.encode_text(f" {text}")
+
     def dialogue(self, turns: Sequence[Turn]) -> list[int]:
         """Questions, each in front of its answer, open at the end for that of the last."""
         parts: list[_Part] = []

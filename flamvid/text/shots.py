@@ -36,7 +36,8 @@ def read_shots(path: Path, questions: bool) -> list[Shot]:
     is none is an InputError that names it.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Of what splitlines() splits at, JSON's texts may hold all but these line feeds.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} can't be read as text; give a file of JSON lines") from error
     shots = [

@@ -56,6 +56,8 @@ class FastTokenizer:
 
     def save_pretrained(self, folder: Path) -> None:
         """Copy the tokenizer's files to another folder."""
+        if folder.resolve() == self._folder.resolve():
+            return
         for file in self._folder.glob("tokenizer*.json"):
             shutil.copyfile(file, folder / file.name)
 

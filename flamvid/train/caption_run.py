@@ -5,7 +5,6 @@ Legend: B media, R captions, S tokens, V trained vocabulary.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from flamvid.data.features import FeatureSet, Thin
 from flamvid.data.shards import expand
 from flamvid.models.vision import TimmEncoder
 from flamvid.train.attempt import Read
-from flamvid.train.draw import Drawn, Inputs, MeanLoss, rows_of
+from flamvid.train.draw import Chance, Drawn, Inputs, MeanLoss, rows_of
 from flamvid.train.labels import LabelNoise, label_media
 from flamvid.train.optimizer import OptimConfig, make_optimizer
 from flamvid.train.parallel import Parallel
@@ -118,7 +117,7 @@ def _words(recipe: Recipe, model: LoadedModel, media: _Media, out: Path, world: 
     net = WordModel(model.flamingo.resampler, len(words)).train()
     net.resampler.dropout.p = stage.feature_dropout
 
-    def make(step: int, _: random.Random) -> Inputs:
+    def make(step: int, _: Chance) -> Inputs:
         rows = _rows(recipe, media, step, stage.batch, world)
         tensors = (*media.all.batch(rows), targets[rows])
         return Inputs("words", tuple(media.all.ids[row] for row in rows), tensors, len(rows))
@@ -186,17 +185,16 @@ def _captions(
     captions = media.all.captions
     weights = [[max(w, 1e-3) ** stage.consensus for w in group] for group in consensus(captions)]
 
-    def make(step: int, rng: random.Random) -> Inputs:
+    def make(step: int, chance: Chance) -> Inputs:
         rows = _rows(recipe, media, step, stage.batch, world)
+        rngs = chance.each(len(rows))
         said = [
-            (labels[row], caption)
-            for row in rows
+            noise(labels[row], caption, named, rng) if named else (labels[row], caption)
+            for row, rng in zip(rows, rngs, strict=True)
             for caption in rng.choices(captions[row], weights[row], k=stage.captions)
         ]
-        if named:
-            said = [noise(some, caption, named, rng) for some, caption in said]
         text = net.texts([caption for _, caption in said], [some for some, _ in said])
-        thin = Thin(stage.patch_dropout, rng) if stage.patch_dropout else None
+        thin = Thin(stage.patch_dropout, chance.shared(), rngs) if stage.patch_dropout else None
         tensors = (*media.all.batch(rows, thin), text.ids, text.targets)
         keys = tuple(media.all.ids[row] for row in rows for _ in range(stage.captions))
         return Inputs("captions", keys, tensors, int((text.targets >= 0).sum()))

@@ -24,7 +24,7 @@ from flamvid.models.contrastive import ContrastiveConfig, DualHead
 from flamvid.models.vision import TimmEncoder
 from flamvid.train.attempt import Read
 from flamvid.train.contrastive import ContrastiveLoss, ContrastiveStage
-from flamvid.train.draw import Drawn, Inputs, MeanLoss, rows_of
+from flamvid.train.draw import Chance, Drawn, Inputs, MeanLoss, rows_of
 from flamvid.train.dual import HeadModule, HeadPairs, missed
 from flamvid.train.dual_encoder import DualEncoder, PicturePairs, build_encoder
 from flamvid.train.optimizer import OptimConfig, make_optimizer
@@ -54,7 +54,7 @@ class Pairs(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batch(self, rows: Sequence[int], rng: random.Random) -> tuple[Tensor, ...]:
+    def batch(self, rows: Sequence[int], rngs: Sequence[random.Random]) -> tuple[Tensor, ...]:
         """What the module's `forward` takes for these samples, with a caption drawn for each."""
         ...
 
@@ -109,9 +109,11 @@ def _trainer(
 ) -> Trainer:
     batch = stage.batch // world.size * world.size  # as long a share for each
 
-    def make(step: int, rng: random.Random) -> Inputs:
+    def make(step: int, chance: Chance) -> Inputs:
         rows = rows_of(step, batch, len(pairs), seed)[world.rank :: world.size]
-        return Inputs("pairs", tuple(map(str, rows)), pairs.batch(rows, rng), len(rows))
+        return Inputs(
+            "pairs", tuple(map(str, rows)), pairs.batch(rows, chance.each(len(rows))), len(rows)
+        )
 
     @torch.no_grad()
     def validated() -> Mapping[str, float]:
@@ -238,7 +240,7 @@ def _encoder(
         videos, texts = [], []
         for at in range(0, len(held_out), 16):
             rows = range(at, min(at + 16, len(held_out)))
-            found = module(*held_out.batch(rows, random.Random(at)))
+            found = module(*held_out.batch(rows, Chance(str(at)).each(len(rows))))
             videos.append(found[0])
             texts.append(found[1])
         return missed(torch.cat(videos), torch.cat(texts), torch.arange(len(held_out)))

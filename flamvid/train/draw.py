@@ -14,7 +14,7 @@ from flamvid.errors import ConfigError
 from flamvid.train.objective import no_loss
 from flamvid.train.world import World
 
-__all__ = ["Drawn", "Inputs", "MeanLoss", "rows_of"]
+__all__ = ["Chance", "Drawn", "Inputs", "MeanLoss", "rows_of"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,26 +46,44 @@ class MeanLoss(nn.Module):
         yield from self._trained
 
 
+class Chance:
+    """Randomness of an update, which is the same however many processes share its samples.
+
+    Each of `size` processes has the samples `rank`, `rank + size` and so on.
+    """
+
+    def __init__(self, seed: str, rank: int = 0, size: int = 1) -> None:
+        self.seed, self.rank, self.size = seed, rank, size
+
+    def shared(self) -> random.Random:
+        """For what all samples have in common."""
+        return random.Random(self.seed)
+
+    def each(self, count: int) -> list[random.Random]:
+        """One for each of the first `count` samples of this process."""
+        return [random.Random(f"{self.seed} {self.rank + self.size * n}") for n in range(count)]
+
+
 class Drawn:
     """Endless updates of one batch each.
 
     batch: samples of an update, of all processes together. make: this process's part of update
-    number so many, with randomness of its own.
+    number so many.
     """
 
     def __init__(
-        self, make: Callable[[int, random.Random], Inputs], batch: int, seed: int, world: World
+        self, make: Callable[[int, Chance], Inputs], batch: int, seed: int, world: World
     ) -> None:
         if batch < world.size:
             raise ConfigError(
                 f"batch is {batch} for {world.size} processes; each needs a sample of every update"
             )
-        self.make, self.seed, self.rank = make, seed, world.rank
+        self.make, self.seed, self.world = make, seed, world
         self._done = 0
 
     def __next__(self) -> tuple[Inputs]:
         at, self._done = self._done, self._done + 1
-        return (self.make(at, random.Random(f"{self.seed} {at} {self.rank}")),)
+        return (self.make(at, Chance(f"{self.seed} {at}", self.world.rank, self.world.size)),)
 
     def state_dict(self) -> dict[str, Any]:
         """How many updates it has given."""

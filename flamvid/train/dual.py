@@ -38,14 +38,14 @@ class HeadPairs:
     def __len__(self) -> int:
         return len(self.places)
 
-    def batch(self, rows: Sequence[int], rng: random.Random) -> tuple[Tensor, ...]:
+    def batch(self, rows: Sequence[int], rngs: Sequence[random.Random]) -> tuple[Tensor, ...]:
         """Mean features [X,F] and logits [X,C] of some frames of each sample, how many each has
         [B], and the states of one of its captions [B,D].
         """
         frames: list[int] = []
         counts: list[int] = []
         captions: list[int] = []
-        for row in rows:
+        for row, rng in zip(rows, rngs, strict=True):
             first, count = self.places[row]
             kept = rng.randint((count + 1) // 2, count)  # as no two looks at a video are alike
             frames += rng.sample(range(first, first + count), kept)

@@ -5,6 +5,7 @@ Legend: X pictures, B samples, S tokens.
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,12 +15,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flamvid.data.shards import Sample, read_shard
+from flamvid.errors import SourceError
 from flamvid.models.contrastive import ContrastiveConfig, DualHead, mean_states
 from flamvid.models.vision import TimmEncoder
 from flamvid.train.contrastive import ContrastiveStage
 from flamvid.video.transform import FrameTransform
 
 __all__ = ["DualEncoder", "PicturePairs", "build_encoder"]
+
+_log = logging.getLogger("flamvid.train")
 
 
 class DualEncoder(nn.Module):
@@ -69,6 +73,10 @@ def build_encoder(stage: ContrastiveStage, vocabulary: int) -> DualEncoder:
     return whole
 
 
+def _left_out(error: SourceError) -> None:
+    _log.warning("left out: %s", error)
+
+
 class PicturePairs:
     """Samples of shards, read into memory as they are stored and transformed when drawn.
 
@@ -82,21 +90,22 @@ class PicturePairs:
         encode: Callable[[str], list[int]],
         tokens: int,
     ) -> None:
-        self.samples: list[Sample] = [sample for shard in shards for sample in read_shard(shard)]
+        self.samples: list[Sample] = [s for shard in shards for s in read_shard(shard, _left_out)]
         self.transform, self.encode, self.tokens = transform, encode, tokens
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def batch(self, rows: Sequence[int], rng: random.Random) -> tuple[Tensor, ...]:
+    def batch(self, rows: Sequence[int], rngs: Sequence[random.Random]) -> tuple[Tensor, ...]:
         """Pictures [X,3,H,W], how many each sample has [B], token ids and which are real [B,S]."""
         chosen = [self.samples[row] for row in rows]
         pictures = []
-        for sample in chosen:
+        for sample, rng in zip(chosen, rngs, strict=True):
             flip = rng.random() < 0.5
             for picture in sample.pictures:
                 pictures.append(self.transform(picture[None].flip(-1) if flip else picture[None]))
-        texts = [self.encode(f" {rng.choice(s.captions)}")[: self.tokens] for s in chosen]
+        said = [rng.choice(s.captions) for s, rng in zip(chosen, rngs, strict=True)]
+        texts = [self.encode(f" {text}")[: self.tokens] for text in said]
         ids_BS = torch.zeros(len(rows), max(map(len, texts)), dtype=torch.long)
         real_BS = torch.zeros_like(ids_BS)
         for row, text in enumerate(texts):

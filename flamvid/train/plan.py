@@ -130,10 +130,14 @@ class Plan:
         What the recipe sets itself stays: 480 pixels and a rate of 1e-5 are for what it doesn't.
         """
         model = replace(self.model, start="trained", vision="trained", size=self.model.size or 480)
-        corpora = tuple(replace(c, size=max(c.size, model.size)) for c in self.corpora)
+
+        def enlarged(corpora: tuple[CorpusConfig, ...]) -> tuple[CorpusConfig, ...]:
+            return tuple(replace(c, size=max(c.size, model.size)) for c in corpora)
+
         default = self.optim.learning_rate == OptimConfig().learning_rate
         optim = replace(self.optim, learning_rate=1e-5) if default else self.optim
-        return replace(self, model=model, optim=optim, corpora=corpora)
+        corpora, validation = enlarged(self.corpora), enlarged(self.validation)
+        return replace(self, model=model, optim=optim, corpora=corpora, validation=validation)
 
 
 def read_plan(path: Path, changes: Sequence[str] = (), root: Path | None = None) -> Plan:

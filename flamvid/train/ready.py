@@ -46,6 +46,9 @@ class Part:
     parameters: int
     trained: int
 
+    def __str__(self) -> str:
+        return f"{self.name}: {self.parameters:,} parameters, {self.trained:,} trained"
+
 
 class Ready:
     """A plan's model, data and updater, in one process of a world.

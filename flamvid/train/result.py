@@ -15,7 +15,6 @@ from flamvid import config
 from flamvid.train.lora import merge_lora
 from flamvid.train.parallel import Parallel
 from flamvid.weights.adapter import save_adapter
-from flamvid.weights.convert import about
 from flamvid.weights.load import LoadedModel
 
 __all__ = ["ADAPTER", "save_result"]
@@ -56,8 +55,7 @@ def save_result(
     if parallel.world.first:
         merge_lora(model.flamingo.lm)
         folder = out / "model"
-        model.flamingo.save_pretrained(folder, about=about(model.config))
-        model.prompts.tokenizer.save_pretrained(folder)
+        model.flamingo.save_pretrained(folder, vocabulary=vocabulary)
     return out / "model"
 
 

@@ -65,6 +65,8 @@ def run(
             # before all could be read, or a mistake in the recipe would cost the run before.
             Snapshots(out).clear()
         for trainer in job.stages():
+            for part in job.parts():  # of each stage, for they train different ones
+                say(str(part))
             trainer.log, trainer.watch = say, watch
             done = attempt(trainer, resume, recipe.table())
             if done.stopped:

@@ -38,6 +38,7 @@ __all__ = [
 
 _DONE = ".complete"  # written last: a folder without it is not there
 _PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.toml"]
+_TORCH = ["*.bin", "*.pt", "*.pth"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,12 +280,12 @@ def _pinned_file(source: str) -> Path:
 
 
 def _hugging_face(name: str) -> Path:
-    """A repository's files. Never *.py; *.bin only where there are no safetensors."""
+    """A repository's files. Never *.py; *.bin and *.pt only where there are no safetensors."""
     from huggingface_hub import snapshot_download
 
     folder = Path()
     with _reaching(name) as cached_only:
-        for patterns in (_PATTERNS, [*_PATTERNS, "*.bin"]):  # of which only tensors are read
+        for patterns in (_PATTERNS, [*_PATTERNS, *_TORCH]):  # of which only tensors are read
             folder = Path(
                 snapshot_download(
                     name,

@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-import re
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from flamvid.errors import ConfigError, InputError, WeightsError
-from flamvid.models.build import ModelConfig, read_model_config
+from flamvid.models.build import ModelConfig, about
+from flamvid.models.card import Card
 from flamvid.models.flamingo import Flamingo
 from flamvid.models.frozen import CPU
 from flamvid.models.labels import Labels
 from flamvid.models.lm import TokenHead
-from flamvid.models.pretrained import VOCABULARY
 from flamvid.models.vision import TimmEncoder
 from flamvid.text.prompt import PromptFormat
 from flamvid.text.tokenizer import FastTokenizer
 from flamvid.video.transform import FrameTransform
-from flamvid.weights import hub
 from flamvid.weights.adapter import load_adapter
 from flamvid.weights.formats import build
 from flamvid.weights.pictures import as_its_authors
-from flamvid.weights.placement import quantise, spread
+from flamvid.weights.placement import int8_as_read, quantise, spread
+from flamvid.weights.source import source_config
 
 __all__ = ["LoadedModel", "load_config", "load_model", "torch_dtype"]
 
@@ -72,11 +71,12 @@ def load_model(
 ) -> LoadedModel:
     """Load a model; `trained=False` leaves the new parts as initialised, for training.
 
-    name: a preset, a model's TOML, or a folder or hub repository with a saved model. dtype: the
-    model's own for the device if None; int8 stores what is computed in another. device_map: "auto"
-    lays a language model that no device holds over all of them, instead of `device`.
+    name: a preset, a model's TOML, or a folder or hub repository with a model, saved by us or as
+    OpenFlamingo's, Otter's or IDEFICS' authors left it. dtype: the model's own for the device if
+    None; int8 stores what is computed in another. device_map: "auto" lays a language model that no
+    device holds over all of them, instead of `device`.
     """
-    return load_config(read_model_config(_local(name)), device, dtype, trained, device_map)
+    return load_config(source_config(name), device, dtype, trained, device_map)
 
 
 def load_config(
@@ -98,7 +98,9 @@ def load_config(
     int8 = dtype == "int8"
     # int8 stores less; what is computed keeps a dtype that the device is quick at.
     kind = _computed(where) if int8 else torch_dtype(dtype)
-    flamingo, folder = build(config, kind, CPU if device_map else where, int8, not device_map)
+    own = where.type == "cpu" and device_map is None
+    with int8_as_read(own) if int8 else nullcontext():
+        flamingo, folder = build(config, kind, CPU if device_map else where, int8, not device_map)
     tokenizer = tokenizer_of(folder, config)
     if config.tokens.added and config.format == "flamvid":
         tokenizer.add_tokens(list(config.tokens.added), special_tokens=True)
@@ -111,9 +113,11 @@ def load_config(
     if config.format == "flamvid" and trained:
         vocabulary = load_trained(flamingo, Path(config.adapter))
     elif config.format == "saved":
-        vocabulary = saved_vocabulary(Path(config.adapter))
+        vocabulary = flamingo.card.vocabulary
+    heads = Path(config.contrastive) if config.contrastive else None
+    flamingo.card = Card(about(config), vocabulary, tokenizer, heads)
     if int8:
-        quantise(flamingo, own=where.type == "cpu" and device_map is None)
+        quantise(flamingo, own)
     if device_map is not None:
         where = spread(flamingo, device_map)
     head = None if vocabulary is None else flamingo.lm.head_of(vocabulary.to(where))
@@ -218,18 +222,5 @@ def _prompts(tokenizer: Any, config: ModelConfig) -> PromptFormat:
     return PromptFormat(tokenizer, bos, media, end, around, *layouts)
 
 
-def _local(name: str) -> str:
-    """A saved model's folder, fetched if the name is of a hub repository."""
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists():
-        return str(hub.resolve(name))
-    return name
-
-
 def _computed(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" else torch.float32
-
-
-def saved_vocabulary(path: Path) -> Tensor | None:
-    """The ids that a saved model chooses from, int64 [V]; None for all."""
-    with safe_open(path, framework="pt") as file:
-        return file.get_tensor(VOCABULARY).long() if VOCABULARY in file.keys() else None  # noqa: SIM118

@@ -3,32 +3,55 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from flamvid.errors import InputError
 from flamvid.models.flamingo import Flamingo
-from flamvid.models.int8 import make_int8
+from flamvid.models.frozen import int8_on_load
+from flamvid.models.int8 import int8_of, make_int8
 from flamvid.models.lm import layers_path
 
-__all__ = ["quantise", "spread"]
+__all__ = ["int8_as_read", "quantise", "spread"]
 
 _MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
-def quantise(flamingo: Flamingo, own: bool) -> None:
-    """The language model's and the new layers' weights to int8, in place.
+@contextmanager
+def int8_as_read(own: bool) -> Iterator[None]:
+    """A language model that is loaded meanwhile by transformers is int8 but for its head.
 
-    On a CPU by our own kernel, the head too; else by torchao, with a scale per row and the head as
-    it is. Activations keep their dtype. Embeddings, norms and what comes before the language model,
-    where weights are the least of the work, are left as they are.
+    Each weight becomes so as it is read; own: as of `quantise`, which does the rest.
     """
+    with int8_on_load(int8_of if own else _torchao()):
+        yield
+
+
+def quantise(flamingo: Flamingo, own: bool) -> None:
+    """The language model's and the new layers' weights to int8, in place, where they are not yet.
+
+    own: on a CPU, by our own kernel, the head too; else by torchao, with a scale per row and the
+    head as it is. Activations keep their dtype. Embeddings, norms and what comes before the
+    language model, where weights are the least of the work, are left as they are.
+    """
+    parts = (flamingo.lm.lm, flamingo.lm.inserted)
     if own:
-        for part in (flamingo.lm.lm, flamingo.lm.inserted):
+        for part in parts:
             make_int8(part)
         return
+    narrow, head = _torchao(), flamingo.lm.lm.get_output_embeddings()
+    for part in parts:
+        for module in part.modules():
+            if isinstance(module, nn.Linear) and module is not head:
+                narrow(module)
+
+
+def _torchao() -> Callable[[nn.Linear], nn.Module]:
+    """What makes a linear layer's weight int8 in place, once."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -38,15 +61,15 @@ def quantise(flamingo: Flamingo, own: bool) -> None:
             "dtype int8 needs torchao for anything but one CPU, and it is not installed; "
             "pip install 'flamvid[int8]', or use bf16"
         ) from error
-    head = flamingo.lm.lm.get_output_embeddings()
 
-    def wanted(module: nn.Module, _: str) -> bool:
-        return isinstance(module, nn.Linear) and module is not head
+    def narrow(layer: nn.Linear) -> nn.Linear:
+        if type(layer.weight.data) is Tensor:  # and not torchao's own kind yet
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                quantize_(layer, Int8WeightOnlyConfig(), filter_fn=lambda *_: True)
+        return layer
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for part in (flamingo.lm.lm, flamingo.lm.inserted):
-            quantize_(part, Int8WeightOnlyConfig(), filter_fn=wanted)
+    return narrow
 
 
 def spread(flamingo: Flamingo, device_map: str) -> torch.device:

@@ -14,10 +14,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from flamvid.errors import WeightsError
+from flamvid.models.pointers import refuse_pointers
 
 __all__ = ["open_tensors"]
 
 _NESTS = ("model_state_dict", "model_state", "state_dict")
+_ZIP, _PICKLE = b"PK\x03\x04", b"\x80"  # how torch's files begin
 # In a folder the first of these that is there is read.
 _NAMES = (
     "model.safetensors",
@@ -41,6 +43,7 @@ def open_tensors(path: Path) -> dict[str, Tensor]:
         raise WeightsError(f"{path} is no file; give a checkpoint (.safetensors, .pt, .bin)")
     if path.name.endswith(".index.json"):
         return _sharded(path)
+    refuse_pointers(path)
     return _safe(path) if path.suffix == ".safetensors" else _torch(path)
 
 
@@ -83,6 +86,10 @@ def _safe(path: Path) -> dict[str, Tensor]:
 
 
 def _torch(path: Path) -> dict[str, Tensor]:
+    if path.stat().st_size and not _begins(path, _ZIP, _PICKLE):
+        raise WeightsError(
+            f"{path} is no checkpoint: neither safetensors nor a file of torch; fetch it again"
+        )
     try:
         held = _load(path)
     except UnpicklingError as error:
@@ -102,14 +109,14 @@ def _torch(path: Path) -> dict[str, Tensor]:
 
 
 def _load(path: Path) -> Any:
-    if not _is_zip(path):  # torch before 1.6 wrote what can't be mapped
+    if not _begins(path, _ZIP):  # torch before 1.6 wrote what can't be mapped
         return torch.load(path, map_location="cpu", weights_only=True)
     return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
 
-def _is_zip(path: Path) -> bool:
+def _begins(path: Path, *marks: bytes) -> bool:
     with path.open("rb") as file:
-        return file.read(4) == b"PK\x03\x04"
+        return file.read(4).startswith(marks)
 
 
 def _tensors(held: Any) -> dict[str, Tensor]:

@@ -65,7 +65,8 @@ FLAMVID_FN V log_of(V x) {
 }
 
 // Rows to come, whose cache lines the steps of a product call for one by one. A processor drops
-// hints that come in bursts, and its own guesses end with a page.
+// hints that come in bursts, and its own guesses end with a page. They are called into the second
+// cache: the first has few places for what is under way, and loads of the product waited for one.
 struct Stream {
   const char* at = nullptr;
   int64_t skip = 0;  // bytes from the end of a row to the next
@@ -73,7 +74,7 @@ struct Stream {
 
   FLAMVID_FN __attribute__((always_inline)) void call() {
     if (rows == 0) return;
-    __builtin_prefetch(at, 0, 3);
+    __builtin_prefetch(at, 0, 2);
     at += 64;
     if (++line < lines) return;
     at += skip, line = 0, --rows;
@@ -99,7 +100,7 @@ using Across = Left<false>;
 template <int R, int N, bool ALONG>
 FLAMVID_FN __attribute__((always_inline)) void step(V (&sum)[R][N], Left<ALONG> a, int e,
                                                     const float* b, Stream& stream) {
-  for (int n = 0; n < (R * N + 7) / 8; ++n) stream.call();
+  for (int n = 0; n < (R * N + 11) / 12; ++n) stream.call();
   V value[N];
 #pragma GCC unroll 12
   for (int n = 0; n < N; ++n) value[n] = get(b + n * LANES);

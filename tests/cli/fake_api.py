@@ -68,6 +68,7 @@ class FakeCaptioner:
         return self._made(source, 0.0, 2.0, "two")
 
     def examples(self, shots: Any, **keywords: Any) -> list[Any]:
+        self.calls.append(("examples", keywords))
         return list(shots)
 
     def chat(self, **keywords: Any) -> FakeChat:

@@ -23,6 +23,25 @@ def test_lines_show_and_ask(fake: Any) -> None:
     assert fake.calls[0][1]["beams"] == 1
 
 
+def test_paths_with_spaces_need_no_quotes(
+    fake: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("it's my cat.png", "b c.mp4", "d 1 2"):
+        (tmp_path / name).touch()
+    result = chat(
+        "/image it's my cat.png", "/video b c.mp4", "/video b c.mp4 2 5.5", "/video d 1 2"
+    )
+    assert (result.exit_code, result.stderr) == (0, "")
+    whole, part = {"start": None, "end": None}, {"start": 2.0, "end": 5.5}
+    assert fake.calls[1:] == [
+        ("it's my cat.png", whole),
+        ("b c.mp4", whole),
+        ("b c.mp4", part),
+        ("d 1 2", whole),
+    ]
+
+
 def test_beams_answer_at_once(fake: Any) -> None:
     result = chat("how many?", flags=("--beams", "3"))
     assert result.stdout == "two dogs\n"
@@ -65,9 +84,21 @@ def test_help_and_forget(fake: Any) -> None:
 def test_shots_reach_the_captioner(run: Any, fake: Any, tmp_path: Path) -> None:
     (tmp_path / "s.jsonl").write_text('{"source": "a.mp4", "text": "x", "question": "q"}')
     assert run("caption", "a.mp4", "b.mp4", "--shots", "s.jsonl").exit_code == 0
-    assert [len(keywords["shots"]) for _, keywords in fake.calls] == [1, 1]
+    shots = [keywords["shots"] for _, keywords in fake.calls if "shots" in keywords]
+    assert [len(given) for given in shots] == [1, 1]
     assert run("ask", "a.mp4", "why?", "--shots", "s.jsonl").exit_code == 0
     assert fake.calls[-1][1]["shots"][0].question == "q"
+
+
+@pytest.mark.parametrize("verb", [("caption", "a.mp4"), ("ask", "a.mp4", "why?")])
+@pytest.mark.parametrize(("flag", "looked"), [("--frames=3", (3, None)), ("--fps=2", (None, 2.0))])
+def test_shots_are_looked_at_as_what_comes_after(
+    run: Any, fake: Any, tmp_path: Path, verb: tuple[str, ...], flag: str, looked: tuple[Any, ...]
+) -> None:
+    (tmp_path / "s.jsonl").write_text('{"source": "b.mp4", "text": "x", "question": "q"}')
+    assert run(*verb, "--shots", "s.jsonl", flag).exit_code == 0
+    [keywords] = [keywords for name, keywords in fake.calls if name == "examples"]
+    assert (keywords["frames"], keywords["fps"]) == looked
 
 
 @pytest.mark.parametrize("verb", [("caption", "a.mp4"), ("ask", "a.mp4", "why?")])

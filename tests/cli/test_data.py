@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
 import subprocess
 import tarfile
 from collections.abc import Callable
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import imageio_ffmpeg
 import pytest
+from PIL import Image
 from typer.testing import CliRunner, Result
 
 from flamvid.cli.main import app
@@ -73,6 +76,20 @@ def test_show(run: Callable[..., Result]) -> None:
     assert [json.loads(line)["split"] for line in only] == ["validation"] * 2
 
 
+def test_show_names_a_sample_that_cant_be_read_and_goes_on(
+    run: Callable[..., Result], tmp_path: Path
+) -> None:
+    write_tar(tmp_path / "s-0.tar", [("a.webp", b"RIFF"), ("a.txt", b"a")])
+    result = run("show", "r.toml", "--corpus", "stills")
+    assert result.exit_code == 1
+    assert [json.loads(line)["captions"] for line in result.stdout.splitlines()] == [
+        ["shade 4"],
+        ["shade 5"],
+    ]
+    [line] = result.stderr.splitlines()
+    assert "train stills: s-0.tar#a: s-0.tar#a.webp is no image" in line
+
+
 def test_verify_finds_nothing_where_all_is_well(run: Callable[..., Result]) -> None:
     result = run("verify", "r.toml")
     assert (result.exit_code, result.stdout) == (0, "")
@@ -81,6 +98,8 @@ def test_verify_finds_nothing_where_all_is_well(run: Callable[..., Result]) -> N
 
 def test_verify_names_each_problem_on_one_line(run: Callable[..., Result], tmp_path: Path) -> None:
     write_stills(tmp_path / "s-1.tar", (4, 2))  # 2 is in s-0 already
+    other = [("z.webp", encode(picture((2, 0, 0)))), ("z.txt", b"another caption of it")]
+    write_tar(tmp_path / "s-4.tar", other)
     write_stills(tmp_path / "v.tar", (6, 3))  # 3 is trained on
     (tmp_path / "s-2.tar").write_bytes(b"no tar" * 200)
     write_tar(tmp_path / "s-3.tar", [("a.webp", b"RIFF"), ("a.txt", b"a"), ("b.txt", b"b")])
@@ -97,8 +116,50 @@ def test_verify_names_each_problem_on_one_line(run: Callable[..., Result], tmp_p
     assert len(lines) == len(wanted)
     for line, start in zip(lines, wanted, strict=True):
         assert line.startswith(start)
-    assert "train stills: 4 samples are good" in result.stderr
+    assert "train stills: 5 samples are good" in result.stderr
     assert "5 problems" in result.stderr
+
+
+def test_a_video_leaks_whatever_is_said_of_it_and_whichever_part_is_shown(
+    run: Callable[..., Result],
+) -> None:
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", "lavfi", "-i"]
+    for name, source in (("a", "testsrc"), ("b", "testsrc2")):
+        subprocess.run([*command, f"{source}=s=64x48:r=5:d=9", f"{name}.mp4"], check=True)
+    shutil.copy("a.mp4", "copy.mp4")
+    Path("t.csv").write_text("video,start,end,caption\na.mp4,0,3,one\na.mp4,0,3,uno\n")
+    Path("v.csv").write_text("video,start,end,caption\ncopy.mp4,5,8,two\nb.mp4,0,3,one\n")
+    tables = [
+        f'[[{split}]]\nname = "m"\nkind = "manifest"\nsources = ["{file}.csv"]\n'
+        for split, file in (("corpus", "t"), ("validation", "v"))
+    ]
+    Path("m.toml").write_text("".join(tables))
+    result = run("verify", "m.toml")
+    [line] = result.stdout.splitlines()
+    assert line == "validation m: v.csv#copy.mp4@5-8: leaks: it is in train m: t.csv#a.mp4@0-3"
+    assert "train m: 2 samples are good" in result.stderr
+    assert "validation m: 1 samples are good" in result.stderr
+
+
+def test_images_that_pages_lack_are_counted(run: Callable[..., Result]) -> None:
+    Path("r.webp").write_bytes(encode(picture((9, 0, 0))))
+    pages = [["r.webp", "gone.webp"], ["gone.webp", "gone.webp"], [None, None], [None, "b.webp"]]
+    Path("b.webp").write_bytes(b"RIFF")
+    lines = [json.dumps({"texts": ["one", *[None] * 2], "images": [None, *x]}) for x in pages]
+    Path("p.jsonl").write_text("\n".join(lines))
+    Path("p.toml").write_text(
+        '[[corpus]]\nname = "p"\nkind = "interleaved"\nsources = ["p.jsonl"]\n'
+    )
+    result = run("verify", "p.toml")
+    lacking, damaged = result.stdout.splitlines()
+    assert lacking == "train p: p.jsonl#1: 1 has none of its 2 images"
+    assert damaged.startswith("train p: p.jsonl#3: b.webp")
+    assert "train p: 2 samples are good; 1 images of pages are missing" in result.stderr
+    result = run("pack", "p.toml", "-o", "out")
+    assert result.exit_code == 1
+    assert "p.jsonl#1: 1 has none of its 2 images" in result.stderr
+    assert "p.jsonl#3: 3 has none of its 1 images" in result.stderr
+    assert "train p: 2 samples are packed; 1 images of pages are missing" in result.stderr
 
 
 def test_packed_stills_are_the_same_stills(run: Callable[..., Result]) -> None:
@@ -115,6 +176,43 @@ def test_packed_stills_are_the_same_stills(run: Callable[..., Result]) -> None:
     Path("p.toml").write_text(RECIPE.replace("s-*.tar", "out/train/*.tar"))
     lines = run("show", "p.toml", "--corpus", "stills", "-n", 9).stdout.splitlines()
     assert [json.loads(x)["captions"] for x in lines] == [[f"shade {n}"] for n in range(1, 6)]
+
+
+def test_pictures_of_every_kind_are_there_after_packing(
+    run: Callable[..., Result], tmp_path: Path
+) -> None:
+    red, blue = (Image.new("RGB", (16, 16), name) for name in ("red", "blue"))
+    members = []
+    for kind in ("gif", "mpo", "jpeg", "png", "bmp", "tiff", "webp"):
+        data = io.BytesIO()
+        more = {"save_all": True, "append_images": [blue]} if kind in ("gif", "mpo") else {}
+        red.save(data, kind, **more)
+        name = kind if kind == "gif" else "jpg"  # the web calls all of them so
+        members += [(f"{kind}.{name}", data.getvalue()), (f"{kind}.txt", kind.encode())]
+    cut = data.getvalue()[:-40]
+    write_tar(tmp_path / "s-0.tar", [*members, ("cut.webp", cut), ("cut.txt", b"cut")])
+    (tmp_path / "s-1.tar").unlink()
+    result = run("pack", "r.toml", "-o", "out", "--corpus", "stills")
+    line, count = result.stderr.splitlines()
+    assert "train stills: s-0.tar#cut: " in line
+    assert count == "flamvid: train stills: 7 samples are packed"
+    Path("p.toml").write_text(RECIPE.replace("s-*.tar", "out/train/*.tar"))
+    shown = run("show", "p.toml", "--corpus", "stills", "-n", 9).stdout.splitlines()
+    kinds = [json.loads(line)["captions"][0] for line in shown]
+    assert kinds == ["gif", "mpo", "jpeg", "png", "bmp", "tiff", "webp"]
+
+
+def test_shards_that_are_there_already_are_not_mixed_with_others(
+    run: Callable[..., Result], tmp_path: Path
+) -> None:
+    older = tmp_path / "out" / "validation" / "held-out-00007.tar"
+    older.parent.mkdir(parents=True)
+    older.write_bytes(b"")
+    result = run("pack", "r.toml", "-o", "out")
+    assert result.exit_code == 2
+    [line] = result.stderr.splitlines()
+    assert "has shards of held-out already (held-out-00007.tar); remove them" in line
+    assert [f for f in (tmp_path / "out").rglob("*") if f.is_file()] == [older]
 
 
 def test_packed_clips_and_pages(run: Callable[..., Result]) -> None:
@@ -144,9 +242,9 @@ def test_packed_clips_and_pages(run: Callable[..., Result]) -> None:
     ]
     # The whole video can be packed as it is; the part of one can't.
     Path("m.csv").write_text("video,start,end,caption\nclip.mp4,2,5,a test\nclip.mp4,,,whole\n")
-    result = run("pack", "r2.toml", "-o", "out", "--corpus", "m", "--videos")
+    result = run("pack", "r2.toml", "-o", "whole", "--corpus", "m", "--videos")
     assert "is a part of a video" in result.stderr
-    with tarfile.open("out/train/m-00000.tar") as tar:
+    with tarfile.open("whole/train/m-00000.tar") as tar:
         copy = tar.extractfile("000000000.mp4")
         assert copy is not None
         assert copy.read() == Path("clip.mp4").read_bytes()

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from flamvid.cli.training import Watch
 from flamvid.errors import ConfigError
 from flamvid.train import session
 from flamvid.train.ready import Part
+from flamvid.train.trainer import Report
 from flamvid.train.trial import Trial
 
 PAIRS = '[data]\nclips = ["a.tar"]\nvalidation = ["b.tar"]\n'
@@ -41,8 +43,12 @@ def loop(monkeypatch: pytest.MonkeyPatch, fake: Any) -> types.SimpleNamespace:
 def test_the_path_is_data_and_the_rest_is_log(run: Any, loop: Any) -> None:
     result = run("train", "my.toml", "--out", "run")
     assert (result.exit_code, result.stdout) == (0, "run/model.toml\n")
-    command, line = result.stderr.splitlines()
+    command, *recipe, line = result.stderr.splitlines()
     here = Path.cwd().resolve()
+    Path("again.toml").write_text("\n".join(recipe))
+    assert session.read(Path("again.toml")) == replace(
+        session.read(Path("my.toml")), name="again", data=session.read(Path("again.toml")).data
+    )
     assert command == f"flamvid: flamvid train {here / 'my.toml'} --out={here / 'run'}"
     assert line == "24 clips"
     Path("shards").mkdir()
@@ -94,3 +100,12 @@ def test_a_run_that_ends_early_says_how_to_go_on(run: Any, loop: Any) -> None:
     last = result.stderr.splitlines()[-1]
     assert "goes on from the last checkpoint" in last
     assert "--fresh" not in last
+
+
+def test_lines_tell_how_long_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    report = Report(3, 9, {"clips": 1.5}, 2.0, 1e-4, 8.0, 0.01, 0.5, 62.4, [[0.1, -0.25]])
+    Watch(None)(report)
+    assert capsys.readouterr().err == (
+        "update 3/9 loss clips 1.5000 norm 2.00 rate 1.00e-04 gate 0.250 8.0 samples/s "
+        "waited 1.0% encoding 50.0%, 1 min 2 s left\n"
+    )

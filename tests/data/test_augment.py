@@ -29,7 +29,8 @@ def test_the_paper_s_values_are_the_defaults() -> None:
     paper = corpus("videos", "x", size=320)
     assert (paper.frames, paper.fps, paper.size, paper.resize) == (8, 1.0, 320, "pad")
     assert (paper.leading_space, paper.next, paper.media) == (0.5, 0.5, 5)
-    tokens = {kind: corpus(kind, "x").tokens for kind in ("interleaved", "images", "videos")}
+    kinds = {"interleaved": False, "images": True, "videos": False}
+    tokens = {kind: corpus(kind, "x").tokens(picture) for kind, picture in kinds.items()}
     assert tokens == {"interleaved": 256, "images": 64, "videos": 32}
 
 

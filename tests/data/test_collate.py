@@ -11,12 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flamvid.data.collate import Bad, collate, make_row
+from flamvid.data.files import Held
+from flamvid.data.media import Pictures
 from flamvid.data.samples import Document, Media
 from flamvid.errors import SourceError
 from flamvid.ops import media_index
 from flamvid.text.prompt import PromptFormat
 from tests.data.conftest import corpus
-from tests.tiny import make_tokenizer
+from tests.tiny import encode, make_tokenizer, picture
 
 PAGES = corpus("interleaved", "x", next=0.0)
 TOKENIZER = make_tokenizer()
@@ -41,6 +43,19 @@ def test_a_pair_is_bos_media_text_end(prompts: PromptFormat) -> None:
     assert "".join(scored) == " a red wall<end>"
     assert batch.targets[0, 0] == -100  # the media that follows <bos>
     assert batch.targets[0, -1] == -100  # nothing follows the end
+
+
+@pytest.mark.parametrize(
+    ("kind", "frames", "tokens"),
+    [("manifest", 1, 64), ("images", 1, 64), ("frames", 1, 64), ("frames", 2, 32)],
+)
+def test_texts_of_pictures_and_clips_are_as_long_as_in_the_paper(
+    prompts: PromptFormat, kind: str, frames: int, tokens: int
+) -> None:
+    held = Pictures((Held(encode(picture((1, 0, 0))), "red"),) * frames)
+    document = Document("a", (held,), ("a red wall and " * 40,))
+    row = make_row(document, corpus(kind, "x"), prompts, None)
+    assert len(row.ids) == tokens
 
 
 def test_a_page_ends_what_was_said_before_each_media(prompts: PromptFormat) -> None:

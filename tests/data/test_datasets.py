@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from flamvid.data.corpus import read_corpora
+from flamvid.errors import ConfigError
 
 DATASETS = Path(__file__).parents[2] / "datasets"
 CORPORA = (
@@ -24,6 +25,17 @@ def test_every_corpus_has_a_recipe_and_says_what_it_is(name: str) -> None:
     for topic in ("Format", "Licence", "Splits", "To obtain"):
         assert f"**{topic}.**" in text
     assert f"]({name})" in (DATASETS / "README.md").read_text(encoding="utf-8")
+
+
+def test_two_corpora_of_one_name_are_refused(tmp_path: Path) -> None:
+    """Losses, ledgers and packed shards are by a corpus's name."""
+    table = '[[{}]]\nname = "a"\nkind = "text"\nsources = ["a.txt"]\n'
+    path = tmp_path / "r.toml"
+    path.write_text(table.format("corpus") + table.format("validation"))
+    assert len(read_corpora(path)) == 2
+    path.write_text(table.format("corpus") * 2)
+    with pytest.raises(ConfigError, match="corpus 'a' is there twice"):
+        read_corpora(path)
 
 
 def test_the_paper_s_mixture() -> None:

@@ -54,6 +54,17 @@ def test_short_media_are_padded_with_nothing(tmp_path: Path) -> None:
     assert not batch[[0, 2], 1:].any()
 
 
+def test_a_broken_sample_is_named_and_left_out(tmp_path: Path) -> None:
+    members = [("0.webp", b"RIFF"), ("1.webp", encode(picture((1, 2, 3), 4)))]
+    captions = [(f"{n}.json", json.dumps({"captions": ["a"]}).encode()) for n in range(2)]
+    pairs = [x for both in zip(members, captions, strict=True) for x in both]
+    told: list[SourceError] = []
+    path = write_tar(tmp_path / "a.tar", pairs)
+    compute_features(path, tmp_path / "f", colours, wrong=told.append)
+    assert load_features(tmp_path / "f").ids == ("1",)
+    assert len(told) == 1
+
+
 def test_sets_are_added(tmp_path: Path) -> None:
     parts = []
     for red, counts in ((1, [2, 1]), (2, [3]), (3, [1, 4])):

@@ -16,7 +16,9 @@ from flamvid.data import sources
 from flamvid.data.collate import Batch
 from flamvid.data.corpus import CorpusConfig
 from flamvid.data.mixture import Mixture
+from flamvid.data.pack import pack
 from flamvid.data.sources import open_corpus
+from flamvid.data.verify import verify
 from flamvid.errors import ConfigError, SourceError
 from flamvid.text.prompt import PromptFormat
 from tests.data.conftest import corpus
@@ -172,6 +174,50 @@ def test_bad_samples_are_named_once_and_left_out(
     limited = mixture([strict], prompts, tmp_path)
     with pytest.raises(SourceError, match="2 samples can't be read, max_bad is 1"):
         [*zip(range(2), limited, strict=False)]
+
+
+def test_a_shard_that_is_gone_is_bad_samples(
+    corpora: list[CorpusConfig], prompts: PromptFormat, tmp_path: Path
+) -> None:
+    """Disks are unmounted while a run of days goes on; and a shard may be written anew."""
+    ledger = tmp_path / "bad.jsonl"
+    config = replace(corpora[0], max_bad=5)
+    updates = mixture([config], prompts, tmp_path, ledger=ledger)
+    for samples in updates._updates.samples:
+        samples._shards.clear()
+    (tmp_path / "s-1.tar").unlink()  # of 4 samples
+    red = encode(picture((1, 0, 0)))
+    members = [(f"{n}.{kind}", data) for n in range(8) for kind, data in
+               (("webp", red), ("txt", b"red"))]  # fmt: skip
+    write_tar(tmp_path / "s-2.tar", members)  # of 9 before
+    keys = [key for _ in range(6) for key in next(updates)[0].keys]
+    assert len(keys) in (18, 19)  # an epoch, and the first of the next
+    lines = [json.loads(line)["sample"] for line in ledger.read_text().splitlines()]
+    assert sorted(line.rpartition("/")[2] for line in lines) == [
+        *(f"s-1.tar#{n}" for n in range(4)),
+        "s-2.tar#8",
+    ]
+
+
+def test_half_a_character_is_no_end_of_a_run(prompts: PromptFormat, tmp_path: Path) -> None:
+    """JSON may hold a lone surrogate, which neither a tokenizer nor UTF-8 takes."""
+    half = "a \ud800 dog"
+    (tmp_path / "r.webp").write_bytes(encode(picture((9, 0, 0))))
+    tables = {
+        "text": {"text": half},
+        "manifest": {"video": "r.webp", "caption": half},
+        "interleaved": {"texts": [half, None], "images": [None, "r.webp"]},
+    }
+    for name, table in tables.items():
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(table))
+    corpora = [corpus(name, f"{name}.jsonl", batch=1) for name in tables]
+    for batch in next(mixture(corpora, prompts, tmp_path)):
+        assert batch.keys
+        assert not batch.bad
+    for config in corpora:
+        assert not list(verify({"train": [config]}, tmp_path))
+    for config in corpora[1:]:
+        assert [type(made) for made in pack(config, tmp_path, tmp_path / "out")] == [type(tmp_path)]
 
 
 def test_a_batch_of_bad_samples_alone_has_nothing_scored(

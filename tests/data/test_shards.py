@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flamvid.data.shards import expand, read_shard
+from flamvid.data.shards import expand, read_shard, samples_in
 from flamvid.errors import ConfigError, SourceError
 from tests.tiny import encode, picture, write_tar
 
@@ -31,6 +31,23 @@ def test_frames_are_in_time_order_whatever_the_order_in_the_file(tmp_path: Path)
     assert len(sample.pictures) == 12
     for got, want in zip(sample.pictures, frames, strict=True):
         np.testing.assert_array_equal(got.permute(1, 2, 0).numpy(), want)
+
+
+def test_numbers_without_zeros_in_front_are_in_time_order_too(tmp_path: Path) -> None:
+    frames = [(f"v.f{n}.png", encode(picture((n, 0, 0)))) for n in range(12)]
+    [sample] = read_shard(write_tar(tmp_path / "a.tar", [*frames, ("v.json", DOG)]))
+    assert [int(p[0, 0, 0]) for p in sample.pictures] == list(range(12))
+
+
+def test_a_broken_sample_is_left_out_where_somebody_is_told(tmp_path: Path) -> None:
+    good = encode(picture((1, 2, 3)))
+    members = [(f"{n}.{kind}", data) for n in range(3) for kind, data in
+               (("webp", b"RIFF" if n == 1 else good), ("json", DOG))]  # fmt: skip
+    told: list[SourceError] = []
+    samples = list(read_shard(write_tar(tmp_path / "a.tar", members), told.append))
+    assert [s.id for s in samples] == ["0", "2"]
+    [error] = told
+    assert "sample 1 can't be read" in str(error)
 
 
 def test_videos_and_stills_stand_side_by_side(tmp_path: Path) -> None:
@@ -85,8 +102,10 @@ def test_a_shard_that_is_cut_short_is_an_error(tmp_path: Path, keep: int) -> Non
 def test_something_else_under_the_name_of_a_shard_is_an_error(tmp_path: Path) -> None:
     shard = tmp_path / "a.tar"
     shard.write_text("no tar file " * 200)
-    with pytest.raises(SourceError, match=r"a\.tar"):
-        list(read_shard(shard))
+    for read in (lambda path: list(read_shard(path)), samples_in):
+        with pytest.raises(SourceError, match=r"a\.tar is no whole tar file") as raised:
+            read(shard)
+        assert "\n" not in str(raised.value)
 
 
 def test_a_shard_with_a_name_twice_is_an_error(tmp_path: Path) -> None:

@@ -12,13 +12,14 @@ import zipfile
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Barrier, Event, Thread
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from flamvid.data.mixture import Mixture
+from flamvid.data.pack import pack
 from flamvid.data.samples import Document, Look
 from flamvid.data.sources import open_corpus
 from flamvid.errors import ConfigError, SourceError
@@ -49,6 +50,14 @@ def test_the_captions_of_img2dataset(tmp_path: Path) -> None:
     write_tar(tmp_path / "00000.tar", members)
     [document] = documents(open_corpus(corpus("images", "*.tar"), tmp_path))
     assert (document.texts, shown(document)) == (("a red wall",), ["R"])
+
+
+def test_names_that_begin_with_two_lines_are_samples(tmp_path: Path) -> None:
+    """As YouTube's ids may; WebDataset keeps `__so__` for what describes a shard."""
+    members = [("__aQ3xUZmZI.webp", RED), ("__aQ3xUZmZI.txt", b"red"), ("__index__", b"{}")]
+    write_tar(tmp_path / "s.tar", members)
+    [document] = documents(open_corpus(corpus("images", "s.tar"), tmp_path))
+    assert document.id == "__aQ3xUZmZI"
 
 
 def test_frames_in_natural_order_evenly_thinned(tmp_path: Path) -> None:
@@ -132,6 +141,37 @@ def test_obelics_in_a_shard(tmp_path: Path) -> None:
     assert shown(document) == ["R", " One.\n\nTwo.", "G", "B", " Three."]
 
 
+def test_an_address_that_is_called_as_another_image_s_number(tmp_path: Path) -> None:
+    """In the order of the page: the number is ours, the address's name is a site's own."""
+    addresses = ["http://x/1.webp?w=9", "http://y/2.webp", "http://z/0.webp"]
+    table = {"texts": [None, "a", None, None], "images": [addresses[0], None, *addresses[1:]]}
+    images = [("p.0.webp", RED), ("p.1.webp", GREEN), ("p.2.webp", BLUE)]
+    named = [("q.one.webp", RED), ("q.two.webp", GREEN), ("q.three.webp", BLUE)]
+    other = json.dumps(table)
+    for number, name in (("1", "one"), ("2", "two"), ("0", "three")):
+        other = other.replace(f"{number}.webp", f"{name}.webp")
+    members = [*images, ("p.json", json.dumps(table).encode()), *named, ("q.json", other.encode())]
+    write_tar(tmp_path / "p.tar", members)
+    found = documents(open_corpus(corpus("interleaved", "p.tar"), tmp_path))
+    assert [shown(document) for document in found] == [["R", " a", "G", "B"]] * 2
+
+
+def test_a_mask_beside_a_picture_is_none(tmp_path: Path) -> None:
+    members = [("a.seg.png", BLUE), ("a.webp", RED), ("a.txt", b"red")]
+    write_tar(tmp_path / "s.tar", members)
+    [document] = documents(open_corpus(corpus("images", "s.tar"), tmp_path))
+    assert shown(document) == ["R"]
+
+
+def test_a_damaged_video_of_a_shard_is_named_rather_than_a_copy_of_it(tmp_path: Path) -> None:
+    write_tar(tmp_path / "s.tar", [("a.mp4", b"no video"), ("a.txt", b"a")])
+    [document] = documents(open_corpus(corpus("videos", "s.tar"), tmp_path))
+    [part] = document.parts
+    assert callable(part)
+    with pytest.raises(SourceError, match=r"/s\.tar#a\.mp4 is no video"):
+        part(LOOK)
+
+
 def test_obelics_as_parquet(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
@@ -141,6 +181,39 @@ def test_obelics_as_parquet(tmp_path: Path) -> None:
     (tmp_path / "b.webp").write_bytes(BLUE)
     found = documents(open_corpus(corpus("interleaved", "*.parquet"), tmp_path))
     assert [shown(document) for document in found] == [["R", " One.\n\nTwo.", "B", " Three."]] * 3
+
+
+def test_pages_of_parquet_are_counted_without_reading_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OBELICS has 377 GB of them."""
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = OBELICS | {"images": [None] * 6}
+    parquet.write_table(pyarrow.Table.from_pylist([table] * 3), tmp_path / "train-0.parquet")
+    read: list[list[str]] = []
+    real = parquet.ParquetFile.read
+
+    def noting(self: object, columns: list[str], **more: object) -> object:
+        read.append(columns)
+        return real(self, columns, **more)
+
+    monkeypatch.setattr(parquet.ParquetFile, "read", noting)
+    samples = open_corpus(corpus("interleaved", "*.parquet"), tmp_path)
+    assert (samples.counts, read) == ((3,), [])
+    assert [shown(d) for d in documents(samples)] == [["One.\n\nTwo.\n\nThree."]] * 3
+    assert [sorted(columns) for columns in read] == [["images", "texts"]]
+
+
+def test_an_answer_without_an_end_is_no_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flamvid.data.files._MOST_PICTURE", 1000)
+    (tmp_path / "big.webp").write_bytes(RED + bytes(1000))
+    (tmp_path / "m.csv").write_text("image,caption\nbig.webp,a\n")
+    [document] = documents(open_corpus(corpus("manifest", "m.csv"), tmp_path))
+    with pytest.raises(SourceError, match=r"big\.webp has more than 1000 bytes"):
+        shown(document)
 
 
 def test_plain_texts(tmp_path: Path) -> None:
@@ -207,6 +280,7 @@ def test_a_broken_sample_is_named(
         ("m.csv", b"video,start,caption\na.mp4,soon,b\n", "must be seconds"),
         ("m.jsonl", b'{"video": \n', "line 1 is no JSON"),
         ("m.json", b'{"a": 1}', "no annotation file that is known"),
+        ("m.json", b'[{"video": "a.mp4"}]', "no good row: the row 0 can't be read"),
         ("m.txt", b"some words\n", "no annotation file that is known"),
         ("m.xlsx", b"PK", r"ends in \.xlsx"),
     ],
@@ -300,6 +374,10 @@ def test_a_web_server(tmp_path: Path, prompts: PromptFormat) -> None:
         config = corpus("images", f"{base}/s.tar", batch=1)
         for _, [batch] in zip(range(2), Mixture([config], prompts, workers=1), strict=False):
             assert (batch.keys, batch.bad) == (("a",), ())
+        # A signed address: what it asks of the server is no part of the name, nor a glob.
+        (tmp_path / "m.jsonl").write_text('{"image": "g.webp?s=1", "caption": "green"}')
+        [still] = documents(open_corpus(corpus("manifest", f"{base}/m.jsonl?sig=a/b"), tmp_path))
+        assert shown(still) == ["G"]
         [page] = documents(open_corpus(corpus("interleaved", f"{base}/p.jsonl"), tmp_path))
         assert shown(Document("", page.parts[:2])) == ["a", "G"]
         with pytest.raises(SourceError, match=r"gone\.webp can't be read"):
@@ -307,6 +385,75 @@ def test_a_web_server(tmp_path: Path, prompts: PromptFormat) -> None:
         with pytest.raises(ConfigError, match="no file matches"):
             open_corpus(corpus("images", f"{base}/t.tar"), tmp_path)
         server.shutdown()
+
+
+def test_a_web_server_that_knows_no_ranges(tmp_path: Path, clip: Path) -> None:
+    """It answers with the whole shard, whichever part of it was asked for."""
+    pytest.importorskip("aiohttp")
+    members = [("a.webp", RED), ("a.txt", b"red"), ("b.webp", BLUE), ("b.txt", b"blue")]
+    write_tar(tmp_path / "s.tar", members)
+    write_tar(tmp_path / "v.tar", [("a.txt", b"grey"), ("a.mp4", clip.read_bytes())])
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    handler = partial(Quiet, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        base = f"http://127.0.0.1:{server.server_port}"
+        found = documents(open_corpus(corpus("images", f"{base}/s.tar"), tmp_path))
+        assert [(d.texts, shown(d)) for d in found] == [(("red",), ["R"]), (("blue",), ["B"])]
+        [video] = documents(open_corpus(corpus("videos", f"{base}/v.tar"), tmp_path))
+        [part] = video.parts
+        assert callable(part)
+        assert seconds(part(LOOK)) == [2, 3, 4, 5, 6, 7, 8, 9]
+        write_tar(tmp_path / "big.tar", [("a.bin", bytes(8 << 20)), ("b.txt", b"red")])
+        with pytest.raises(SourceError, match="gives no parts of files"):
+            open_corpus(corpus("text", f"{base}/big.tar"), tmp_path)
+        server.shutdown()
+
+
+def test_images_of_the_web_are_packed_side_by_side_and_silent_servers_are_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("aiohttp")
+    monkeypatch.setattr("flamvid.data.files._SILENT", 0.5)
+    meet, over = Barrier(4), Event()
+
+    class Slow(SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if "silent" in self.path:
+                over.wait(20)
+                return
+            meet.wait(20)  # for three others, which are asked for meanwhile
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(RED)))
+            self.end_headers()
+            self.wfile.write(RED)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Slow, directory=tmp_path)) as server:
+        Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        base = f"http://127.0.0.1:{server.server_port}"
+        pages = [["a", [f"{base}/{n}.webp"]] for n in range(4)]
+        pages[3][1] += [f"{base}/silent.webp"]
+        lines = [
+            json.dumps({"texts": [text] + [None] * len(urls), "images": [None, *urls]})
+            for text, urls in pages
+        ]
+        (tmp_path / "p.jsonl").write_text("\n".join(lines))
+        told: list[tuple[int, int]] = []
+        config = corpus("interleaved", "p.jsonl")
+        out = tmp_path / "out"
+        [_] = pack(config, tmp_path, out, count=lambda *counts: told.append(counts))
+        over.set()
+        server.shutdown()
+    assert told == [(4, 1)]
+    found = documents(open_corpus(corpus("interleaved", "out/*.tar"), tmp_path))
+    assert [shown(document) for document in found] == [["a", "R"]] * 4
 
 
 def test_a_feature_store(tmp_path: Path) -> None:
@@ -345,5 +492,14 @@ def test_what_is_not_installed_is_named(
     monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.delitem(sys.modules, "fsspec.implementations.http", raising=False)
     monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "https", raising=False)
-    with pytest.raises(ConfigError, match=rf"{module}.*install flamvid\[data\]"):
+    with pytest.raises(ConfigError, match=rf"needs {module}; pip install flamvid\[data\]"):
         open_corpus(corpus("interleaved", source), tmp_path)
+
+
+def test_a_file_system_that_is_not_installed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """flamvid[data] has none of a cloud's."""
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(ConfigError, match="needs s3fs; pip install s3fs"):
+        open_corpus(corpus("images", "s3://bucket/a-{000..999}.tar"), tmp_path)

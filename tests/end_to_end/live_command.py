@@ -109,8 +109,9 @@ class LiveCommand:
 
     @property
     def cues(self) -> list[Cue]:
-        """All so far."""
-        return parse_jsonl(self.jsonl.read_bytes()) if self.jsonl.exists() else []
+        """All so far that are whole: a reader can meet a line while it is being written."""
+        have = self.jsonl.read_bytes() if self.jsonl.exists() else b""
+        return parse_jsonl(have[: have.rfind(b"\n") + 1])
 
     @property
     def gaps(self) -> list[Cue]:

@@ -65,23 +65,40 @@ def test_shots_are_closed_pairs_in_front(prompts: PromptFormat) -> None:
     assert text_of(prompts, ids) == asked
 
 
-def test_texts_side_by_side_are_read_as_one() -> None:
-    """Llama's tokenizer begins whatever it is given with a space: no two may stand in a text."""
-    letters = ["<unk>", "<bos>", "<media>", "<end>", "\u2581", *"Outp:redQAfwo?"]
+@pytest.fixture(scope="module")
+def llamas() -> PromptFormat:
+    """By a tokenizer like Llama's, which begins whatever it is given with a space."""
+    letters = ["<unk>", "<bos>", "<media>", "<end>", "\u2581", *"Outp:redQAfwoa?"]
+    letters = list(dict.fromkeys(letters))
     llama = Tokenizer(models.BPE({c: i for i, c in enumerate(letters)}, [], unk_token="<unk>"))
     spaces = normalizers.Replace(" ", "\u2581")
     llama.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), spaces])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=llama, unk_token="<unk>")
-    form = PromptFormat(tokenizer, None, 2, 3, None, "{media}Output:", "{media}Q: {question} A:")
+    return PromptFormat(tokenizer, None, 2, 3, None, "{media}Output:", "{media}Q: {question} A:")
 
-    def told(ids: list[int]) -> str:
-        return "".join(tokenizer.convert_ids_to_tokens(ids)).replace("\u2581", "_")
 
-    assert told(form.caption("red")) == "<media>_Output:_red"
-    shots = form.caption("", [], [([], "red")])
-    assert told(shots) == "<media>_Output:_red<end><media>_Output:"
-    asked = form.question("few?", [("two?", "red")])
-    assert told(asked) == "<media>_Q:_two?_A:_red<end><media>_Q:_few?_A:"
+def told(form: PromptFormat, ids: list[int]) -> str:
+    return "".join(form.tokenizer.convert_ids_to_tokens(ids)).replace("\u2581", "_")
+
+
+def test_texts_side_by_side_are_read_as_one(llamas: PromptFormat) -> None:
+    """No two spaces may stand in a text."""
+    assert told(llamas, llamas.caption("red")) == "<media>_Output:_red"
+    shots = llamas.caption("", [], [([], "red")])
+    assert told(llamas, shots) == "<media>_Output:_red<end><media>_Output:"
+    asked = llamas.question("few?", [("two?", "red")])
+    assert told(llamas, asked) == "<media>_Q:_two?_A:_red<end><media>_Q:_few?_A:"
+
+
+def test_words_that_follow_a_text_begin_with_one_space(
+    llamas: PromptFormat, prompts: PromptFormat
+) -> None:
+    assert told(llamas, llamas.answer("two?", " red ")) == "_red<end>"
+    assert told(llamas, llamas.within("red wood")) == "_red_wood"
+    assert text_of(prompts, prompts.answer("two?", " red ")) == " red<end>"
+    assert prompts.within("red") == prompts.encode_text(" red")
+    with pytest.raises(InputError, match="special tokens"):
+        prompts.answer("two?", "red<end>")
 
 
 def test_turns_without_new_media_are_about_the_old(prompts: PromptFormat) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,13 @@ def test_sources_are_found_from_the_files_folder(tmp_path: Path) -> None:
     ]
     absolute = write(tmp_path, '{"source": "/a.mp4", "text": "two", "question": "how many?"}')
     assert read_shots(absolute, questions=True) == [Shot("/a.mp4", "two", "how many?")]
+
+
+def test_lines_end_at_line_feeds_alone(tmp_path: Path) -> None:
+    text = "one\u2028two\x85three"
+    written = json.dumps({"source": "/a.mp4", "text": text}, ensure_ascii=False)
+    path = write(tmp_path, f"\ufeff{written}\r\n{written}\r\n")
+    assert read_shots(path, questions=False) == [Shot("/a.mp4", text)] * 2
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from flamvid.api import load
 from flamvid.errors import ConfigError, WeightsError
@@ -234,6 +235,33 @@ def test_of_two_processes_the_first_writes(
     mine = [path for path in second if str(tmp_path) in path]
     assert mine
     assert [path for path in mine if ".part/" not in path] == []
+
+
+@pytest.mark.parametrize("kind", ["captions", "contrastive"])
+def test_two_processes_learn_what_one_does(
+    make_recipe: MakeRecipe, tmp_path: Path, kind: str
+) -> None:
+    """Of the same updates: captions, frames and labels are drawn by the sample, for any number."""
+    recipe = make_recipe(steps=4, save_every=4)
+    text = recipe.read_text().replace("steps = 40", "steps = 2")
+    if kind == "captions":
+        text = text.replace("[captions]", "[captions]\nfeature_dropout = 0.0")
+        text = text.replace("[words]", "[words]\nfeature_dropout = 0.0")
+    else:
+        text = text.partition("[words]")[0]
+        text += "[contrastive]\nsteps = 4\nbatch = 6\nwidth = 8\nsave_every = 2\n"
+    recipe.write_text(text)
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    assert session.run(session.read(recipe), alone, True, lambda _: None).result
+    together(2, run_noting, recipe, shared, tmp_path)
+    learnt = []
+    for out in (alone, shared):
+        [path] = out.glob("adapter.safetensors" if kind == "captions" else "contrastive.safe*")
+        learnt.append(load_file(path))
+    assert learnt[0].keys() == learnt[1].keys()
+    for name, weights in learnt[0].items():
+        # Adapters are stored in half precision.
+        torch.testing.assert_close(weights, learnt[1][name], atol=1e-5, rtol=1e-3)
 
 
 def test_features_are_computed_once_and_shared_by_runs(

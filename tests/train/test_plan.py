@@ -17,7 +17,8 @@ CORPUS = '[[corpus]]\nname = "clips"\nkind = "frames"\nsources = ["a.tar"]\n'
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
     path = tmp_path / "mine.toml"
-    path.write_text(CORPUS + CORPUS.replace("clips", "pages"))
+    held_out = CORPUS.replace("corpus", "validation")
+    path.write_text(CORPUS + CORPUS.replace("clips", "pages") + held_out)
     return path
 
 
@@ -84,7 +85,7 @@ def test_fine_tuning_is_the_papers_but_for_what_the_recipe_says(recipe: Path) ->
     plan = read_plan(recipe).fine_tuned()
     assert (plan.model.start, plan.model.vision, plan.model.size) == ("trained", "trained", 480)
     assert plan.optim.learning_rate == 1e-5
-    assert {corpus.size for corpus in plan.corpora} == {480}
+    assert {corpus.size for corpus in (*plan.corpora, *plan.validation)} == {480}
     said: Plan = read_plan(recipe, ["optim.learning_rate=3e-6", "model.size=320"]).fine_tuned()
     assert (said.optim.learning_rate, said.model.size) == (3e-6, 320)
 

@@ -115,6 +115,7 @@ def test_a_run_ends_in_a_model_that_loads(recipe: Path, tmp_path: Path) -> None:
     assert [report.step for report in reports] == [1, 2, 3, 4, 5, 6]
     assert reports[-1].losses.keys() == {"pages", "clips"}
     assert sum(line.startswith("validation after") for line in lines) == 2
+    assert any(line.startswith("resampler: ") for line in lines)
 
     loaded = dict(load_model(str(outcome.result)).flamingo.trained())
     trained, about = load_adapter(tmp_path / "run" / "adapter.safetensors")
@@ -185,6 +186,21 @@ def test_what_is_wrong_is_said_before_the_first_update(recipe: Path, tmp_path: P
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"can't write to .*file/run: Not a directory"):
         run(read_plan(recipe), tmp_path / "file" / "run")
+
+
+def test_a_validation_that_cannot_be_read_ends_the_run(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readable = Colours.document
+
+    def document(shard: Colours, at: int) -> Document:
+        if "held out" in shard.file:
+            raise SourceError(f"{shard.name(at)} is damaged")
+        return readable(shard, at)
+
+    monkeypatch.setattr(Colours, "document", document)
+    with pytest.raises(SourceError, match="validation has no sample that can be read"):
+        run(read_plan(recipe), tmp_path / "run")
 
 
 def test_a_trial_keeps_nothing(

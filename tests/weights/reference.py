@@ -6,6 +6,7 @@ GatedCrossAttentionBlock), flamingo_lm.py and flamingo.py, over transformers' ow
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, einsum, nn
-from transformers import CLIPVisionConfig, CLIPVisionModel, PreTrainedModel
+from transformers import CLIPVisionConfig, CLIPVisionModel, DynamicCache, PreTrainedModel
 
 IMAGE, EOC, PAD, VOCAB = 58, 57, 59, 60
 Heads = tuple[int, int]
@@ -74,12 +75,15 @@ class MaskedCrossAttention(nn.Module):
         self.to_kv = nn.Linear(dim_visual, inner * 2, bias=False)
         self.to_out = nn.Linear(inner, dim, bias=False)
 
-    def forward(self, x: Tensor, media: Tensor, locations: Tensor) -> Tensor:
+    def forward(self, x: Tensor, media: Tensor, locations: Tensor, cached: bool) -> Tensor:
         images, n = media.shape[1:3]
         q = split(self.to_q(self.norm(x)), self.heads) * self.scale
         k, v = self.to_kv(media.flatten(1, 2)).chunk(2, dim=-1)
         sim = einsum("...id,...jd->...ij", q, split(k, self.heads))
-        text_time = locations.cumsum(dim=-1)
+        if cached:  # the last place of the media, for every token
+            text_time = locations.count_nonzero(dim=1)[:, None].expand(x.shape[:2])
+        else:
+            text_time = locations.cumsum(dim=-1)
         media_time = torch.arange(images).repeat_interleave(n) + 1
         mask = text_time[:, None, :, None] == media_time
         sim = sim.masked_fill(~mask, -torch.finfo(sim.dtype).max)
@@ -96,8 +100,8 @@ class GatedCrossAttentionBlock(nn.Module):
         self.ff = feed_forward(dim)
         self.ff_gate = nn.Parameter(torch.randn(1))
 
-    def forward(self, x: Tensor, media: Tensor, locations: Tensor) -> Tensor:
-        x = self.attn(x, media, locations) * self.attn_gate.tanh() + x
+    def forward(self, x: Tensor, media: Tensor, locations: Tensor, cached: bool) -> Tensor:
+        x = self.attn(x, media, locations, cached) * self.attn_gate.tanh() + x
         return self.ff(x) * self.ff_gate.tanh() + x
 
 
@@ -107,11 +111,12 @@ class FlamingoLayer(nn.Module):
         self.gated_cross_attn_layer, self.decoder_layer = block, decoder_layer
         self.vis_x: Tensor | None = None
         self.media_locations: Tensor | None = None
+        self.use_cached_media = False
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         if self.gated_cross_attn_layer is not None:
             hidden_states = self.gated_cross_attn_layer(
-                hidden_states, self.vis_x, self.media_locations
+                hidden_states, self.vis_x, self.media_locations, self.use_cached_media
             )
         return self.decoder_layer(hidden_states, *args, **kwargs)
 
@@ -143,19 +148,38 @@ class Reference(nn.Module):
 
     @torch.no_grad()
     def forward(self, vision_x: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        self.condition(vision_x)
+        return self.step(ids, attention_mask=mask, use_cache=False).logits
+
+    def condition(self, vision_x: Tensor) -> None:
         b, T, F = vision_x.shape[:3]
         seen = self.vision_encoder(pixel_values=vision_x.flatten(0, 2)).last_hidden_state[:, 1:]
         media = self.perceiver(seen.unflatten(0, (b, T, F)).flatten(2, 3))
         for layer in self.lang_encoder.get_submodule(self.path):
-            layer.vis_x, layer.media_locations = media, ids == IMAGE
-        return self.lang_encoder(input_ids=ids, attention_mask=mask, use_cache=False).logits
+            layer.vis_x, layer.media_locations = media, None
+
+    def step(self, ids: Tensor, **inputs: Any) -> Any:
+        """One call of FlamingoLMMixin.forward while media are cached."""
+        locations = ids == IMAGE
+        for layer in self.lang_encoder.get_submodule(self.path):
+            layer.use_cached_media = layer.media_locations is not None and not locations.any()
+            if not layer.use_cached_media:
+                layer.media_locations = locations
+        return self.lang_encoder(input_ids=ids, **inputs)
 
     @torch.no_grad()
     def greedy(self, vision_x: Tensor, ids: Tensor, tokens: int) -> Tensor:
+        """What the LM's own `generate` does with cached keys: one token a step."""
+        self.condition(vision_x)
+        step, cache = ids, DynamicCache(config=self.lang_encoder.config)
+        takes = inspect.signature(self.lang_encoder.forward).parameters
+        name = "cache" if "cache" in takes else "past_key_values"
         for _ in range(tokens):
-            best = self(vision_x, ids, torch.ones_like(ids))[:, -1].argmax(-1, keepdim=True)
-            ids = torch.cat([ids, best], dim=1)
-            if int(best) == EOC:
+            mask = torch.ones_like(ids)
+            out = self.step(step, attention_mask=mask, use_cache=True, **{name: cache})
+            step = out.logits[:, -1].argmax(-1, keepdim=True)
+            ids = torch.cat([ids, step], dim=1)
+            if int(step) == EOC:
                 break
         return ids
 
@@ -188,10 +212,17 @@ def write_folder(
     heads: Heads = (8, 64),
     torch_file: bool = False,
     rename: Callable[[str], str] = str,
+    loud: float = 1.0,
 ) -> Path:
-    """A folder as those of shared/parity, its checkpoint's names passed through `rename`."""
+    """A folder as those of shared/parity, its checkpoint's names passed through `rename`.
+
+    loud: what the row of `<image>` in the head is multiplied by.
+    """
     for parameter in lm.parameters():  # larger than as initialised, or logits say little
         nn.init.normal_(parameter, std=0.2)
+    if loud != 1:
+        with torch.no_grad():
+            lm.get_output_embeddings().weight[IMAGE] *= loud
     lm.save_pretrained(folder / "lm")
     model = Reference(lm, layers, every, heads).eval()
     model.vision_encoder.save_pretrained(folder / "clip")

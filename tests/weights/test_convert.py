@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,20 @@ from PIL import Image
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import flamvid
+from flamvid.api import Captioner
 from flamvid.config import read_toml, to_toml
 from flamvid.errors import ConfigError, FlamvidError, InputError, OfflineError, WeightsError
+from flamvid.models.build import read_model_config
 from flamvid.models.contrastive import ContrastiveConfig, DualHead
 from flamvid.models.flamingo import Flamingo
 from flamvid.models.llama import Llama
 from flamvid.models.pretrained import _tensors
-from flamvid.weights.convert import convert, source_config
+from flamvid.weights.convert import convert
 from flamvid.weights.embed import load_embedder, save_head
+from flamvid.weights.formats import build
 from flamvid.weights.load import LoadedModel, load_model
+from flamvid.weights.source import source_config
+from tests.conftest import SHARED
 from tests.tiny import make_tokenizer
 from tests.weights.reference import write_folder
 from tests.weights.test_idefics import theirs as idefics
@@ -150,8 +157,10 @@ def same(one: Flamingo, other: Flamingo) -> bool:
 
 
 def test_a_bare_checkpoint_by_the_preset_it_is_like(released: Path, tmp_path: Path) -> None:
-    file = str(released / "checkpoint.safetensors")
-    with pytest.raises(InputError, match="such as --like openflamingo-3b"):
+    file = str(shutil.copy(released / "checkpoint.safetensors", tmp_path / "bare.safetensors"))
+    with pytest.raises(
+        InputError, match=r"whose model it is; say so, as in .* --like openflamingo-3b$"
+    ):
         source_config(file)
     lm, clip = str(released / "lm"), str(released / "clip")
     # the preset's MPT has no BOS, and its tokenizer gives the tokens their ids
@@ -164,6 +173,84 @@ def test_a_bare_checkpoint_by_the_preset_it_is_like(released: Path, tmp_path: Pa
         convert(file, tmp_path / "x", like="openflamingo-3b", lm=lm, clip=clip, dtype="int8")
 
 
+def test_a_folder_as_its_author_left_it_captions(released: Path, picture: Path) -> None:
+    wanted = words(flamvid.load(released / "tiny.toml"), picture)
+    for source in (released, released / "checkpoint.safetensors"):
+        config = source_config(str(source))
+        assert (config.format, config.vision.size) == ("open_flamingo", 28)
+        assert not config.tells_sizes
+    # but for <bos>, which its tokenizer has under another name than Llama's
+    ours = flamvid.load(released)
+    assert ours.model.prompts.bos_id is None
+    prompts = replace(ours.model.prompts, bos_id=ours.model.prompts.tokenizer.vocab["<bos>"])
+    again = Captioner(replace(ours.model, prompts=prompts))
+    assert words(again, picture) == wanted
+
+
+@pytest.mark.parametrize(
+    ("layers", "width", "found"),
+    [
+        ("model.layers", 4096, "openflamingo-9b-deprecated"),
+        ("transformer.blocks", 4096, "openflamingo-9b"),
+        ("transformer.blocks", 2048, "may be openflamingo-3b or openflamingo-3b-langinstruct;"),
+        ("gpt_neox.layers", 2560, "may be openflamingo-4b or openflamingo-4b-langinstruct;"),
+        ("gpt_neox.layers", 999, "whose model it is; say so"),
+    ],
+)
+def test_a_bare_checkpoint_is_known_by_its_shapes(
+    layers: str, width: int, found: str, tmp_path: Path
+) -> None:
+    name = f"module.lang_encoder.{layers}.0.gated_cross_attn_layer.attn.to_out.weight"
+    torch.save({name: torch.zeros(width, 1)}, tmp_path / "checkpoint.pt")
+    if found.startswith("openflamingo"):
+        assert source_config(str(tmp_path)).lm == read_model_config(found).lm
+        return
+    with pytest.raises(InputError, match=found):
+        source_config(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("folder", "preset"),
+    [
+        ("OpenFlamingo-3B-vitl-mpt1b-langinstruct", "openflamingo-3b-langinstruct"),
+        ("models--o--OpenFlamingo-4B-vitl-rpj3b/snapshots/0a1b", "openflamingo-4b"),
+    ],
+)
+def test_the_name_of_its_repository_says_what_it_is(
+    folder: str, preset: str, tmp_path: Path
+) -> None:
+    (tmp_path / folder).mkdir(parents=True)
+    assert source_config(str(tmp_path / folder)).lm == read_model_config(preset).lm
+
+
+def test_repositories_of_presets_are_those_presets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flamvid.weights.hub.resolve", lambda name: pytest.fail(f"fetched {name}"))
+    for repository, preset in (
+        ("openflamingo/OpenFlamingo-3B-vitl-mpt1b", "openflamingo-3b"),
+        ("HuggingFaceM4/idefics-9b-instruct", "idefics-9b-instruct"),
+        ("luodian/OTTER-Video-LLaMA7B-DenseCaption", "otter-video"),
+    ):
+        assert source_config(repository) == read_model_config(preset)
+
+
+@pytest.mark.needs_shared
+def test_a_model_without_a_tokenizer_converts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("neox", "idefics"):
+        source = SHARED / "parity" / name / ("checkpoint" if name == "idefics" else "")
+        convert(str(source), tmp_path / name)
+        [line] = [x for x in capsys.readouterr().err.splitlines() if x.startswith("flamvid")]
+        assert "holds no tokenizer.json" in line
+        assert same(Flamingo.from_pretrained(tmp_path / name), built(source))
+        with pytest.raises(WeightsError, match=r"holds no tokenizer\.json"):
+            flamvid.load(tmp_path / name)
+
+
+def built(source: Path) -> Flamingo:
+    return build(source_config(str(source)), torch.float32, torch.device("cpu"))[0]
+
+
 def test_an_idefics_folder_says_what_it_is(tmp_path: Path) -> None:
     (tmp_path / "theirs").mkdir()
     idefics("vector").save_pretrained(tmp_path / "theirs")
@@ -171,6 +258,7 @@ def test_an_idefics_folder_says_what_it_is(tmp_path: Path) -> None:
     added = ["<s>", "</s>", "<image>", "<fake_token_around_image>"]
     tokenizer.add_tokens(added, special_tokens=True)
     tokenizer.save_pretrained(tmp_path / "theirs")
+    assert load_model(str(tmp_path / "theirs"), dtype="fp32").config.format == "idefics"
     convert(str(tmp_path / "theirs"), tmp_path / "ours", dtype="fp32")
     model = load_model(str(tmp_path / "ours"))
     around, image = tokenizer.convert_tokens_to_ids(["<fake_token_around_image>", "<image>"])
@@ -205,7 +293,7 @@ def test_save_and_load_as_hugging_face_users_do(released: Path, tmp_path: Path) 
 
 
 def test_what_is_wrong_with_a_saved_model(released: Path, tmp_path: Path) -> None:
-    load_model(str(released / "tiny.toml")).flamingo.save_pretrained(tmp_path)
+    built(released / "tiny.toml").save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="lacks tokens"):
         flamvid.load(tmp_path)
     weights = tmp_path / "model.safetensors"
@@ -249,15 +337,68 @@ def test_push_uploads_what_save_writes(released: Path, monkeypatch: pytest.Monke
 
     seen: list[set[str]] = []
 
-    def upload(self: HfApi, *, repo_id: str, folder_path: str, commit_message: str) -> str:
+    def upload(self: HfApi, *, repo_id: str, folder_path: str, **said: Any) -> str:
+        assert said["revision"] == "main"
         seen.append({file.name for file in Path(folder_path).iterdir()})
         return f"https://hub/{repo_id}"
 
     monkeypatch.setattr(HfApi, "create_repo", lambda *_, **__: None)
     monkeypatch.setattr(HfApi, "upload_folder", upload)
     model = load_model(str(released / "tiny.toml")).flamingo
-    assert model.push_to_hub("me/mine") == "https://hub/me/mine"
-    assert seen == [{"model.safetensors", "flamvid.toml"}]
+    assert model.push_to_hub("me/mine", revision="main") == "https://hub/me/mine"
+    [files] = seen
+    assert {"model.safetensors", "flamvid.toml", "tokenizer.json"} <= files
+
+
+def test_what_was_loaded_is_saved_with_all_that_belongs_to_it(
+    released: Path, picture: Path, tmp_path: Path
+) -> None:
+    first = flamvid.load(released / "tiny.toml")
+    said, vocabulary = words(first, picture), torch.arange(5, 40)
+    first.model.flamingo.save_pretrained(tmp_path / "1")
+    assert words(flamvid.load(tmp_path / "1"), picture) == said
+    # and through a folder more, in shards
+    Flamingo.from_pretrained(tmp_path / "1").save_pretrained(tmp_path / "2", max_shard_size="99KB")
+    assert len(list((tmp_path / "2").glob("model-*.safetensors"))) > 1
+    again = flamvid.load(tmp_path / "2")
+    assert words(again, picture) == said
+    assert again.model.config.licence == "MIT"
+    assert again.model.config.prompt == first.model.config.prompt
+    # over what lay there before, and over itself
+    Flamingo.from_pretrained(tmp_path / "1").save_pretrained(tmp_path / "1")
+    assert words(flamvid.load(tmp_path / "1"), picture) == said
+    again.model.flamingo.save_pretrained(tmp_path / "2", vocabulary=vocabulary)
+    assert {file.name for file in (tmp_path / "2").glob("model*")} == {"model.safetensors"}
+    Flamingo.from_pretrained(tmp_path / "2").save_pretrained(tmp_path / "3")
+    head = flamvid.load(tmp_path / "3").model.head
+    assert head is not None
+    assert torch.equal(head.ids, vocabulary)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "bfloat16", "torch.bfloat16", torch.bfloat16])
+def test_dtypes_as_hugging_face_users_write_them(
+    dtype: str | torch.dtype, released: Path, tmp_path: Path
+) -> None:
+    built(released / "tiny.toml").save_pretrained(tmp_path)
+    for model in (
+        Flamingo.from_pretrained(tmp_path, dtype=dtype),
+        Flamingo.from_pretrained(tmp_path, torch_dtype=dtype),
+    ):
+        assert model.lm.head.weight.dtype == torch.bfloat16
+    model.save_pretrained(tmp_path)
+    auto = Flamingo.from_pretrained(tmp_path, torch_dtype="auto", revision="main")
+    assert auto.lm.head.weight.dtype == torch.bfloat16
+    for keywords, complaint in (
+        ({"torch_dtyp": "auto"}, "from_pretrained has no torch_dtyp; it takes dtype, device,"),
+        ({"dtype": "int4"}, "dtype is 'int4'; must be auto or one of float32, fp32"),
+    ):
+        with pytest.raises(FlamvidError, match=complaint) as raised:
+            Flamingo.from_pretrained(tmp_path, **keywords)
+        assert "\n" not in str(raised.value)
+    with pytest.raises(InputError, match="safetensors only"):
+        model.save_pretrained(tmp_path, safe_serialization=False)
+    with pytest.raises(InputError, match="max_shard_size is 'big'; must be bytes, or a text"):
+        model.save_pretrained(tmp_path, max_shard_size="big")
 
 
 def test_presets_offline_say_the_way_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

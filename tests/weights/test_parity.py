@@ -27,7 +27,7 @@ from transformers import (
 
 from flamvid.models.mosaic import MosaicConfig, MosaicForCausalLM
 from tests.conftest import SHARED
-from tests.weights.reference import VOCAB, write_folder
+from tests.weights.reference import IMAGE, VOCAB, write_folder
 
 TOOL = Path(__file__).parents[2] / "tools" / "parity.py"
 
@@ -135,6 +135,32 @@ def test_other_shapes_seeds_and_language_models(
     assert len(results) == 4
     assert sum(result.ids is True for result in results) == 3
     assert all(result.good for result in results), "\n".join(map(str, results))
+
+
+def test_ids_after_a_written_image_are_those_of_their_cached_decoding(
+    parity: ModuleType, tmp_path: Path
+) -> None:
+    torch.manual_seed(2)
+    write_folder(tmp_path, neox(), *NEOX, rename=released, loud=2)
+    ids = load_file(tmp_path / "cases.safetensors")["three_images.generated"][0].tolist()[-6:]
+    assert IMAGE in ids[:3]
+    results = list(parity.compare(tmp_path))
+    assert all(result.good for result in results), "\n".join(map(str, results))
+
+
+def test_a_folder_that_breaks_anything_leaves_the_others_their_turn(
+    parity: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    good, bad, other = (write_folder(tmp_path / n, llama(), *LLAMA) for n in ("a", "b", "c"))
+    cases = load_file(bad / "cases.safetensors")
+    cases["one_image.pixels"] = cases["one_image.pixels"][:, :, :, :2].contiguous()
+    save_file(cases, bad / "cases.safetensors")
+    (other / "cases.safetensors").write_bytes(b"no tensors")
+    assert parity.main([bad, other, good]) == 1
+    out = capsys.readouterr().out
+    assert len(re.findall("(?m)^  FAIL: .*", out)) == 2
+    assert out.count(" ok\n") == 4
 
 
 def test_another_number_fails(

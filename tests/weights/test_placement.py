@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+import weakref
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,12 @@ from torch import nn
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, OPTConfig, OPTForCausalLM
 
 from flamvid.errors import ConfigError, InputError
-from flamvid.models.int8 import Int8Linear, make_int8
+from flamvid.models.int8 import Int8Linear, int8_of, make_int8
 from flamvid.models.linear import quicken
 from flamvid.models.mosaic import MosaicConfig, MosaicForCausalLM
+from flamvid.weights.formats import build
 from flamvid.weights.load import LoadedModel, load_model
-from flamvid.weights.placement import quantise
+from flamvid.weights.placement import int8_as_read, quantise
 
 
 def logits(model: LoadedModel) -> torch.Tensor:
@@ -73,6 +75,27 @@ def test_any_language_model_can_be_int8(rows: int) -> None:
         assert 0 < (lm(ids).logits - wanted).abs().max() < 0.05 * wanted.abs().max()
 
 
+def test_int8_is_made_of_each_weight_as_it_is_read(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide: list[weakref.ref[torch.Tensor]] = []
+
+    def spy(layer: nn.Linear) -> nn.Module | None:
+        assert layer.weight.dtype == torch.float32
+        assert not any(ref() is not None for ref in wide)  # none before it is still wide
+        wide.append(weakref.ref(layer.weight))
+        return int8_of(layer)
+
+    plain = load_model(str(tiny))
+    quantise(plain.flamingo, own=True)
+    monkeypatch.setattr("flamvid.weights.placement.int8_of", spy)
+    model = load_model(str(tiny), dtype="int8")
+    layers = model.flamingo.lm.lm.model.layers
+    assert len(wide) == 7 * len(layers)
+    assert torch.equal(logits(model), logits(plain))
+    assert not hasattr(model.flamingo.lm.lm.config, "quantization_config")
+
+
 def test_torchao_where_it_is_more_than_a_cpu(tiny: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -83,6 +106,12 @@ def test_torchao_where_it_is_more_than_a_cpu(tiny: Path) -> None:
     weight = model.flamingo.lm.lm.model.layers[0].mlp.up_proj.weight
     assert weight.qdata.dtype == torch.int8
     assert model.flamingo.lm.head.weight.dtype == torch.float32
+    # made of each weight as it is read, it is the same
+    with int8_as_read(own=False):
+        flamingo, _ = build(model.config, torch.float32, torch.device("cpu"), own=False)
+    read = flamingo.lm.lm.model.layers[0].mlp.up_proj.weight
+    assert torch.equal(read.qdata, weight.qdata)
+    assert flamingo.lm.head.weight.dtype == torch.float32
 
 
 def test_auto_lays_the_model_out(tiny: Path) -> None:

@@ -26,6 +26,11 @@ PAPER = {
     "flamingo-3b-clip-vit-l14": 3.1,
     "flamingo-3b-lm-from-scratch": 3.2,
     "flamingo-3b-lm-unfrozen": 3.2,
+    "flamingo-3b-without-video": 3.2,
+    "flamingo-3b-without-images": 3.2,
+    "flamingo-3b-laion": 3.2,
+    "flamingo-3b-without-m3w": 3.2,
+    "flamingo-3b-round-robin": 3.2,
 }
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -11,8 +14,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from flamvid.errors import WeightsError
+from flamvid.models.lm import load_causal_lm, load_plain_lm
+from flamvid.models.transformers_encoder import load_tower
 from flamvid.weights.foreign import listed, unwrap
+from flamvid.weights.placement import int8_as_read
 from flamvid.weights.tensors import open_tensors
+from tests.conftest import SHARED
 
 HELD = {"a.weight": torch.arange(6.0).view(2, 3), "b": torch.ones(2)}
 
@@ -50,6 +57,56 @@ def test_only_what_is_used_is_read(tmp_path: Path) -> None:
 
 def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0a\nsize 134\n"
+
+
+@pytest.mark.parametrize("name", ["x.safetensors", "x.pt", "pytorch_model.bin"])
+def test_a_pointer_of_git_lfs_is_named_as_what_it_is(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text(POINTER)
+    with pytest.raises(WeightsError, match=r"is a pointer of git-lfs.* git lfs pull in"):
+        open_tensors(tmp_path / name)
+
+
+@pytest.mark.parametrize("text", [b"<!DOCTYPE html>", b"\x89PNG\r\n", b"{}"])
+def test_what_is_no_checkpoint_was_not_nearly_executed(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "x.pt").write_bytes(text)
+    with pytest.raises(WeightsError, match="is no checkpoint: neither safetensors nor"):
+        open_tensors(tmp_path / "x.pt")
+
+
+@pytest.mark.needs_shared
+@pytest.mark.parametrize("int8", [False, True])
+def test_another_shape_than_configured_is_named(tmp_path: Path, int8: bool) -> None:
+    shutil.copytree(SHARED / "parity" / "llama" / "lm", tmp_path / "lm")
+    config = json.loads((tmp_path / "lm" / "config.json").read_text())
+    config["intermediate_size"] += 32
+    (tmp_path / "lm" / "config.json").write_text(json.dumps(config))
+    with (
+        int8_as_read(own=True) if int8 else nullcontext(),
+        pytest.raises(WeightsError, match=r"lm.* (model\.layers).*mlp\.\w+_proj") as raised,
+    ):
+        load_causal_lm(tmp_path / "lm", torch.float32)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.needs_shared
+@pytest.mark.parametrize(
+    ("part", "load"),
+    [
+        ("lm", load_causal_lm),
+        ("lm", load_plain_lm),
+        ("clip", lambda folder, dtype: load_tower("clip", folder, dtype)),
+    ],
+)
+def test_pointers_in_the_folders_of_frozen_parts(
+    tmp_path: Path, part: str, load: Callable[[Path, torch.dtype], object]
+) -> None:
+    shutil.copytree(SHARED / "parity" / "llama" / part, tmp_path / part)
+    (tmp_path / part / "model.safetensors").write_text(POINTER)
+    with pytest.raises(WeightsError, match=r"model\.safetensors is a pointer of git-lfs"):
+        load(tmp_path / part, torch.float32)
 
 
 @pytest.mark.parametrize("name", ["x.safetensors", "x.pt"])
