@@ -230,6 +230,10 @@ def search(
         raise InputError("the text to search for is empty; say what is to be seen")
     if top < 1:
         raise InputError(f"top is {top}; must be at least 1")
+    if like is None and (start is not None or end is not None):
+        raise InputError("start and end are of a clip to search like; give one (like), or neither")
+    if approximate is None and effort is not None:
+        raise InputError(f"effort is {effort} without an approximate index; choose ivf or hnsw too")
     store = store if isinstance(store, FeatureStore) else FeatureStore(store)
     held = store.provenance
     captioner = load(model) if isinstance(model, str) else model

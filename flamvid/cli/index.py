@@ -116,10 +116,7 @@ def index(
         retry=(reason or "") if retry_failed else None,
     )
     part = Shard.parse(shard) if shard is not None else None
-    if verbose:
-        log_to_stderr()
-    elif watch is not None:
-        log_to_stderr(logging.WARNING)  # what it waits for
+    log_to_stderr(logging.INFO if verbose else logging.WARNING)
 
     from flamvid import library
 

@@ -12,6 +12,7 @@ import hashlib
 import os
 from bisect import bisect_right
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flamvid.errors import InputError
+from flamvid.errors import InputError, StoreError
 from flamvid.index.search import Filter, Hit, apart, nearest, search_windows
 from flamvid.index.windows import Windows
 
@@ -128,13 +129,22 @@ class Approximate:
         digest = hashlib.sha256(names.encode()).hexdigest()[:12]
         path = self.windows.folder / f"{self.kind}-{digest}.faiss"
         if path.exists():
-            return faiss.read_index(str(path))
+            with suppress(RuntimeError):  # it is cut short: it is made again
+                return faiss.read_index(str(path))
         for old in self.windows.folder.glob(f"{self.kind}-*.faiss"):
             old.unlink(missing_ok=True)
         index = self._make(faiss)
         part = Path(f"{path}.{os.getpid()}.part")
-        faiss.write_index(index, str(part))
-        part.replace(path)
+        try:
+            faiss.write_index(index, str(part))
+            part.replace(path)
+        except (OSError, RuntimeError) as error:  # FAISS's own is the latter
+            part.unlink(missing_ok=True)
+            reason = " ".join(str(error).split())
+            raise StoreError(
+                f"can't keep the index {path} ({reason}); make room there, or search without "
+                "--approximate"
+            ) from error
         return index
 
     def _make(self, faiss: Any) -> Any:

@@ -14,10 +14,11 @@ from pathlib import Path
 
 from flamvid.errors import SourceError
 from flamvid.index.manifest import VIDEOS
+from flamvid.store.places import gone
 from flamvid.video.address import shown
 from flamvid.video.archive import Member, is_archive, members, parted, samples
 
-__all__ = ["Content", "identify", "on_disk", "status"]
+__all__ = ["Content", "Gone", "identify", "on_disk", "status"]
 
 _BLOCK = 1 << 20
 
@@ -58,6 +59,33 @@ def identify(source: str) -> Content:
         raise SourceError(f"{source} does not exist; check the path") from None
     except OSError as error:
         raise SourceError(f"{source} can't be read: {error.strerror}") from error
+
+
+class Gone:
+    """Whether a source is no longer where it was: a file, a tar, or a sample in one.
+
+    A tar is listed once: make another when it may have changed.
+    """
+
+    def __init__(self) -> None:
+        self._names: dict[Path, set[str] | None] = {}
+
+    def __call__(self, source: str) -> bool:
+        if "://" in source or not is_archive(source):
+            return gone(source)
+        path, wanted = parted(source)
+        if path not in self._names:
+            self._names[path] = _names(path)
+        names = self._names[path]
+        return gone(source) if names is None or wanted is None else wanted not in names
+
+
+def _names(path: Path) -> set[str] | None:
+    """What samples a tar holds; None where it can't be told."""
+    try:
+        return {*(member.name for member in members(path)), *samples(path)}
+    except SourceError:
+        return None
 
 
 def _files(source: str) -> list[Path] | list[Member]:

@@ -25,7 +25,18 @@ from flamvid.store import FeatureStore, StoreWriter, VideoRecord, VideoWriter
 from flamvid.store.places import Met
 from flamvid.video.sample import Sampling, thinned
 
-__all__ = ["Decoders", "Ending", "Item", "Job", "Piece", "Sieve", "is_last", "is_look", "reason_of"]
+__all__ = [
+    "REASONS",
+    "Decoders",
+    "Ending",
+    "Item",
+    "Job",
+    "Piece",
+    "Sieve",
+    "is_last",
+    "is_look",
+    "reason_of",
+]
 
 _AT_ONCE = 16  # frames that are read together
 _LARGE = 64 << 20  # bytes of frames that are read together, where they come in full size
@@ -76,10 +87,10 @@ class Sieve:
     """Which sources are new: not in the store by name or content, and not failed before.
 
     again: by its reason, whether a failure is tried once more. tell: videos without a caption are
-    to get one. met: what sources were found to
-    hold; `changes` counts how often that changed. copied: ids that the store has of sources that
-    don't look as it has them. lock: held from the look whether the store has a video until `copied`
-    tells, and by who removes one. settled: records were made to agree with what was met.
+    to get one. met: what sources were found to hold; `changes` counts how often that changed.
+    copied: ids that the store has of sources that don't look as it has them. lock: held from the
+    look whether the store has a video until `copied` tells, and by who removes one. settled:
+    records were made to agree with what was met.
     """
 
     def __init__(
@@ -128,8 +139,8 @@ class Sieve:
         """A job for a source that is new; SourceError where it can't be read."""
         if not self.unseen(source):
             return None
-        record = self._there(source, status(source))
-        if record is not None:
+        record = self._there(source, status(source)) if self._tell else None
+        if record is not None and self._mute(record):
             self._meet(source, Met(record.id, record.mtime))
             return self._to_tell(source, record)
         try:
@@ -334,6 +345,10 @@ def is_last(item: Item) -> bool:
 def is_look(item: Item) -> bool:
     """Whether all sources were looked at once more, by who watches."""
     return item.job is _LOOKED
+
+
+REASONS = ("source", "decode", "lost", "refused", "unexpected")
+"""The words of the ledger."""
 
 
 def reason_of(error: Exception) -> str:

@@ -24,8 +24,10 @@ from torch import Tensor
 
 from flamvid.errors import InputError
 from flamvid.index.channel import Channel, Stopped, Switch
+from flamvid.index.content import Gone
 from flamvid.index.encoder import FrameEncoder
 from flamvid.index.feed import (
+    REASONS,
     Decoders,
     Ending,
     Item,
@@ -71,6 +73,8 @@ class IndexConfig:
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise InputError(f"the number of workers is {self.workers}; must be at least 1")
+        if self.retry and self.retry not in REASONS:
+            raise InputError(f"the reason is {self.retry!r}; must be one of {', '.join(REASONS)}")
         self.sampling()
 
     def sampling(self) -> Sampling:
@@ -370,7 +374,7 @@ class _Writing:
         news = self._sieve.changes, self._stats.indexed
         if news == self._settled:
             return
-        settled, self._settled = settle(self._writer, self._sieve.met), news
+        settled, self._settled = settle(self._writer, self._sieve.met, Gone()), news
         self._stats.moved += settled.moved
         self._stats.removed += settled.removed
 

@@ -9,10 +9,12 @@ import csv
 import glob
 import hashlib
 import json
+import logging
 import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -32,6 +34,7 @@ VIDEOS = frozenset(
 )
 """Names of the files in a folder that are taken for videos."""
 
+_log = logging.getLogger("flamvid.index.manifest")
 _LISTS = (".csv", ".jsonl", ".ndjson", ".txt")
 _COLUMNS = ("source", "path", "video", "file", "filename", "url")
 _LONGEST_LINE = 1 << 20
@@ -78,7 +81,14 @@ def _argument(argument: str) -> Iterator[str]:
 
 
 def _folder(folder: Path) -> Iterator[str]:
-    for here, folders, files in os.walk(folder, followlinks=True):
+    seen: set[tuple[int, int]] = set()  # links may lead back to where they are
+    for here, folders, files in os.walk(folder, onerror=_unlisted, followlinks=True):
+        with suppress(OSError):  # it went just now
+            status = os.stat(here)
+            if (status.st_dev, status.st_ino) in seen:
+                folders.clear()
+                continue
+            seen.add((status.st_dev, status.st_ino))
         folders[:] = sorted((name for name in folders if name[0] != "."), key=natural)
         for name in sorted(files, key=natural):
             path = Path(here, name)
@@ -88,11 +98,18 @@ def _folder(folder: Path) -> Iterator[str]:
                 yield from _shard(path)
 
 
+def _unlisted(error: OSError) -> None:
+    _log.warning("%s can't be listed (%s)", error.filename, error.strerror)
+
+
 def _file(path: Path) -> Iterator[str]:
     if path.suffix.lower() in _LISTS:
         # Names may hold bytes that are no UTF-8: they come back as they were.
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            yield from _lines(file, str(path), path.parent)
+        try:
+            with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+                yield from _lines(file, str(path), path.parent)
+        except OSError as error:
+            raise InputError(f"the list {path} can't be read ({error.strerror})") from error
     elif is_archive(path):
         yield from _shard(path)
     else:

@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flamvid.errors import InputError
+from flamvid.errors import InputError, StoreError
 from flamvid.store import FeatureStore, Snapshot, StoredVideo
 from flamvid.weights.hub import cache_dir
 
@@ -95,16 +95,28 @@ def open_windows(
     """The windows of all videos that a store holds now, `size` seconds long.
 
     every: seconds from one to the next, half of the size if None. folder: where they are kept, in
-    the cache folder if None. InputError for a store without vectors.
+    the cache folder if None. InputError for a store without vectors, StoreError where
+    they can't be kept.
     """
     every = size / 2 if every is None else every
     for name, value in (("window", size), ("every", every)):
         if not (math.isfinite(value) and value > 0):
             raise InputError(f"{name} is {value} s; must be above 0")
-    snapshot = store.snapshot()
+    # Windows are kept: what is damaged must not get into them, and one that is no number hides all.
+    snapshot = FeatureStore(store.path, check=True).snapshot()
     if not snapshot.provenance.embedding:
         raise InputError(f"{store.path} holds no vectors to search by; index it with flamvid index")
     home = (folder or cache_dir() / "search") / _key(store.path, snapshot, size, every)
+    try:
+        return _opened(home, snapshot, size, every)
+    except OSError as error:
+        raise StoreError(
+            f"can't keep what is searched in {home} ({error.strerror}); make room there, or name "
+            "another folder by FLAMVID_HOME"
+        ) from error
+
+
+def _opened(home: Path, snapshot: Snapshot, size: float, every: float) -> Windows:
     parts = _load_all(home, snapshot.provenance.embedding)
     if len(parts) >= _MOST_PARTS:
         shutil.rmtree(home, ignore_errors=True)
@@ -177,7 +189,11 @@ def _make(
 
 def _load_all(home: Path, width: int) -> list[Part]:
     folders = sorted(home.glob("part-*"), key=lambda path: (int(path.name.split("-")[1]), path))
-    return [load_part(folder, width) for folder in folders]
+    try:
+        return [load_part(folder, width) for folder in folders]
+    except (EOFError, OSError, RuntimeError, ValueError):  # as a crash of the machine leaves them
+        shutil.rmtree(home, ignore_errors=True)
+        return []
 
 
 def load_part(folder: Path, width: int) -> Part:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -96,7 +97,8 @@ def load_llama_int8(folder: Path, config: LlamaConfig) -> Llama:
         save_file(tensors, part, metadata={"of": stamp})
         part.replace(kept)
     except (OSError, SafetensorError):
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # a read-only disk refuses that even of what is not there
+            part.unlink(missing_ok=True)
     return _assemble(config, tensors.__getitem__)
 
 

@@ -328,7 +328,12 @@ def translated(path: Path) -> Iterator[None]:
         way_out = "; `flamvid store repair` saves what is sound"
         text = f"{path}: {error}{way_out if isinstance(error, DamagedStore) else ''}"
         raise type(error)(text) from error
-    except (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError) as error:
+    except (
+        lmdb.BadTxnError,  # it met a damaged page before
+        lmdb.CorruptedError,
+        lmdb.InvalidError,
+        lmdb.PageNotFoundError,
+    ) as error:
         raise DamagedStore(
             f"{path} is damaged ({_reason(error)}); `flamvid store repair` saves what it can"
         ) from error

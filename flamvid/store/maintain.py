@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -279,7 +280,8 @@ def remove(path: Path, names: Sequence[str]) -> list[str]:
     store = FeatureStore(path)
     snapshot = store.snapshot()
     by_path = {snapshot[video].record.path: video for video in snapshot}
-    ids = [by_path.get(name, name) for name in names]
+    # The indexer keeps whole paths.
+    ids = [by_path.get(name, by_path.get(os.path.abspath(name), name)) for name in names]
     for name, video in zip(names, ids, strict=True):
         if video not in by_path.values():
             raise InputError(f"{path} holds no video {name!r}; name its id or its path")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from flamvid.store.schema import VideoRecord, dump, id_bytes, record_to_json
 from flamvid.store.writer import Put, StoreWriter, failure_key
 
-__all__ = ["Met", "Settled", "settle"]
+__all__ = ["Met", "Settled", "gone", "settle"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,15 @@ class Settled:
     removed: int
 
 
-def settle(writer: StoreWriter, met: Mapping[str, Met]) -> Settled:
+def gone(path: str) -> bool:
+    """Whether nothing is there that was: a file, or the tar that a sample was in."""
+    archive = path.rpartition("#")[0]
+    return "://" not in path and not (os.path.lexists(path) or os.path.lexists(archive))
+
+
+def settle(
+    writer: StoreWriter, met: Mapping[str, Met], gone: Callable[[str], bool] = gone
+) -> Settled:
     """Let records say where their videos are, after sources were looked at.
 
     A video whose path holds another one that is in the store, or is gone, moves to a path at which
@@ -50,7 +58,7 @@ def settle(writer: StoreWriter, met: Mapping[str, Met]) -> Settled:
         if here is not None and here.id == record.id:
             if here.mtime != record.mtime:
                 puts.append(_put(replace(record, mtime=here.mtime)))
-        elif elsewhere and (here is not None or _gone(record.path)):
+        elif elsewhere and (here is not None or gone(record.path)):
             path = elsewhere[0]
             puts.append(_put(replace(record, path=path, mtime=met[path].mtime)))
             moved += 1
@@ -65,8 +73,3 @@ def settle(writer: StoreWriter, met: Mapping[str, Met]) -> Settled:
 def _put(record: VideoRecord) -> Put:
     key = id_bytes(record.id)
     return "videos", key, dump("videos", key, record_to_json(record))
-
-
-def _gone(path: str) -> bool:
-    archive = path.rpartition("#")[0]  # and a sample in it
-    return "://" not in path and not (os.path.lexists(path) or os.path.lexists(archive))

@@ -69,6 +69,7 @@ def test_again(folder: Path, store: Path) -> None:
         ([], "no source is given"),
         (["x", "--reason=decode"], "without --retry-failed"),
         (["x", "--shard=2/2"], "must be I/N"),
+        (["--retry-failed", "--reason=decodes"], "must be one of source, decode"),
         (["x", "--fps=2", "--frames=3"], "exclude each other"),
         (["x", "--fps=0"], "fps is 0"),
         (["x", "--watch=-1"], "--watch is -1"),
@@ -167,6 +168,8 @@ def test_sheets(folder: Path, store: Path, tmp_path: Path) -> None:
         (["--like={red}", "--top=0"], 2, "top is 0"),
         (["--like={red}", "--top=0", "--approximate=ivf"], 2, "top is 0"),
         (["--like={red}", "--window=0"], 2, "window is 0"),
+        (["a dog", "--start=3"], 2, "are of a clip"),
+        (["--like={red}", "--effort=3"], 2, "without an approximate index"),
     ],
 )
 def test_search_usage(

@@ -337,6 +337,26 @@ def test_captions_come_of_the_same_pass(tmp_path: Path, videos: Path, captioner:
     assert caption.logprob == pytest.approx(wanted.logprob, abs=1e-2)
 
 
+def test_samples_of_shards_that_are_packed_anew(
+    tmp_path: Path, videos: Path, captioner: Captioner
+) -> None:
+    """Records follow them from tar to tar; none is encoded again."""
+    red = ("a.mp4", (videos / "red 0.mp4").read_bytes())
+    blue = ("b.mp4", (videos / "blue 2.mp4").read_bytes())
+    store, one, two = (tmp_path / name for name in ("s.lmdb", "1.tar", "2.tar"))
+    write_tar(one, [red, blue])
+    library.index(one, store, model=captioner)
+    write_tar(one, [red])
+    write_tar(two, [blue])
+    os.utime(one, (2e9, 2e9))
+    stats = library.index([one, two], store, model=captioner)
+    assert (stats.indexed, stats.moved, stats.removed, stats.failed) == (0, 1, 0, 0)
+    assert paths(store) == {f"{one}#a.mp4", f"{two}#b.mp4"}
+    one.write_bytes(b"being written")  # what is in it can't be told
+    stats = library.index([one, two], store, model=captioner)
+    assert paths(store) == {f"{one}#a.mp4", f"{two}#b.mp4"}
+
+
 def captions_of(store: Path) -> dict[str, str]:
     opened = FeatureStore(store)
     records = [opened[video].record for video in opened]

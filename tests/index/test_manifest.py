@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -40,6 +42,40 @@ def test_glob_of_folders(tmp_path: Path) -> None:
     wanted = touch(tmp_path, "lib/a/1.mp4", "lib/a/deep/2.mp4", "lib/b/3.mp4")
     assert list(sources([f"{tmp_path}/lib/*"])) == wanted
     assert list(sources([f"{tmp_path}/lib/**"])) == wanted
+
+
+def test_links_that_lead_back(tmp_path: Path) -> None:
+    """Each folder is walked once; a folder elsewhere is walked by its link."""
+    [inside] = touch(tmp_path, "lib/a/1.mp4")
+    touch(tmp_path, "elsewhere/2.mp4")
+    (tmp_path / "lib" / "a" / "up").symlink_to("..")
+    (tmp_path / "lib" / "a" / "here").symlink_to(".")
+    (tmp_path / "lib" / "b").symlink_to("../elsewhere")
+    assert list(sources([f"{tmp_path}/lib"])) == [inside, f"{tmp_path}/lib/b/2.mp4"]
+
+
+def test_what_can_not_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A folder is named and passed over, a list is an error; root may read all, so it is acted."""
+    wanted = touch(tmp_path, "lib/b.mp4")
+    touch(tmp_path, "lib/a/1.mp4", "list.txt")
+    real = os.scandir
+
+    def scandir(path: str) -> object:
+        if str(path).endswith("lib/a"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return real(path)
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert list(sources([f"{tmp_path}/lib"])) == wanted
+    assert f"{tmp_path}/lib/a can't be listed (Permission denied)" in caplog.text
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(InputError, match=r"list\.txt can't be read \(Permission denied\)"):
+        list(sources([f"{tmp_path}/list.txt"]))
 
 
 def test_names_with_a_hash(tmp_path: Path) -> None:

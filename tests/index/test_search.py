@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from flamvid import library
 from flamvid.api import Captioner
-from flamvid.errors import InputError
+from flamvid.errors import DamagedStore, InputError, StoreError
 from flamvid.index import approximate
 from flamvid.index.approximate import Approximate
 from flamvid.index.encoder import FrameEncoder
@@ -195,6 +195,33 @@ def test_two_that_cut_at_once(store: FeatureStore) -> None:
     shutil.copytree(part, part.with_name("part-1-copy"))
     twice = search_windows(open_windows(store), query(), 30)
     assert same(twice, search_windows(opened, query(), 30))
+
+
+@pytest.mark.parametrize("name", ["vectors", "rows.npy", "clips.json"])
+def test_windows_that_a_crash_cut_short_are_made_again(store: FeatureStore, name: str) -> None:
+    opened = open_windows(store)
+    wanted = search_windows(opened, query(), 30)
+    [part] = opened.folder.iterdir()
+    (part / name).write_bytes((part / name).read_bytes()[:9])
+    assert same(search_windows(open_windows(store), query(), 30), wanted)
+
+
+def test_damaged_vectors_are_not_searched(store: FeatureStore, tmp_path: Path) -> None:
+    [video, *_] = store
+    vectors = store[video].vectors()
+    assert vectors is not None
+    data = store.path.read_bytes()
+    place = data.index(vectors.tobytes())
+    bad = tmp_path / "bad.lmdb"
+    bad.write_bytes(data[:place] + b"\x00\x7e" + data[place + 2 :])  # one of them is no number
+    with pytest.raises(DamagedStore, match=r"bad\.lmdb: vectors .* checksum; .*repair"):
+        open_windows(FeatureStore(bad))
+
+
+def test_no_room_for_windows(store: FeatureStore, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match=r"can't keep what is searched in .*FLAMVID_HOME"):
+        open_windows(store, folder=tmp_path / "file")
 
 
 def test_empty_store(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from flamvid.errors import WeightsError
+from flamvid.models import llama_file
 from flamvid.models.llama import KeyValueCache, Llama, read_llama_config
 from flamvid.models.llama_file import load_llama, load_llama_int8
 from flamvid.models.lm import LanguageModel, load_plain_lm
@@ -140,6 +142,20 @@ def test_int8_is_kept_beside_the_file_and_made_anew_with_it(tmp_path: Path, shap
     save_file({k: torch.randn_like(v) for k, v in tensors.items()}, tmp_path / "model.safetensors")
     other = load_llama_int8(tmp_path, config)
     assert not torch.equal(other.model.norm, first.model.norm)
+
+
+def test_int8_on_a_disk_that_is_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a one refuses to write, and to remove even what is not there."""
+    theirs(tmp_path, **{**SHAPES["grouped"], "intermediate_size": 64})
+    config = read_llama_config(tmp_path)
+    assert config is not None
+
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(llama_file, "save_file", refused)
+    monkeypatch.setattr(Path, "unlink", refused)
+    assert load_llama_int8(tmp_path, config).config == config
 
 
 def test_gradients_pass_through_it(tmp_path: Path) -> None:

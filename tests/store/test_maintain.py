@@ -273,6 +273,17 @@ def test_merge_leaves_damage_behind(
     assert not verify(tmp_path / "all.lmdb").findings
 
 
+def test_a_video_is_removed_by_a_path_from_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The indexer keeps whole paths."""
+    path = tmp_path / "lib.lmdb"
+    with StoreWriter(path, MADE) as writer:
+        wanted = write_video(writer, 3, str(tmp_path / "a.mp4"))
+    monkeypatch.chdir(tmp_path)
+    assert remove(path, ["./a.mp4"]) == [wanted]
+
+
 def test_removed_videos_give_their_space_back(tmp_path: Path) -> None:
     path = write_store(tmp_path / "lib.lmdb", range(12))
     kept = FeatureStore(path)
