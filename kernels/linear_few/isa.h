@@ -6,7 +6,7 @@
 namespace flamvid::few::FLAMVID_ISA {
 
 inline constexpr int LANES = FLAMVID_LANES;
-inline constexpr int OUTS = 4;  // rows of weights at a time: as many streams from memory
+inline constexpr int HINTS = LANES / 4;
 
 typedef float V __attribute__((vector_size(4 * FLAMVID_LANES)));
 typedef float Loose __attribute__((vector_size(4 * FLAMVID_LANES), aligned(4), may_alias));
@@ -21,11 +21,15 @@ FLAMVID_FN void multiply(const Problem& p, int64_t n, int64_t r) {
   V totals[N][ROWS] = {};
   int64_t k = 0;
   for (; k + LANES <= p.width; k += LANES) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int o = 0; o < N; ++o) {
       const float* at = weights + o * p.width + k;
-      // The next rows come while these are used: hardware looks no further than a page.
-      __builtin_prefetch(at + N * p.width, 0, 2);
+      // The next rows come while these are used: hardware looks no further than a page. It drops
+      // hints while it is busy, so those of a line are given again, and one time ahead.
+#pragma GCC unroll 4
+      for (int hint = 0; hint < HINTS; ++hint) {
+        __builtin_prefetch(at + (1 + hint % 2) * N * p.width, 0, 2);
+      }
       const V w = load(at);
 #pragma GCC unroll 4
       for (int i = 0; i < ROWS; ++i) totals[o][i] += w * load(x + i * p.width + k);
@@ -53,10 +57,11 @@ FLAMVID_FN void rows(const Problem& p, int64_t n) {
   }
 }
 
-// Weight rows `first` to `last` times all rows of x.
+// Weight rows `first` to `last` times all rows of x, as many at a time as registers hold sums of.
 FLAMVID_FN void outputs(const Problem& p, int64_t first, int64_t last) {
   int64_t n = first;
-  for (; n + OUTS <= last; n += OUTS) rows<OUTS>(p, n);
+  for (; p.rows == 1 && n + 8 <= last; n += 8) multiply<1, 8>(p, n, 0);
+  for (; n + 4 <= last; n += 4) rows<4>(p, n);
   for (; n < last; ++n) rows<1>(p, n);
 }
 

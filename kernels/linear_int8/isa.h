@@ -7,6 +7,7 @@ namespace flamvid::linear::FLAMVID_ISA {
 
 inline constexpr int LANES = FLAMVID_LANES;
 inline constexpr int STEPS = GROUP / LANES;
+inline constexpr int AHEAD = 16;  // weight rows that are called for: hardware ends with a page
 
 typedef float V __attribute__((vector_size(4 * FLAMVID_LANES)));
 typedef float Loose __attribute__((vector_size(4 * FLAMVID_LANES), aligned(4), may_alias));
@@ -26,6 +27,7 @@ FLAMVID_FN void multiply(const Problem& p, int64_t n, int64_t r) {
   const float* scales = p.scales + n * groups;
   V totals[ROWS] = {};
   for (int64_t g = 0; g < groups; ++g) {
+    __builtin_prefetch(weights + AHEAD * p.width + g * GROUP, 0, 2);
     V parts[ROWS] = {};
 #pragma GCC unroll 8
     for (int step = 0; step < STEPS; ++step) {
