@@ -27,7 +27,7 @@ def _yield_cores() -> None:
     waits for needs: a caption that takes half a second then takes twenty (tools/bench/busy.py). On
     an idle machine sleeping costs a twentieth.
     """
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 
 def _keep_freed_memory() -> None:

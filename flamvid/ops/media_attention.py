@@ -53,7 +53,7 @@ def _offsets(latents: SupportsIndex | Sequence[int], k: Tensor) -> Tensor:
     if k.dim() != 4:
         raise InputError(f"k has shape {tuple(k.shape)}; must be [B,H,K,d]")
     total = k.shape[2]
-    if isinstance(latents, SupportsIndex):
+    if not isinstance(latents, Sequence):
         latents = operator.index(latents)
         if latents < 1 or total % latents:
             raise InputError(

@@ -33,7 +33,8 @@ Tensor linear_few(const Tensor& x, const Tensor& weight) {
                        width,
                        outputs};
   static const few::Outputs run = few::best_outputs();
-  const int64_t grain = std::clamp<int64_t>(100'000 / (width * rows + 1), 1, outputs);
+  // Less than this is done before another thread is awake.
+  const int64_t grain = std::clamp<int64_t>(1'000'000 / (width * rows + 1), 1, outputs);
   torch::stable::parallel_for(0, outputs, grain,
                               [&](int64_t first, int64_t last) { run(p, first, last); });
   return out;

@@ -51,7 +51,8 @@ Tensor linear_int8(const Tensor& x, const Tensor& weight, const Tensor& scales,
                           static_cast<float*>(out.data_ptr()),
                           rows, width, outputs};
   static const linear::Isa isa = linear::best_isa();
-  const int64_t grain = std::clamp<int64_t>(200'000 / (width * rows + 1), 1, outputs);
+  // Less than this is done before another thread is awake.
+  const int64_t grain = std::clamp<int64_t>(1'000'000 / (width * rows + 1), 1, outputs);
   torch::stable::parallel_for(0, outputs, grain,
                               [&](int64_t first, int64_t last) { isa.outputs(p, first, last); });
   return out;
