@@ -186,13 +186,16 @@ def model_config(table: Mapping[str, Any], name: str, folder: str) -> ModelConfi
 
 
 def about(model: ModelConfig) -> dict[str, Any]:
-    """What a saved model says of itself beside its sizes."""
+    """What a saved model says of itself beside its sizes.
+
+    Not `cpu_dtype`: a saved model has no int8 weights on the disk, and making them takes longer
+    than it saves.
+    """
     return {
         "name": model.name,
         "lm": model.lm,
         "licence": model.licence,
         "frames": model.frames,
-        "cpu_dtype": model.cpu_dtype,
         "tokens": asdict(model.tokens),
         "prompt": asdict(model.prompt),
         "vision": asdict(model.vision),
