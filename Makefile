@@ -22,8 +22,9 @@ $(STAMP): pyproject.toml setup.py CMakeLists.txt $(KERNELS)
 caption: setup
 	$(BIN)/flamvid caption examples/cat.mp4
 
+# A process for each core, up to four, with a thread each.
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .
