@@ -22,7 +22,7 @@ from flamvid.train.world import World
 
 __all__ = ["Objective", "checkpoint_layers", "no_loss"]
 
-_CHUNK = 64  # scored tokens whose logits exist at one time
+_CHUNK = 128  # scored tokens whose logits exist at one time
 
 
 class Objective(nn.Module):
