@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.overrides import _len_torch_function_stack  # type: ignore[attr-defined]
 
@@ -31,17 +30,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """As `F.linear`: x [...,K], weight [N,K] -> [...,N]."""
     K = x.shape[-1]
     rows = x.numel() // (K or 1)
-    if _FEW < rows < MANY or not rows or not _plain(x, weight):
+    if _FEW < rows < MANY or not rows or not _plain(x, weight, bias):
         return F.linear(x, weight, bias)
     out: Tensor
-    learns = torch.is_grad_enabled() and _learns(x, weight, bias)
     if rows >= MANY:
         many = _one_dnn()
-        if many is None:
-            return F.linear(x, weight, bias)
-        out = _Many.apply(x, weight, bias) if learns else many(x, weight, bias)
+        out = F.linear(x, weight, bias) if many is None else many(x, weight, bias)
         return out
-    if learns or not _few_is_compiled():
+    if not _few_is_compiled():
         return F.linear(x, weight, bias)
     out = torch.ops.flamvid.linear_few(x.reshape(rows, K), weight)
     if bias is not None:
@@ -49,41 +45,16 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return out.view(*x.shape[:-1], -1)
 
 
-def _plain(x: Tensor, weight: Tensor) -> bool:
-    """Whether these are float32 on a CPU, and torch itself multiplies them."""
+def _plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether these are float32 on a CPU, and nothing but their product is asked for."""
     if torch.compiler.is_compiling() or type(weight) not in _DENSE or not x.is_cpu:
         return False
     if not x.dtype == weight.dtype == torch.float32:
         return False
-    # A mode, as of training in bfloat16, has its own product.
-    return not _len_torch_function_stack()
-
-
-def _learns(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    return x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
-
-
-class _Many(torch.autograd.Function):
-    """oneDNN's product, and its gradients; that of the weight is one that MKL is quicker at."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        # Of a frozen weight nothing but itself is needed on the way back.
-        ctx.save_for_backward(x if weight.requires_grad else None, weight)
-        out: Tensor = _one_dnn()(x, weight, bias)
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        wants_x, wants_weight, wants_bias = ctx.needs_input_grad
-        grad_RN = grad.flatten(0, -2)
-        return (
-            _one_dnn()(grad, weight.t(), None) if wants_x else None,
-            grad_RN.t() @ x.flatten(0, -2) if wants_weight else None,
-            grad_RN.sum(0) if wants_bias else None,
-        )
+    if _len_torch_function_stack():  # a mode, as of training in bfloat16, has its own product
+        return False
+    learns = x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    return not (learns and torch.is_grad_enabled())
 
 
 @torch.library.custom_op("flamvid::linear_few", mutates_args=())

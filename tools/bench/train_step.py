@@ -1,6 +1,6 @@
 """One update of training: ours, and OpenFlamingo's step with the same weights and batches.
 
-python tools/bench/train_step.py [--rounds N] [--every N] [--precision float32 bfloat16]
+python tools/bench/train_step.py [--rounds N] [--every N] [--precision default float32 bfloat16]
 
 A random model in the shape of OpenFlamingo's at a quarter of its width: MPT-1B's architecture with
 12 layers of 512 and its 50,280 tokens, a gated cross-attention before every fourth layer as in its
@@ -11,8 +11,9 @@ with frozen vision those are the same on both sides, and ours come from the disk
 The peer is its train_one_epoch, line by line over its own layers (tests/weights/reference.py): the
 LM's embeddings learn, so gradients pass through all layers into a dense table with two moments, of
 which all rows but those of the two new tokens are then set to 0; a backward pass for each corpus;
-logits of every token; a dense mask over all media. In bfloat16 it has torch's autocast, as its
-amp_bf16, and ours what `run.precision` gives. Both losses must agree.
+logits of every token; a dense mask over all media. "default" is what each side does untold: the
+peer float32 (--precision fp32), ours run.precision "auto", bfloat16 products where the CPU is fast
+at them. In bfloat16 the peer has torch's autocast, as its amp_bf16. Both losses must agree.
 
 Each side runs in a process of its own, in turns, which keeps what it frees as `flamvid train` does;
 speed is the median. Memory is the highest resident set of an update, of the whole process and above
@@ -45,7 +46,7 @@ from flamvid.train.chunks import chunks
 from flamvid.train.objective import Objective
 from flamvid.train.optimizer import OptimConfig, make_optimizer
 from flamvid.train.parallel import Parallel
-from flamvid.train.precision import halve_frozen, precision
+from flamvid.train.precision import halve_frozen, halves, precision
 from flamvid.train.update import Updater
 from flamvid.train.world import World
 
@@ -55,6 +56,7 @@ from tools.bench.peers import END, MEDIA, MPT, VOCAB, OpenFlamingo, our_flamingo
 WIDTH, PATCHES = 256, 256
 WEIGHTS = {"pages": 1.0, "pairs": 0.2}
 SPEED_BAR, MEMORY_BAR = 2.0, 0.5
+PRECISIONS = ("default", "float32", "bfloat16")
 MEMORY = ("the whole process", "above a bare process")
 Step = Callable[[list[Batch]], dict[str, float]]
 
@@ -167,7 +169,9 @@ def serve(side: str, every: int, how: str, threads: int, pipe: Connection) -> No
     batches(0)
     bare = _memory("VmRSS")
     torch.manual_seed(0)
-    half = how == "bfloat16"
+    if how == "default":
+        how = "auto" if side == "ours" else "float32"
+    half = halves(how)
     step = our_step(every, half) if side == "ours" else peer_step(every, half)
     gc.collect()
     with precision(how if side == "ours" else "float32"):
@@ -197,10 +201,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--every", type=int, default=4)
-    parser.add_argument("--precision", nargs="+", choices=("float32", "bfloat16"))
+    parser.add_argument("--precision", nargs="+", choices=PRECISIONS)
     args = parser.parse_args()
     prepare()
-    return max([compare(how, args) for how in args.precision or ("float32", "bfloat16")])
+    return max([compare(how, args) for how in args.precision or PRECISIONS])
 
 
 def compare(how: str, args: argparse.Namespace) -> int:
