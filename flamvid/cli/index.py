@@ -58,7 +58,9 @@ def index(
     workers: Annotated[
         int | None, typer.Option(help="Videos decoded at once (as there are cores).")
     ] = None,
-    batch: Annotated[int, typer.Option(help="Frames encoded at once.")] = 16,
+    batch: Annotated[
+        int | None, typer.Option(help="Frames encoded at once (4 on a CPU, 16 on a GPU).")
+    ] = None,
     shard: Annotated[
         str | None, typer.Option(metavar="I/N", help="Only the I-th (from 0) of N parts.")
     ] = None,
