@@ -50,7 +50,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def model(tiny: Path) -> LoadedModel:
-    """The tiny model before training."""
+    """The tiny model before training, the same whatever ran before."""
+    torch.manual_seed(0)
     return load_model(str(tiny), trained=False)
 
 
