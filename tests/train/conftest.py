@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from flamvid.weights.load import LoadedModel, load_model
 from tests.tiny import make_model, write_colours
