@@ -17,6 +17,7 @@ from flamvid.models.flamingo import Flamingo
 from flamvid.models.frozen import CPU
 from flamvid.models.labels import Labels
 from flamvid.models.lm import TokenHead
+from flamvid.models.pretrained import DTYPES
 from flamvid.models.vision import TimmEncoder
 from flamvid.text.prompt import PromptFormat
 from flamvid.text.tokenizer import FastTokenizer
@@ -28,15 +29,6 @@ from flamvid.weights.placement import int8_as_read, quantise, spread
 from flamvid.weights.source import source_config
 
 __all__ = ["LoadedModel", "load_config", "load_model", "torch_dtype"]
-
-_DTYPES = {
-    "float32": torch.float32,
-    "fp32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "bf16": torch.bfloat16,
-    "float16": torch.float16,
-    "fp16": torch.float16,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,9 +171,9 @@ def _rises(ids: Tensor, below: int) -> bool:
 def torch_dtype(name: str | torch.dtype) -> torch.dtype:
     """The torch dtype of a user's word for it."""
     word = str(name).removeprefix("torch.")
-    if word not in _DTYPES:
-        raise InputError(f"dtype is {name!r}; must be auto or one of {', '.join(_DTYPES)}, int8")
-    return _DTYPES[word]
+    if word not in DTYPES:
+        raise InputError(f"dtype is {name!r}; must be auto or one of {', '.join(DTYPES)}, int8")
+    return DTYPES[word]
 
 
 def _device(name: str) -> torch.device:
