@@ -206,9 +206,8 @@ def _run(
         running: dict[Any, Path] = {}
         while True:
             for number, part in islice(waiting, _SENT - len(running)):
-                shard = (
-                    folder / f"{number:06}-{run}.lmdb"
-                )  # by whose names they are merged in order
+                # By whose names they are merged in order.
+                shard = folder / f"{number:06}-{run}.lmdb"
                 running[task.remote(work, list(part), str(shard))] = shard
             if not running:
                 return
