@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,6 +17,7 @@ from flamvid.data.mixture import Mixture
 from flamvid.data.pack import pack
 from flamvid.data.samples import Document
 from flamvid.data.sources import open_corpus
+from flamvid.data.verify import verify
 from flamvid.errors import ConfigError, SourceError
 from flamvid.text.prompt import PromptFormat
 from tests.data.conftest import BLUE, GREEN, LOOK, RED, corpus, documents, seconds, shown
@@ -116,9 +118,9 @@ def test_a_web_server_that_knows_no_ranges(tmp_path: Path, clip: Path) -> None:
         server.shutdown()
 
 
-def test_images_of_the_web_are_packed_side_by_side_and_silent_servers_are_left(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def meeting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a server that answers when four are asked for at once, or never."""
     pytest.importorskip("aiohttp")
     monkeypatch.setattr("flamvid.data.files._SILENT", 0.5)
     meet, over = Barrier(4), Event()
@@ -129,33 +131,59 @@ def test_images_of_the_web_are_packed_side_by_side_and_silent_servers_are_left(
                 over.wait(20)
                 return
             meet.wait(20)  # for three others, which are asked for meanwhile
+            data = BLUE if "blue" in self.path else RED
             self.send_response(200)
-            self.send_header("Content-Length", str(len(RED)))
+            self.send_header("Content-Length", str(len(data)))
             self.end_headers()
-            self.wfile.write(RED)
+            self.wfile.write(data)
 
         def log_message(self, *_: object) -> None:
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Slow, directory=tmp_path)) as server:
         Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-        base = f"http://127.0.0.1:{server.server_port}"
-        pages = [["a", [f"{base}/{n}.webp"]] for n in range(4)]
-        pages[3][1] += [f"{base}/silent.webp"]
-        lines = [
-            json.dumps({"texts": [text] + [None] * len(urls), "images": [None, *urls]})
-            for text, urls in pages
-        ]
-        (tmp_path / "p.jsonl").write_text("\n".join(lines))
-        told: list[tuple[int, int]] = []
-        config = corpus("interleaved", "p.jsonl")
-        out = tmp_path / "out"
-        [_] = pack(config, tmp_path, out, count=lambda *counts: told.append(counts))
+        yield f"http://127.0.0.1:{server.server_port}"
         over.set()
         server.shutdown()
+
+
+def test_images_of_the_web_are_packed_side_by_side_and_silent_servers_are_left(
+    tmp_path: Path, meeting: str
+) -> None:
+    pages = [["a", [f"{meeting}/{n}.webp"]] for n in range(4)]
+    pages[3][1] += [f"{meeting}/silent.webp"]
+    lines = [
+        json.dumps({"texts": [text] + [None] * len(urls), "images": [None, *urls]})
+        for text, urls in pages
+    ]
+    (tmp_path / "p.jsonl").write_text("\n".join(lines))
+    told: list[tuple[int, int]] = []
+    config = corpus("interleaved", "p.jsonl")
+    out = tmp_path / "out"
+    [_] = pack(config, tmp_path, out, count=lambda *counts: told.append(counts))
     assert told == [(4, 1)]
     found = documents(open_corpus(corpus("interleaved", "out/*.tar"), tmp_path))
     assert [shown(document) for document in found] == [["a", "R"]] * 4
+
+
+def test_images_of_the_web_are_verified_side_by_side_and_told_in_order(
+    tmp_path: Path, meeting: str
+) -> None:
+    names = ["silent", "red", "0", "blue", "1"]
+    rows = [{"image": f"{meeting}/{name}.webp", "caption": "a wall"} for name in names]
+    rows.insert(2, {"image": f"{meeting}/none.webp", "caption": ""})
+    (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    good: list[tuple[int, int]] = []
+    config = corpus("manifest", "m.jsonl")
+    found = verify({"train": [config]}, tmp_path, lambda *told: good.append(told[2:]))
+    told = [(problem.sample.rpartition("/")[2], problem.reason) for problem in found]
+    assert [name for name, _ in told] == ["silent.webp", "none.webp", "0.webp", "1.webp"]
+    silent, bare, *copies = [reason for _, reason in told]
+    assert "silent.webp can't be read" in silent
+    assert bare.endswith("none.webp has no caption")
+    assert all(reason.startswith("is a duplicate of ") for reason in copies)
+    assert all(reason.endswith("/red.webp") for reason in copies)
+    assert good == [(2, 0)]
 
 
 @pytest.mark.parametrize(("module", "name"), [("pyarrow", "p.parquet"), ("aiohttp", "p.jsonl")])
