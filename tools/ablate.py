@@ -18,7 +18,7 @@ from itertools import product
 from pathlib import Path
 
 import torch
-from ablations.corpora import Places
+from ablations.corpora import HELD_OUT, SHARDS, Places
 from ablations.one import run_row
 from ablations.rows import ROWS
 from ablations.scale import Scale
@@ -50,11 +50,17 @@ def _main(options: argparse.Namespace) -> int:
     rows = [known[name] for name in options.rows or known]
     score = None if options.no_cider else _cider()
     base = read_model_config(str(options.model))
-    options.out.mkdir(parents=True, exist_ok=True)
     places = Places(options.data, options.features, options.out)
     model = config.read_toml(options.model)  # not `base`, which new options of models would change
     about = {"model": model, "scale": asdict(scale), "cider": score is not None}
     results = Results(options.out / "results.jsonl", about)
+    if options.table:  # a page that lacks the marks is known before a row is trained for it
+        write_between(options.table, table(rows, results))
+    needed = {HELD_OUT, *(SHARDS[name] for row in rows for name in row.corpora)}
+    for shard in () if options.no_run else sorted(needed):
+        if not (options.data / shard).is_file():
+            raise InputError(f"--data {options.data} has no {shard}; give the folder of the shards")
+    options.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     began = time.monotonic()
 

@@ -117,5 +117,11 @@ def read_corpora(path: Path) -> dict[str, tuple[CorpusConfig, ...]]:
                 f"{path}: {key} {min(twice)!r} is there twice; give each a name of its own"
             )
     if not found["train"]:
-        raise ConfigError(f"{path} has no [[corpus]] table; a recipe must say what to train on")
+        frozen = "data" in table and "corpus" not in table
+        rule = (
+            "this is for corpora, and a recipe with [data] trains on features of whole shards"
+            if frozen
+            else "a recipe must say what to train on"
+        )
+        raise ConfigError(f"{path} has no [[corpus]] table; {rule}")
     return found

@@ -263,7 +263,8 @@ def test_a_shard_that_can_t_be_written_is_one_line(
     ("recipe", "options", "complaint"),
     [
         (None, (), "no such file"),
-        ("", (), "has no [[corpus]] table"),
+        ("", (), "has no [[corpus]] table; a recipe must say what to train on"),
+        ("[data]\n", (), "has no [[corpus]] table; this is for corpora, and a recipe with [data]"),
         (RECIPE.replace("sources = [\"v", "source = [\"v"), (), "did you mean 'sources'"),
         (RECIPE.replace("s-*.tar", "t-*.tar"), (), "no file matches"),
         (RECIPE, ("--corpus", "other"), "--corpus is 'other'; r.toml has held-out, stills"),

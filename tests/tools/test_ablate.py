@@ -39,7 +39,16 @@ from ablations.table import Results, table, write_between  # noqa: E402
 
 BY_NAME = {row.name: row for row in ROWS}
 SCALE = Scale(
-    updates=2, videos=3, images=2, documents=2, media=2, samples=8, held_out=6, grid=2, words=3
+    updates=2,
+    warmup=1,
+    videos=3,
+    images=2,
+    documents=2,
+    media=2,
+    samples=8,
+    held_out=6,
+    grid=2,
+    words=3,
 )
 
 
@@ -189,7 +198,15 @@ def test_every_row_runs(row: Row, home: Path, places: corpora.Places) -> None:
 
 
 def command(home: Path, *more: str) -> list[str]:
-    scale = {"updates": 2, "samples": 6, "held_out": 4, "grid": 2, "media": 2, "words": 3}
+    scale = {
+        "updates": 2,
+        "warmup": 1,
+        "samples": 6,
+        "held_out": 4,
+        "grid": 2,
+        "media": 2,
+        "words": 3,
+    }
     return [
         *(sys.executable, str(TOOLS / "ablate.py"), "--no-cider", "--data", str(home)),
         *("--model", str(home / "tiny.toml"), "--features", str(home / "none")),
@@ -257,6 +274,7 @@ def test_a_page_without_marks_is_left_alone(tmp_path: Path) -> None:
         (["--set", "updates=0"], "updates is 0; must be above 0"),
         (["--set", "update=3"], "did you mean 'updates'?"),
         (["--set", "updates"], "must be KEY=NUMBER"),
+        (["--no-cider"], "has no coco/train-000.tar; give the folder of the shards"),
     ],
 )
 def test_bad_arguments_are_one_line(
@@ -276,3 +294,9 @@ def test_bad_arguments_are_one_line(
 def test_a_scale_of_nothing_is_refused() -> None:
     with pytest.raises(ConfigError, match="samples is 0"):
         Scale(samples=0)
+
+
+def test_a_run_that_ends_in_its_warmup_is_refused() -> None:
+    assert Scale(updates=11).warmup == 10
+    with pytest.raises(ConfigError, match=r"warmup is 10; must be below updates \(10\)"):
+        Scale(updates=10)

@@ -29,7 +29,7 @@ from flamvid.data.shards import read_shard
 from flamvid.text.prompt import PromptFormat
 from flamvid.weights.load import LoadedModel
 
-__all__ = ["Corpus", "Places", "documents_of", "held_out", "training"]
+__all__ = ["HELD_OUT", "SHARDS", "Corpus", "Places", "documents_of", "held_out", "training"]
 
 # No media is in two of them: leaving one out leaves its media out, too.
 SHARDS = {

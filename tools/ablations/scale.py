@@ -39,3 +39,8 @@ class Scale:
         for name in self.__slots__:
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; must be above 0")
+        if self.warmup >= self.updates:  # a row would end before it learns at its rate
+            raise ConfigError(
+                f"warmup is {self.warmup}; must be below updates ({self.updates}); "
+                "give another by --set warmup=N"
+            )
