@@ -20,11 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from flamvid.errors import ConfigError
+from flamvid.models.cache import KeyValueCache
 from flamvid.models.frozen import CPU
 from flamvid.models.gated_xattn import GatedCrossAttention, MediaKeyValues
 from flamvid.models.graft import GraftedCache, GraftedLayer, run_grafted
 from flamvid.models.int8 import Int8Linear
-from flamvid.models.llama import KeyValueCache, Llama, read_llama_config
+from flamvid.models.llama import Llama, read_llama_config
 from flamvid.models.llama_file import can_be_int8, load_llama, load_llama_int8
 from flamvid.models.new_tokens import NewHead, NewTokens
 from flamvid.ops import linear
