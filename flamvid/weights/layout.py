@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import logging
-import shutil
-import tempfile
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +18,7 @@ from flamvid.models.flamingo import Flamingo
 from flamvid.models.frozen import laid_on_load
 from flamvid.models.lm import decoder_layers
 from flamvid.models.resampler import PerceiverResampler
-from flamvid.weights import hub
+from flamvid.weights.offload import OffloadFolder
 
 __all__ = ["Layout", "Room", "layout"]
 
@@ -72,7 +69,7 @@ class Layout:
     device_map: str
     room: dict[int | str, int]
     int8: bool
-    folder: Path | None = field(default=None, init=False)
+    folder: OffloadFolder | None = field(default=None, init=False)
 
     @property
     def home(self) -> torch.device:
@@ -90,7 +87,7 @@ class Layout:
                 yield
         except BaseException:
             if self.folder is not None:
-                shutil.rmtree(self.folder, ignore_errors=True)
+                self.folder.delete()
             raise
         finally:
             logger.setLevel(level)
@@ -98,7 +95,7 @@ class Layout:
     def belongs_to(self, flamingo: Flamingo) -> None:
         """What of the model lies on the disk, is deleted with it."""
         if self.folder is not None:
-            weakref.finalize(flamingo, shutil.rmtree, self.folder, ignore_errors=True)
+            weakref.finalize(flamingo, self.folder.delete)
 
     def _keywords(self, lm: Any) -> dict[str, Any]:
         """Of `from_pretrained`, by a language model on the meta device."""
@@ -110,11 +107,8 @@ class Layout:
                 f"{self.config.name} does not fit in {self.room} even as int8, which can't lie on "
                 "the disk; use dtype bf16"
             )
-        # Not the folder of temporary files, which may itself lie in memory.
-        above = hub.cache_dir() / "offload"
-        above.mkdir(parents=True, exist_ok=True)
-        self.folder = Path(tempfile.mkdtemp(dir=above))
-        return {"device_map": places, "offload_folder": str(self.folder)}
+        self.folder = OffloadFolder.made()
+        return {"device_map": places, "offload_folder": str(self.folder.path)}
 
     def _places(self, lm: Any) -> dict[str, int | str]:
         """A place for each decoder layer, and for each other module that has weights."""

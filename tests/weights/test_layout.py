@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, core_model_loading
 
-from flamvid.errors import ConfigError, InputError
+from flamvid.errors import ConfigError, InputError, WeightsError
 from flamvid.models.build import read_model_config
 from flamvid.models.flamingo import Flamingo
 from flamvid.models.hosts import load_host
@@ -23,6 +25,7 @@ from flamvid.models.transformers_encoder import load_tower
 from flamvid.weights.idefics import load_idefics
 from flamvid.weights.layout import Layout, layout
 from flamvid.weights.load import load_config, load_model
+from flamvid.weights.offload import OffloadFolder
 from flamvid.weights.open_flamingo import build_open_flamingo, open_flamingo_tensors
 from flamvid.weights.open_flamingo import layout as sizes_of
 from flamvid.weights.otter import load_otter
@@ -127,7 +130,8 @@ def test_every_format_on_the_disk(
     rest = (model.vision, model.resampler, model.lm.inserted, model.lm.head)
     assert {p.device.type for part in rest for p in part.parameters()} == {"cpu"}
     same(model, plain)
-    assert list(home.iterdir()) == [laid.folder]
+    assert laid.folder is not None
+    assert list(home.iterdir()) == [laid.folder.path]
     del model
     gc.collect()
     assert not list(home.iterdir())
@@ -164,7 +168,7 @@ def test_what_goes_to_the_disk_is_one_tensor_at_a_time_in_memory(
         model = load_otter(tmp_path, torch.bfloat16)
     assert len(seen) == sum(p.device.type == "meta" for p in model.parameters()) > 50
     assert laid.folder is not None
-    written = sum(f.stat().st_size for f in laid.folder.iterdir())
+    written = sum(f.stat().st_size for f in laid.folder.path.iterdir())
     assert written >= 2 * sum(p.numel() for p in decoder_layers(model.lm.lm).parameters())
 
 
@@ -194,6 +198,29 @@ def test_a_failure_leaves_nothing_on_the_disk(
         load_otter(tmp_path)
     assert laid.folder is not None
     assert not list(home.iterdir())
+
+
+def test_what_a_killed_process_left_is_deleted(home: Path) -> None:
+    code = "from flamvid.weights.offload import OffloadFolder as F; f = F.made(); (f.path / 'x')"
+    code += ".write_text('x'); print(f.path, flush=True); import os; os.kill(os.getpid(), 9)"
+    killed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    left = Path(killed.stdout.strip())
+    assert (left / "x").exists()
+    assert left.parent == home
+    mine = OffloadFolder.made()
+    assert list(home.iterdir()) == [mine.path]
+    other = OffloadFolder.made()
+    assert mine.path.exists()  # for it is in use
+    mine.delete()
+    other.delete()
+    assert not list(home.iterdir())
+
+
+def test_a_cache_that_can_not_be_written(home: Path) -> None:
+    home.parent.mkdir()
+    home.write_text("a file")
+    with pytest.raises(WeightsError, match=r"can't write to the cache .* set FLAMVID_HOME"):
+        OffloadFolder.made()
 
 
 def test_int8_is_not_laid_on_the_disk(tmp_path: Path, home: Path) -> None:
