@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from copy import deepcopy
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
@@ -17,10 +19,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from flamvid.errors import WeightsError
+from flamvid.errors import FlamvidError, WeightsError
 from flamvid.models.pointers import refuse_pointers
 
-__all__ = ["asked_for_int8", "frozen_from", "frozen_of", "int8_on_load"]
+__all__ = ["asked_for_int8", "frozen_from", "frozen_of", "int8_on_load", "laid_on_load"]
 
 CPU = torch.device("cpu")
 _DAMAGE = (OSError, ValueError, KeyError, RuntimeError, SafetensorError, UnpicklingError, EOFError)
@@ -28,6 +30,8 @@ _DAMAGE = (OSError, ValueError, KeyError, RuntimeError, SafetensorError, Unpickl
 
 _Make = Callable[[nn.Linear], nn.Module | None]
 _int8: ContextVar[_Make | None] = ContextVar("flamvid_int8_on_load", default=None)
+_Plan = Callable[[Any], Mapping[str, Any]]
+_plan: ContextVar[_Plan | None] = ContextVar("flamvid_laid_on_load", default=None)
 
 
 @contextmanager
@@ -47,6 +51,29 @@ def int8_on_load(make: _Make) -> Iterator[None]:
 def asked_for_int8() -> _Make | None:
     """What `int8_on_load` was given, if it is at work."""
     return _int8.get()
+
+
+@contextmanager
+def laid_on_load(plan: _Plan) -> Iterator[None]:
+    """Language models that are loaded meanwhile are laid over places, each tensor as it is read.
+
+    plan: from one on the meta device to keywords of `from_pretrained`, a device_map among them.
+    """
+    token = _plan.set(plan)
+    try:
+        yield
+    finally:
+        _plan.reset(token)
+
+
+def _laid(dtype: torch.dtype, make: Callable[[], Any]) -> dict[str, Any]:
+    """What `laid_on_load` says of the model that would be made; nothing of a vision tower."""
+    plan = _plan.get()
+    if plan is None:
+        return {}
+    with torch.device("meta"):
+        model = make().to(dtype)
+    return {} if model.get_output_embeddings() is None else dict(plan(model))
 
 
 def _as_read() -> dict[str, Any]:
@@ -78,6 +105,7 @@ def frozen_from(
     safe = any(folder.glob("*.safetensors"))
     try:
         with _quietly():
+            places = _laid(dtype, partial(_auto, kind, folder)) if _is_auto(kind) else {}
             model, report = kind.from_pretrained(
                 folder,
                 dtype=dtype,
@@ -87,10 +115,12 @@ def frozen_from(
                 trust_remote_code=False,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # which it would name in a report of many lines
-                **_straight_to(device),
+                **(places or _straight_to(device)),
                 **_as_read(),
                 **settings,
             )
+    except FlamvidError:
+        raise
     except _DAMAGE as error:
         raise WeightsError(f"{folder} is no {what}: {_line(error)}") from error
     _refuse_shapes(report, folder)
@@ -98,7 +128,7 @@ def frozen_from(
         raise WeightsError(
             f"{folder} lacks {_listed(missing)} of its {what}; copy or fetch it again"
         )
-    return model.to(device).requires_grad_(False).eval()
+    return _ready(model, device, places)
 
 
 def frozen_of(
@@ -115,6 +145,7 @@ def frozen_of(
     """
     try:
         with _quietly():
+            places = _laid(dtype, lambda: kind(deepcopy(config)))
             model, report = kind.from_pretrained(
                 None,
                 config=config,
@@ -122,9 +153,11 @@ def frozen_of(
                 dtype=dtype,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # which it would name in a report of many lines
-                **_straight_to(device),
+                **(places or _straight_to(device)),
                 **_as_read(),
             )
+    except FlamvidError:
+        raise
     except _DAMAGE as error:
         raise WeightsError(f"{source} does not fit its {kind.__name__}: {_line(error)}") from error
     _refuse_shapes(report, source)
@@ -134,7 +167,27 @@ def frozen_of(
             f"{source} does not fit its {kind.__name__}: missing {_listed(missing)}, unexpected "
             f"{_listed(unexpected)}; copy or fetch it again"
         )
-    return model.to(device).requires_grad_(False).eval()
+    return _ready(model, device, places)
+
+
+def _is_auto(kind: Any) -> bool:
+    """Whether it is the class of all causal language models; a vision tower's is its own."""
+    return hasattr(kind, "from_config")
+
+
+def _auto(kind: Any, folder: Path) -> Any:
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    return kind.from_config(config)
+
+
+def _ready(model: Any, device: torch.device, places: Mapping[str, Any]) -> Any:
+    if places:
+        model.hf_device_map = places["device_map"]  # transformers says so of several places only
+    else:
+        model = model.to(device)
+    return model.requires_grad_(False).eval()
 
 
 @contextmanager

@@ -104,6 +104,15 @@ class LanguageModel(nn.Module):
         assert isinstance(head, nn.Module)
         return head
 
+    @property
+    def places(self) -> list[torch.device]:
+        """Where each new layer belongs: where the layer beside it is computed."""
+        home = self.lm.get_input_embeddings().weight.device
+        laid, path = getattr(self.lm, "hf_device_map", {}), layers_path(self.lm)
+        found = (laid.get(f"{path}.{at}") for at in self.at)
+        # What is kept in memory or on the disk comes home for it.
+        return [torch.device("cuda", at) if isinstance(at, int) else home for at in found]
+
     def add_tokens(self, ids: Sequence[int]) -> None:
         """Give tokens rows of their own, to be trained; they start as what the table has for them.
 

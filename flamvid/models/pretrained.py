@@ -190,6 +190,11 @@ def _tensors(model: Flamingo) -> Iterator[tuple[str, Tensor]]:
     """Every tensor once, by the part that it belongs to."""
     if any(isinstance(module, Int8Linear) for module in model.modules()):
         raise ConfigError("the model is int8, which is not saved; load it as float32")
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ConfigError(
+            "the model lies partly on the disk or in memory beside a GPU, from where it is not "
+            "saved; load it without device_map"
+        )
     if model.lm.tokens is not None:
         yield TOKEN_IDS, torch.tensor(model.lm.tokens.ids)
         for name, tensor in model.lm.tokens.state_dict().items():
@@ -281,8 +286,12 @@ def _load(
         model.lm.add_tokens(tensors[TOKEN_IDS].tolist())
         assert model.lm.tokens is not None
         parts["tokens."] = model.lm.tokens
+    at = {f"{slot}": place for slot, place in enumerate(model.lm.places)}
     for prefix, part in parts.items():
-        values = {n: t.to(device, kind, copy=True) for n, t in _under(tensors, prefix).items()}
+        values = {}
+        for name, tensor in _under(tensors, prefix).items():
+            place = at.get(name.partition(".")[0], device) if part is model.lm.inserted else device
+            values[name] = tensor.to(place, kind, copy=True)
         _assign(part, values, folder)
     vocabulary = tensors[VOCABULARY].long() if VOCABULARY in tensors else None
     model.card = Card.of_saved(folder, table, vocabulary)

@@ -50,13 +50,14 @@ _BUFFERS = re.compile(
 def assemble_empty(vision: VisionEncoder, lm: Any, parts: ModelParts) -> Flamingo:
     """A Flamingo over frozen parts whose trained ones have memory but no values yet.
 
-    They get the LM's dtype and device, so that `fill` is the only copy that is ever made.
+    They get the LM's dtype and devices, so that `fill` is the only copy that is ever made.
     """
     like = lm.get_input_embeddings().weight
     with torch.device("meta"):
         flamingo = assemble(vision, lm, *parts)
-    for new in (flamingo.resampler, flamingo.lm.inserted):
-        new.to(like.dtype).to_empty(device=like.device)
+    flamingo.resampler.to(like.dtype).to_empty(device=like.device)
+    for new, place in zip(flamingo.lm.inserted, flamingo.lm.places, strict=True):
+        new.to(like.dtype).to_empty(device=place)
     return flamingo
 
 
