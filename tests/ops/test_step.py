@@ -229,15 +229,13 @@ def test_what_does_not_fit_is_refused_before_it_is_read() -> None:
         (6, "tanh"),
         (7, torch.randn(24)),
     ):
-        with pytest.raises(RuntimeError, match="step|few"):
+        with pytest.raises(RuntimeError, match=r"step|few"):
             feed_few(*feed[:at], bad, *feed[at + 1 :])
     keys, values = torch.randn(2, 1, 3, 10, 8)
     for index, latents in (([0, 2], 5), ([0, 1], 0), ([0], 5)):
         at_media = torch.tensor(index, dtype=torch.int32)
-        with pytest.raises(RuntimeError, match="step|few"):
-            cross_few(
-                x, first, 1e-5, weights(24, 24), keys, values, at_media, latents, down, None
-            )
+        with pytest.raises(RuntimeError, match=r"step|few"):
+            cross_few(x, first, 1e-5, weights(24, 24), keys, values, at_media, latents, down, None)
     cache = torch.randn(2, 2, 3, 10, 8)
     for length in (-1, 10):
         args = (first, 1e-5, False, weights(72, 24), [], [], [], None, *cache, length, None, 3, 1.0)
