@@ -14,13 +14,7 @@ from torch import Tensor
 from flamvid import video
 from flamvid.api import Captioner, load
 from flamvid.errors import InputError, StoreError
-from flamvid.index.cluster import (
-    Cluster,
-    claimed,
-    index_on_cluster,
-    merge_left_over,
-    provenance_of,
-)
+from flamvid.index.cluster import Cluster, claimed, index_on_cluster, merge_left_over
 from flamvid.index.content import on_disk
 from flamvid.index.encoder import FrameEncoder
 from flamvid.index.feed import Sieve
@@ -33,6 +27,7 @@ from flamvid.index.watch import Look, watched
 from flamvid.index.windows import open_windows
 from flamvid.models.contrastive import mean_vector
 from flamvid.store import FeatureStore, Provenance
+from flamvid.store.maintain import provenance_of
 from flamvid.types import Caption, Segment
 from flamvid.video.sample import Uniform
 

@@ -24,10 +24,10 @@ from typing import Any
 from flamvid.errors import DamagedStore, InputError, StoreError
 from flamvid.index.indexer import Listener
 from flamvid.index.stats import Stats
-from flamvid.store import Failure, FeatureStore, Provenance
+from flamvid.store import Failure, FeatureStore
 from flamvid.store.file import translated
 from flamvid.store.locks import exclusive
-from flamvid.store.maintain import merge
+from flamvid.store.maintain import merge, provenance_of
 
 __all__ = [
     "Cluster",
@@ -35,7 +35,6 @@ __all__ = [
     "claimed",
     "index_on_cluster",
     "merge_left_over",
-    "provenance_of",
 ]
 
 _LOCK = "lock"
@@ -109,15 +108,6 @@ def merge_left_over(store: Path) -> None:
         # The sources of what is damaged are new to the run that follows.
         merge(store, sound, newer=True)
     _clear(store)
-
-
-def provenance_of(store: Path) -> Provenance:
-    """What made the features of a store, which is not kept open."""
-    opened = FeatureStore(store)
-    try:
-        return opened.provenance
-    finally:
-        opened.close()
 
 
 def index_on_cluster(

@@ -6,6 +6,7 @@ Legend: T frames, h, w height and width that the encoder reads.
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from flamvid import video
 from flamvid.errors import DecodeError, DecoderLost, FlamvidError, SourceError
 from flamvid.index.channel import Channel, Stopped, Switch
-from flamvid.index.content import Content, identify, on_disk, status
+from flamvid.index.content import Content, Gone, identify, on_disk, status
 from flamvid.index.encoder import FrameEncoder
 from flamvid.index.stats import Stats
 from flamvid.index.watch import Look
@@ -49,7 +50,7 @@ class Job:
     """A source on its way. told: places of the sampled frames that its caption is made of.
 
     stale: ids of videos that the store has of this source, from before its file changed. stored:
-    the video is there, and wants a caption only.
+    the video is there, and wants a caption only. vanished: its file was gone when it failed.
     """
 
     source: str
@@ -60,6 +61,7 @@ class Job:
     seen: list[Tensor] = field(default_factory=list)
     stale: tuple[str, ...] = ()
     stored: VideoRecord | None = None
+    vanished: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,7 +92,8 @@ class Sieve:
     to get one. met: what sources were found to hold; `changes` counts how often that changed.
     copied: ids that the store has of sources that don't look as it has them. lock: held from the
     look whether the store has a video until `copied` tells, and by who removes one. settled:
-    records were made to agree with what was met.
+    records were made to agree with what was met. lost: jobs whose file vanished, and what each
+    failed with; by the next look they are no failures, as the file may be there by another name.
     """
 
     def __init__(
@@ -118,6 +121,7 @@ class Sieve:
         self.copied: set[str] = set()
         self.lock = threading.Lock()
         self.settled = threading.Event()
+        self.lost: deque[tuple[Job, Exception]] = deque()
 
     def unseen(self, source: str) -> bool:
         """Whether a source is new as far as its name and state tell; counted if not."""
@@ -171,6 +175,21 @@ class Sieve:
         """What these held, they hold no more."""
         for source in sources:
             self.changes += self.met.pop(source, None) is not None
+
+    def anew(self) -> list[str]:
+        """Sources to look at once more: they hold what is lost under another name, or again."""
+        again: list[str] = []
+        while self.lost:
+            job, _ = self.lost.popleft()
+            video = job.content.sha256[:32]
+            self._taken.discard(video)
+            self._made.pop(job.source, None)
+            holders = [source for source, met in self.met.items() if met.id == video]
+            copies = len(holders) - (job.source in holders)
+            self._stats.found -= 1 + copies  # each is found when it is looked at
+            self._stats.duplicates -= copies
+            again += [source for source in holders if status(source) is not None]
+        return again
 
     def _there(self, source: str, found: tuple[int, float] | None) -> VideoRecord | None:
         """The record of a source that is in the state in which the store has it."""
@@ -254,17 +273,22 @@ class Decoders:
                 sieve.forget(source.gone)
                 if not source.changing:
                     self._settle(sieve)
-                continue
-            self._stats.found += 1
-            try:
-                job = sieve.pick(source)
-            except SourceError as error:
-                self.items.put(Ending(Job(source, Content("", 0, 0.0)), error))
-                continue
-            if job is not None:
-                self._jobs.put(job)
+                for each in sieve.anew():
+                    self._pick(each, sieve)
+            else:
+                self._pick(source, sieve)
         for _ in range(self._workers):
             self._jobs.put(None)
+
+    def _pick(self, source: str, sieve: Sieve) -> None:
+        self._stats.found += 1
+        try:
+            job = sieve.pick(source)
+        except SourceError as error:
+            self.items.put(Ending(Job(source, Content("", 0, 0.0)), error))
+            return
+        if job is not None:
+            self._jobs.put(job)
 
     def _settle(self, sieve: Sieve) -> None:
         """Wait until records agree with what was met: half of an exchange would be a loss."""
@@ -285,6 +309,7 @@ class Decoders:
                 raise
             except Exception as raised:  # one odd file must not take the other thousand with it
                 error = raised
+                job.vanished = job.stored is None and Gone()(job.source)
             self.items.put(Ending(job, error))
         self.items.put(Ending(_LAST))
 

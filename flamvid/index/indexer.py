@@ -329,6 +329,8 @@ class _Writing:
                 elif item.job not in self._broken:
                     self._add(item)
                 self._listener.progress(self._stats)
+            for job, error in self._sieve.lost:  # nobody looks once more
+                self._note(job, error)
         except Stopped:
             pass
         except BaseException as error:
@@ -383,6 +385,12 @@ class _Writing:
         if job.video is not None:
             with suppress(InputError):  # no chunk of it was full yet
                 self._writer.remove(job.content.sha256[:32])
+        if job.vanished:
+            self._sieve.lost.append((job, error))
+        else:
+            self._note(job, error)
+
+    def _note(self, job: Job, error: Exception) -> None:
         reason = reason_of(error)
         message = " ".join(str(error).split()) or type(error).__name__
         if job.stored is None:

@@ -21,7 +21,17 @@ from flamvid.store.reader import Failure, FeatureStore, Snapshot
 from flamvid.store.schema import DATABASES, Provenance, chunk_key, dump, id_bytes, pack
 from flamvid.store.writer import Put, StoreWriter, failure_key
 
-__all__ = ["Merged", "Repaired", "Report", "compact", "merge", "remove", "repair", "verify"]
+__all__ = [
+    "Merged",
+    "Repaired",
+    "Report",
+    "compact",
+    "merge",
+    "provenance_of",
+    "remove",
+    "repair",
+    "verify",
+]
 
 _BATCH_BYTES = 64 << 20
 
@@ -195,7 +205,7 @@ def merge(target: Path, sources: Sequence[Path], newer: bool = False) -> Merged:
     met: dict[str, Met] = {}
     copied: set[str] = set()
     # One at a time is open: a process has only so many files, and addresses for their maps.
-    first, *_ = [_provenance(source) for source in sources]
+    first, *_ = [provenance_of(source) for source in sources]
     with StoreWriter(target, first) as writer:
         older = _by_path(writer.reader) if newer else {}
         for source in sources:
@@ -231,6 +241,15 @@ def merge(target: Path, sources: Sequence[Path], newer: bool = False) -> Merged:
     return Merged(added, present, told, tuple(damaged), settled)
 
 
+def provenance_of(path: Path) -> Provenance:
+    """What made the features of a store, which is not kept open."""
+    store = FeatureStore(path)
+    try:
+        return store.provenance
+    finally:
+        store.close()
+
+
 def _by_path(store: FeatureStore) -> dict[str, list[str]]:
     """Ids of what a store has of each source. The snapshot ends here: it would pin freed pages."""
     snapshot = store.snapshot()
@@ -238,14 +257,6 @@ def _by_path(store: FeatureStore) -> dict[str, list[str]]:
     for video in snapshot:
         ids.setdefault(snapshot[video].record.path, []).append(video)
     return ids
-
-
-def _provenance(source: Path) -> Provenance:
-    store = FeatureStore(source)
-    try:
-        return store.provenance
-    finally:
-        store.close()
 
 
 def _merge_video(

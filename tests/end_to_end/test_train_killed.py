@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +17,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.tiny import caption, encode, make_model, picture, write_colours, write_tar
+from tests.train.processes import writing
+from tests.train.recipes import write_recipe
 
 STEPS = 40
-RECIPE = """
-[model]
-name = "{model}"
-
+CORPORA = """
 [[corpus]]
 name = "clips"
 kind = "frames"
@@ -43,28 +40,13 @@ weight = 0.3
 batch = 4
 size = 32
 shuffle = 4
-
-[[validation]]
-name = "held out"
-kind = "frames"
-sources = ["held-out.tar"]
-batch = 2
-size = 32
-
-[optim]
-warmup = 2
-learning_rate = 1e-2
-
-[run]
-steps = {steps}
+"""
+RUN = f"""
+steps = {STEPS}
 seed = 5
 workers = 2
-precision = "float32"
-save_every = 2
-log_every = 1
 validate_every = 6
 validation_batches = 1
-cache = "features.sqlite"
 """
 
 
@@ -79,9 +61,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
         data = encode(picture((20 * at, 90, 0))) if at != 4 else b"no picture"
         members += [(f"{at}.webp", data), (f"{at}.txt", caption("red", at % 4).encode())]
     write_tar(folder / "walls.tar", members)
-    path = folder / "mine.toml"
-    path.write_text(RECIPE.format(model=make_model(folder), steps=STEPS))
-    return path
+    return write_recipe(folder / "mine.toml", make_model(folder), CORPORA, RUN)
 
 
 def begin(recipe: Path, out: Path) -> subprocess.Popen[bytes]:
@@ -113,12 +93,6 @@ def last(out: Path) -> int:
     return max((entry[0] for entry in journal(out)), default=0)
 
 
-def writing(out: Path, since: float) -> Iterator[Path]:
-    """What is in a snapshot that is not whole, and not of an earlier attempt."""
-    with contextlib.suppress(FileNotFoundError):  # it is whole by now
-        yield from (f for f in out.glob("step-*.part/*") if f.stat().st_mtime > since)
-
-
 @pytest.fixture(scope="module")
 def whole(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "run"
@@ -138,14 +112,14 @@ def test_no_kill_shows_in_the_end(recipe: Path, whole: Path, tmp_path: Path, kil
                 assert time.monotonic() < deadline
                 time.sleep(0.002)
             if kill % 2:  # in a snapshot, as the others are in an update
-                while not any(writing(out, since)):
+                while not writing(out, since):
                     assert child.poll() is None
                     time.sleep(0.001)
             else:
                 time.sleep(rng.uniform(0, 0.1))
             child.kill()
         assert child.returncode == -9
-        half_written += any(writing(out, since))
+        half_written += writing(out, since)
     assert half_written
     assert not (out / "model.toml").exists()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -30,3 +31,12 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows that searches keep lie where nothing else finds them."""
     monkeypatch.setenv("FLAMVID_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture
+def library_of_three(tmp_path: Path, videos: Path) -> Path:
+    folder = tmp_path / "library"
+    folder.mkdir()
+    for name, old in {"a": "red 0", "b": "blue 2", "c": "aqua 4"}.items():
+        shutil.copy(videos / f"{old}.mp4", folder / f"{name}.mp4")
+    return folder

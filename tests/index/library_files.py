@@ -10,6 +10,8 @@ from pathlib import Path
 import imageio_ffmpeg
 import lmdb
 
+from flamvid.store import FeatureStore
+
 COLOURS = ("red", "lime", "blue", "yellow", "aqua", "white")
 
 
@@ -49,3 +51,15 @@ def contents(path: Path) -> dict[tuple[str, bytes], object]:
                 elif (name, key) != ("meta", b"closed"):
                     found[name, key] = value
     return found
+
+
+def ids(store: Path) -> dict[str, str]:
+    """The id of each video by its path."""
+    opened = FeatureStore(store)
+    return {opened[video].record.path: video for video in opened}
+
+
+def exchange(one: Path, other: Path) -> None:
+    one.rename(spare := one.with_name("spare"))
+    other.rename(one)
+    spare.rename(other)

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,9 +18,13 @@ import pytest
 from flamvid import library
 from flamvid.api import Captioner
 from flamvid.errors import InputError
+from flamvid.index import feed
+from flamvid.index.content import Gone
+from flamvid.index.feed import Decoders, Job
 from flamvid.index.watch import Look, watched
 from flamvid.store import FeatureStore
 from flamvid.store.audit import verify
+from tests.index.library_files import exchange, ids
 from tests.tiny import write_tar
 
 
@@ -128,11 +133,6 @@ def test_what_can_not_be_watched(tmp_path: Path, captioner: Captioner, sources: 
         library.index(sources, tmp_path / "s.lmdb", model=captioner, watch=1.0)
 
 
-def ids(store: Path) -> dict[str, str]:
-    opened = FeatureStore(store)
-    return {Path(opened[video].record.path).name: video for video in opened}
-
-
 def test_records_follow_files_look_by_look(
     tmp_path: Path, videos: Path, captioner: Captioner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,10 +143,8 @@ def test_records_follow_files_look_by_look(
     red, blue = shutil.copy(videos / "red 0.mp4", a), videos / "blue 2.mp4"
     one, other = (hashlib.sha256(Path(f).read_bytes()).hexdigest()[:32] for f in (red, blue))
 
-    def exchange() -> None:
-        a.rename(spare := folder / "spare")
-        b.rename(a)
-        spare.rename(b)
+    def by_name() -> dict[str, str]:
+        return {Path(path).name: video for path, video in ids(store).items()}
 
     def over() -> None:
         shutil.copy(b, a)
@@ -158,8 +156,8 @@ def test_records_follow_files_look_by_look(
             (lambda: a.rename(z), {"z.mp4": one}),
             (lambda: z.rename(a), {"a.mp4": one}),
             (lambda: shutil.copy(blue, b), {"a.mp4": one, "b.mp4": other}),
-            (exchange, {"a.mp4": other, "b.mp4": one}),
-            (exchange, {"a.mp4": one, "b.mp4": other}),
+            (lambda: exchange(a, b), {"a.mp4": other, "b.mp4": one}),
+            (lambda: exchange(a, b), {"a.mp4": one, "b.mp4": other}),
             (over, {"b.mp4": other}),
             (a.unlink, {"b.mp4": other}),
             (lambda: shutil.copy(b, z), {"b.mp4": other}),
@@ -174,7 +172,7 @@ def test_records_follow_files_look_by_look(
         if rounds % 3:  # after each step three looks, that all may come to rest and be settled
             return
         deadline = time.monotonic() + 30
-        while (found := ids(store)) != expected and time.monotonic() < deadline:
+        while (found := by_name()) != expected and time.monotonic() < deadline:
             time.sleep(0.02)
         assert found == expected
         step = next(steps, None)
@@ -189,3 +187,69 @@ def test_records_follow_files_look_by_look(
         library.index(folder, store, model=captioner, watch=1.0, stats=stats)
     assert (stats.indexed, stats.failed, stats.moved, stats.removed) == (2, 0, 7, 1)
     assert not verify(store).findings
+
+
+@pytest.mark.parametrize("seen", ["before it fails", "after it failed", "again under its own name"])
+def test_a_file_that_is_renamed_before_it_is_decoded(
+    tmp_path: Path, videos: Path, captioner: Captioner, monkeypatch: pytest.MonkeyPatch, seen: str
+) -> None:
+    """It is no bad video, and comes by its new name whenever that was looked at first."""
+    folder, store = tmp_path / "library", tmp_path / "s.lmdb"
+    folder.mkdir()
+    a, z = folder / "a.mp4", folder / "z.mp4"
+    data = Path(shutil.copy(videos / "red 0.mp4", a)).read_bytes()
+    rounds, deadline = 0, time.monotonic() + 20
+    renamed, looked = threading.Event(), threading.Event()
+    decode = Decoders._decode
+
+    def late(self: Decoders, job: Job) -> None:
+        if renamed.is_set():
+            return decode(self, job)
+        a.rename(z)
+        renamed.set()
+        if seen == "before it fails":
+            looked.wait(30)
+        return decode(self, job)
+
+    def is_gone(source: str) -> bool:
+        found = Gone()(source)
+        if seen == "again under its own name" and z.exists():
+            z.rename(a)
+        return found
+
+    def sleep(seconds: float) -> None:
+        nonlocal rounds
+        rounds += renamed.is_set()
+        if rounds > 4:  # z was looked at, and lies at rest
+            looked.set()
+        if ids(store):
+            raise Over
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+    monkeypatch.setattr(Decoders, "_decode", late)
+    monkeypatch.setattr(feed, "Gone", lambda: is_gone)
+    monkeypatch.setattr(library, "watched", partial(watched, sleep=sleep))
+    stats = library.Stats()
+    with pytest.raises(Over):
+        library.index(folder, store, model=captioner, watch=1.0, stats=stats)
+    where = a if seen == "again under its own name" else z
+    assert ids(store) == {str(where): hashlib.sha256(data).hexdigest()[:32]}
+    assert FeatureStore(store).failures() == []
+    assert (stats.found, stats.indexed, stats.duplicates, stats.failed) == (1, 1, 0, 0)
+
+
+def test_a_file_that_vanishes_for_good_is_a_failure_where_nobody_looks_again(
+    tmp_path: Path, videos: Path, captioner: Captioner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, store = Path(shutil.copy(videos / "red 0.mp4", tmp_path / "a.mp4")), tmp_path / "s.lmdb"
+    decode = Decoders._decode
+
+    def late(self: Decoders, job: Job) -> None:
+        a.unlink()
+        decode(self, job)
+
+    monkeypatch.setattr(Decoders, "_decode", late)
+    stats = library.index(a, store, model=captioner)
+    assert (stats.indexed, stats.failed) == (0, 1)
+    assert [failure.source for failure in FeatureStore(store).failures()] == [str(a)]

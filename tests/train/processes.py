@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import socket
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 import torch
 
-__all__ = ["start", "together"]
+__all__ = ["start", "together", "writing"]
 
 _MAKER = multiprocessing.get_context("forkserver")
 _MAKER.set_forkserver_preload(["tests.train.killed", "tests.train.together"])
@@ -39,6 +41,13 @@ def together(count: int, target: Callable[..., None], *args: Any) -> None:
             for other in started:
                 other.kill()
         assert process.exitcode == 0
+
+
+def writing(out: Path, since: float) -> bool:
+    """Whether a snapshot is half written, and not by an earlier attempt."""
+    with contextlib.suppress(FileNotFoundError):  # complete by now
+        return any(file.stat().st_mtime > since for file in out.glob("step-*.part/*"))
+    return False
 
 
 def _call(target: Callable[..., None], args: tuple[Any, ...], env: dict[str, str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import random
 import time
@@ -14,7 +13,7 @@ import pytest
 import torch
 
 from tests.train.killed import train
-from tests.train.processes import start
+from tests.train.processes import start, writing
 
 STEPS, KILLS = 40, 10
 
@@ -40,13 +39,6 @@ def seen(out: Path) -> list[list[str]]:
         assert entry["update"] <= len(updates)
         updates[entry["update"] :] = [entry["keys"]]
     return updates
-
-
-def writing(out: Path, since: float) -> bool:
-    """Whether a snapshot is half written, and not by an earlier attempt."""
-    with contextlib.suppress(FileNotFoundError):  # complete by now
-        return any(file.stat().st_mtime >= since for file in out.glob("step-*.part/*"))
-    return False
 
 
 def seen_lines(out: Path) -> int:

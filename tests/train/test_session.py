@@ -22,11 +22,9 @@ from flamvid.train.plan import Plan, read_plan
 from flamvid.weights.adapter import load_adapter
 from flamvid.weights.load import load_model
 from tests.tiny import WORDS, caption
+from tests.train.recipes import write_recipe
 
-RECIPE = """
-[model]
-name = "{model}"
-
+CORPORA = """
 [[corpus]]
 name = "pages"
 kind = "interleaved"
@@ -42,26 +40,11 @@ weight = 0.3
 batch = 2
 frames = 2
 size = 32
-
-[[validation]]
-name = "held out"
-kind = "frames"
-sources = ["held-out.tar"]
-batch = 2
-size = 32
-
-[optim]
-warmup = 2
-learning_rate = 1e-2
-
-[run]
+"""
+RUN = """
 steps = 6
-precision = "float32"
-save_every = 2
-log_every = 1
 validate_every = 3
 validation_batches = 2
-cache = "features.sqlite"
 """
 
 
@@ -98,9 +81,7 @@ def recipe(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         return Samples(Colours, [str(file) for file in files], "colours", near=14)
 
     monkeypatch.setattr("flamvid.data.mixture.open_corpus", open_corpus)
-    path = tmp_path / "mine.toml"
-    path.write_text(RECIPE.format(model=tiny))
-    return path
+    return write_recipe(tmp_path / "mine.toml", tiny, CORPORA, RUN)
 
 
 def run(plan: Plan, out: Path, **keys: Any) -> session.Outcome:

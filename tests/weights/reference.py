@@ -19,6 +19,11 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, DynamicCache, PreTra
 
 IMAGE, EOC, PAD, VOCAB = 58, 57, 59, 60
 Heads = tuple[int, int]
+# where each kind of language model has its layers, and its embeddings in a checkpoint
+OPT = ("model.decoder.layers", ("lang_encoder.model.decoder.embed_tokens.weight",))
+LLAMA = ("model.layers", ("lang_encoder.model.embed_tokens.weight",))
+NEOX = ("gpt_neox.layers", ("lang_encoder.gpt_neox.embed_in.weight", "lang_encoder.lm_head.weight"))
+MPT = ("transformer.blocks", ("lang_encoder.transformer.wte.weight",))
 
 
 def feed_forward(dim: int) -> nn.Sequential:

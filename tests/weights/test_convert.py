@@ -2,106 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import re
 import shutil
-import weakref
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from transformers import LlamaConfig, LlamaForCausalLM
 
 import flamvid
-from flamvid.api import Captioner
-from flamvid.config import read_toml, to_toml
-from flamvid.errors import ConfigError, FlamvidError, InputError, OfflineError, WeightsError
-from flamvid.models.build import read_model_config
+from flamvid.errors import InputError, WeightsError
 from flamvid.models.contrastive import ContrastiveConfig, DualHead
 from flamvid.models.flamingo import Flamingo
-from flamvid.models.frozen import int8_on_load
-from flamvid.models.int8 import int8_of, make_int8
-from flamvid.models.llama import Llama
-from flamvid.models.pretrained import _tensors
 from flamvid.weights.convert import convert
 from flamvid.weights.embed import load_embedder, save_head
-from flamvid.weights.formats import build
-from flamvid.weights.load import LoadedModel, load_model
+from flamvid.weights.load import load_model
 from flamvid.weights.source import source_config
 from tests.conftest import SHARED
 from tests.tiny import make_tokenizer
-from tests.weights.reference import write_folder
+from tests.weights.released import built, same, words
 from tests.weights.test_idefics import theirs as idefics
-from tests.weights.test_parity import LLAMA
-
-TOML = """
-format = "open_flamingo"
-lm = "{0}/lm"
-adapter = "checkpoint.safetensors"
-licence = "MIT"
-frames = 1
-
-[tokens]
-bos = "<bos>"
-media = "<image>"
-end = "<|endofchunk|>"
-added = ["<|endofchunk|>", "<image>"]
-
-[prompt]
-caption = "{{media}}Output:"
-question = "{{media}}Question:{{question}} Short answer:"
-
-[vision]
-encoder = "clip:{0}/clip"
-size = 28
-resize = "crop"
-
-[resampler]
-features = 24
-width = 24
-frames = 0
-project = false
-activation = "gelu"
-
-[xattn]
-activation = "gelu"
-"""
-
-
-@pytest.fixture(scope="module")
-def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a tiny OpenFlamingo with a tokenizer, and its TOML."""
-    folder = tmp_path_factory.mktemp("released")
-    tokenizer = make_tokenizer()
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=40,
-        intermediate_size=56,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        vocab_size=len(tokenizer) + 2,
-    )
-    write_folder(folder, LlamaForCausalLM(config), *LLAMA, every=2)
-    tokenizer.save_pretrained(folder / "lm")
-    (folder / "tiny.toml").write_text(TOML.format(folder))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("picture") / "noise.png"
-    pixels = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
-    Image.fromarray(pixels).save(path)
-    return path
-
-
-def words(captioner: Any, picture: Path) -> tuple[str, str]:
-    [caption] = captioner.caption(picture, max_tokens=6)
-    return caption.text, captioner.ask(picture, "what?", max_tokens=6).text
 
 
 def test_prompts_are_as_it_was_trained(released: Path) -> None:
@@ -153,12 +71,6 @@ def test_a_converted_model_can_be_searched_with_as_before(tiny: Path, tmp_path: 
     assert torch.equal(before.text(["a red wall"]), after.text(["a red wall"]))
 
 
-def same(one: Flamingo, other: Flamingo) -> bool:
-    """Whether all tensors agree, by the names under which they are saved."""
-    mine, theirs = (dict(_tensors(model)) for model in (one, other))
-    return mine.keys() == theirs.keys() and all(torch.equal(t, theirs[n]) for n, t in mine.items())
-
-
 def test_a_bare_checkpoint_by_the_preset_it_is_like(released: Path, tmp_path: Path) -> None:
     file = str(shutil.copy(released / "checkpoint.safetensors", tmp_path / "bare.safetensors"))
     with pytest.raises(
@@ -176,66 +88,6 @@ def test_a_bare_checkpoint_by_the_preset_it_is_like(released: Path, tmp_path: Pa
         convert(file, tmp_path / "x", like="openflamingo-3b", lm=lm, clip=clip, dtype="int8")
 
 
-def test_a_folder_as_its_author_left_it_captions(released: Path, picture: Path) -> None:
-    wanted = words(flamvid.load(released / "tiny.toml"), picture)
-    for source in (released, released / "checkpoint.safetensors"):
-        config = source_config(str(source))
-        assert (config.format, config.vision.size) == ("open_flamingo", 28)
-        assert not config.tells_sizes
-    # but for <bos>, which its tokenizer has under another name than Llama's
-    ours = flamvid.load(released)
-    assert ours.model.prompts.bos_id is None
-    prompts = replace(ours.model.prompts, bos_id=ours.model.prompts.tokenizer.vocab["<bos>"])
-    again = Captioner(replace(ours.model, prompts=prompts))
-    assert words(again, picture) == wanted
-
-
-@pytest.mark.parametrize(
-    ("layers", "width", "found"),
-    [
-        ("model.layers", 4096, "openflamingo-9b-deprecated"),
-        ("transformer.blocks", 4096, "openflamingo-9b"),
-        ("transformer.blocks", 2048, "may be openflamingo-3b or openflamingo-3b-langinstruct;"),
-        ("gpt_neox.layers", 2560, "may be openflamingo-4b or openflamingo-4b-langinstruct;"),
-        ("gpt_neox.layers", 999, "whose model it is; say so"),
-    ],
-)
-def test_a_bare_checkpoint_is_known_by_its_shapes(
-    layers: str, width: int, found: str, tmp_path: Path
-) -> None:
-    name = f"module.lang_encoder.{layers}.0.gated_cross_attn_layer.attn.to_out.weight"
-    torch.save({name: torch.zeros(width, 1)}, tmp_path / "checkpoint.pt")
-    if found.startswith("openflamingo"):
-        assert source_config(str(tmp_path)).lm == read_model_config(found).lm
-        return
-    with pytest.raises(InputError, match=found):
-        source_config(str(tmp_path))
-
-
-@pytest.mark.parametrize(
-    ("folder", "preset"),
-    [
-        ("OpenFlamingo-3B-vitl-mpt1b-langinstruct", "openflamingo-3b-langinstruct"),
-        ("models--o--OpenFlamingo-4B-vitl-rpj3b/snapshots/0a1b", "openflamingo-4b"),
-    ],
-)
-def test_the_name_of_its_repository_says_what_it_is(
-    folder: str, preset: str, tmp_path: Path
-) -> None:
-    (tmp_path / folder).mkdir(parents=True)
-    assert source_config(str(tmp_path / folder)).lm == read_model_config(preset).lm
-
-
-def test_repositories_of_presets_are_those_presets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flamvid.weights.hub.resolve", lambda name: pytest.fail(f"fetched {name}"))
-    for repository, preset in (
-        ("openflamingo/OpenFlamingo-3B-vitl-mpt1b", "openflamingo-3b"),
-        ("HuggingFaceM4/idefics-9b-instruct", "idefics-9b-instruct"),
-        ("luodian/OTTER-Video-LLaMA7B-DenseCaption", "otter-video"),
-    ):
-        assert source_config(repository) == read_model_config(preset)
-
-
 @pytest.mark.needs_shared
 def test_a_model_without_a_tokenizer_converts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -248,10 +100,6 @@ def test_a_model_without_a_tokenizer_converts(
         assert same(Flamingo.from_pretrained(tmp_path / name), built(source))
         with pytest.raises(WeightsError, match=r"holds no tokenizer\.json"):
             flamvid.load(tmp_path / name)
-
-
-def built(source: Path) -> Flamingo:
-    return build(source_config(str(source)), torch.float32, torch.device("cpu"))[0]
 
 
 def test_an_idefics_folder_says_what_it_is(tmp_path: Path) -> None:
@@ -268,178 +116,3 @@ def test_an_idefics_folder_says_what_it_is(tmp_path: Path) -> None:
     assert model.prompts.caption()[1:4] == [around, image, around]
     assert same(model.flamingo, load_model(str(tmp_path / "ours"), dtype="fp32").flamingo)
     assert model.flamingo.vision.first == 0
-
-
-def test_save_and_load_as_hugging_face_users_do(released: Path, tmp_path: Path) -> None:
-    model = load_model(str(released / "tiny.toml")).flamingo
-    model.save_pretrained(tmp_path)
-    again = flamvid.Flamingo.from_pretrained(tmp_path)
-    assert same(model, again)
-    assert not again.training
-    # A plain Llama is ours from then on, and says what transformers' does.
-    assert isinstance(again.lm.lm, Llama)
-    hosted = Flamingo.from_pretrained(tmp_path, own=False)
-    assert isinstance(hosted.lm.lm, LlamaForCausalLM)
-    ids = torch.tensor([[1, 5, 9, 30, 31], [2, 7, 7, 60, 4]])
-    mask = torch.tensor([[1] * 5, [0, 0, 1, 1, 1]])
-    with torch.no_grad():
-        media = model.read(torch.randn(2, 1, 5, 24), torch.zeros(2, 5, dtype=torch.int32))
-        wanted, ours, theirs = (
-            one.lm.head(one.lm(ids, media, mask))[mask == 1] for one in (model, again, hosted)
-        )
-    assert torch.equal(theirs, wanted)
-    torch.testing.assert_close(ours, wanted, atol=1e-5, rtol=1e-5)
-    half = Flamingo.from_pretrained(tmp_path, dtype="float16")
-    assert half.lm.head.weight.dtype == torch.float16
-    table = read_toml(tmp_path / "flamvid.toml")
-    assert table["lm_config"]["model_type"] == "llama"
-
-
-def test_what_is_wrong_with_a_saved_model(released: Path, tmp_path: Path) -> None:
-    built(released / "tiny.toml").save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match="lacks tokens"):
-        flamvid.load(tmp_path)
-    weights = tmp_path / "model.safetensors"
-    whole = weights.read_bytes()
-    weights.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(WeightsError, match="missing or damaged") as raised:
-        Flamingo.from_pretrained(tmp_path)
-    assert "\n" not in str(raised.value)
-    weights.write_bytes(whole)
-    toml = tmp_path / "flamvid.toml"
-    toml.write_text(toml.read_text().replace("latents = 5", "latents = 6"))
-    with pytest.raises(WeightsError, match=r"size mismatch for latents"):
-        Flamingo.from_pretrained(tmp_path)
-    toml.write_text('format = "flamvid"')
-    with pytest.raises(ConfigError, match="not written by save_pretrained"):
-        Flamingo.from_pretrained(tmp_path)
-
-
-def test_the_hub_without_a_connection(
-    released: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-
-    with pytest.raises(OfflineError, match="'no/model' is no folder, and can't be fetched"):
-        Flamingo.from_pretrained("no/model", local_files_only=True, cache_dir=tmp_path)
-
-    def unreachable(*_: Any, **__: Any) -> None:
-        error = HfHubHTTPError.__new__(HfHubHTTPError)
-        Exception.__init__(error, "Name or service not known\nmore")
-        raise error
-
-    monkeypatch.setattr(HfApi, "create_repo", unreachable)
-    model: LoadedModel = load_model(str(released / "tiny.toml"))
-    with pytest.raises(OfflineError, match=r"can't push to me/mine .*or use save_pretrained$"):
-        model.flamingo.push_to_hub("me/mine")
-
-
-def test_push_uploads_what_save_writes(released: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from huggingface_hub import HfApi
-
-    seen: list[set[str]] = []
-
-    def upload(self: HfApi, *, repo_id: str, folder_path: str, **said: Any) -> str:
-        assert said["revision"] == "main"
-        seen.append({file.name for file in Path(folder_path).iterdir()})
-        return f"https://hub/{repo_id}"
-
-    monkeypatch.setattr(HfApi, "create_repo", lambda *_, **__: None)
-    monkeypatch.setattr(HfApi, "upload_folder", upload)
-    model = load_model(str(released / "tiny.toml")).flamingo
-    assert model.push_to_hub("me/mine", revision="main") == "https://hub/me/mine"
-    [files] = seen
-    assert {"model.safetensors", "flamvid.toml", "tokenizer.json"} <= files
-
-
-def test_what_was_loaded_is_saved_with_all_that_belongs_to_it(
-    released: Path, picture: Path, tmp_path: Path
-) -> None:
-    first = flamvid.load(released / "tiny.toml")
-    said, vocabulary = words(first, picture), torch.arange(5, 40)
-    first.model.flamingo.save_pretrained(tmp_path / "1")
-    assert words(flamvid.load(tmp_path / "1"), picture) == said
-    # and through a folder more, in shards
-    Flamingo.from_pretrained(tmp_path / "1").save_pretrained(tmp_path / "2", max_shard_size="99KB")
-    assert len(list((tmp_path / "2").glob("model-*.safetensors"))) > 1
-    again = flamvid.load(tmp_path / "2")
-    assert words(again, picture) == said
-    assert again.model.config.licence == "MIT"
-    assert again.model.config.prompt == first.model.config.prompt
-    # over what lay there before, and over itself
-    Flamingo.from_pretrained(tmp_path / "1").save_pretrained(tmp_path / "1")
-    assert words(flamvid.load(tmp_path / "1"), picture) == said
-    again.model.flamingo.save_pretrained(tmp_path / "2", vocabulary=vocabulary)
-    assert {file.name for file in (tmp_path / "2").glob("model*")} == {"model.safetensors"}
-    Flamingo.from_pretrained(tmp_path / "2").save_pretrained(tmp_path / "3")
-    head = flamvid.load(tmp_path / "3").model.head
-    assert head is not None
-    assert torch.equal(head.ids, vocabulary)
-
-
-def test_a_saved_llama_becomes_int8_as_it_is_read(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    built(tiny).save_pretrained(tmp_path)
-    wide: list[weakref.ref[torch.Tensor]] = []
-
-    def spy(layer: torch.nn.Linear) -> torch.nn.Module | None:
-        # at most what one decoder layer has, which is read as a whole
-        assert sum(ref() is not None for ref in wide) <= 4
-        wide.append(weakref.ref(layer.weight))
-        return int8_of(layer)
-
-    with int8_on_load(spy):
-        model = Flamingo.from_pretrained(tmp_path)
-    wanted = Flamingo.from_pretrained(tmp_path)
-    assert isinstance(model.lm.lm, Llama)
-    assert len(wide) == 4 * len(model.lm.lm.model.layers) > 4
-    for one in (model, wanted):
-        make_int8(one.lm.lm)
-    ids = torch.tensor([[1, 5, 9]])
-    assert torch.equal(model.lm(ids), wanted.lm(ids))
-
-
-@pytest.mark.parametrize("dtype", ["bf16", "bfloat16", "torch.bfloat16", torch.bfloat16])
-def test_dtypes_as_hugging_face_users_write_them(
-    dtype: str | torch.dtype, released: Path, tmp_path: Path
-) -> None:
-    built(released / "tiny.toml").save_pretrained(tmp_path)
-    for model in (
-        Flamingo.from_pretrained(tmp_path, dtype=dtype),
-        Flamingo.from_pretrained(tmp_path, torch_dtype=dtype),
-    ):
-        assert model.lm.head.weight.dtype == torch.bfloat16
-    model.save_pretrained(tmp_path)
-    auto = Flamingo.from_pretrained(tmp_path, torch_dtype="auto", revision="main")
-    assert auto.lm.head.weight.dtype == torch.bfloat16
-    for keywords, complaint in (
-        ({"torch_dtyp": "auto"}, "from_pretrained has no torch_dtyp; it takes dtype, device,"),
-        ({"dtype": "int4"}, "dtype is 'int4'; must be auto or one of float32, fp32"),
-    ):
-        with pytest.raises(FlamvidError, match=complaint) as raised:
-            Flamingo.from_pretrained(tmp_path, **keywords)
-        assert "\n" not in str(raised.value)
-    with pytest.raises(InputError, match="safetensors only"):
-        model.save_pretrained(tmp_path, safe_serialization=False)
-    with pytest.raises(InputError, match="max_shard_size is 'big'; must be bytes, or a text"):
-        model.save_pretrained(tmp_path, max_shard_size="big")
-
-
-def test_presets_offline_say_the_way_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("FLAMVID_OFFLINE", "1")
-    monkeypatch.setenv("FLAMVID_HOME", str(tmp_path))
-    for name in ("openflamingo-3b", "otter-video", "idefics-9b"):
-        with pytest.raises(FlamvidError, match=re.escape("or give a local folder")) as raised:
-            load_model(name)
-        assert "\n" not in str(raised.value)
-
-
-def test_toml_is_read_as_it_was_written(tmp_path: Path) -> None:
-    table = {"a": 1, "b": [1.5, "x"], "c d": {"d": True, "e": {"f": 'q"\n'}}, "g": [{"h": 1}]}
-    (tmp_path / "x.toml").write_text(to_toml({**table, "none": None}))
-    assert read_toml(tmp_path / "x.toml") == table
-    with pytest.raises(TypeError, match="set has no form"):
-        to_toml({"a": {1}})
-    assert json.loads(json.dumps(table)) == table

@@ -17,8 +17,8 @@ from flamvid.models.hosts import load_host
 from flamvid.models.transformers_encoder import load_tower
 from flamvid.weights.open_flamingo import build_open_flamingo, layout, open_flamingo_tensors
 from flamvid.weights.tensors import open_tensors
-from tests.weights.reference import VOCAB, write_folder
-from tests.weights.test_parity import LLAMA, MPT, NEOX, llama, mpt, neox, opt, released
+from tests.weights.reference import LLAMA, MPT, NEOX, VOCAB, write_folder
+from tests.weights.test_parity import llama, mpt, neox, opt, released
 
 EMBEDDINGS = "lang_encoder.model.embed_tokens.weight"
 

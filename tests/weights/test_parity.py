@@ -27,7 +27,7 @@ from transformers import (
 
 from flamvid.models.mosaic import MosaicConfig, MosaicForCausalLM
 from tests.conftest import SHARED
-from tests.weights.reference import IMAGE, VOCAB, write_folder
+from tests.weights.reference import IMAGE, LLAMA, MPT, NEOX, OPT, VOCAB, write_folder
 
 TOOL = Path(__file__).parents[2] / "tools" / "parity.py"
 
@@ -85,12 +85,6 @@ def mpt() -> PreTrainedModel:
 
 def mosaic() -> PreTrainedModel:
     return MosaicForCausalLM(MosaicConfig(d_model=48, n_heads=2, n_layers=2, vocab_size=VOCAB))
-
-
-OPT = ("model.decoder.layers", ("lang_encoder.model.decoder.embed_tokens.weight",))
-LLAMA = ("model.layers", ("lang_encoder.model.embed_tokens.weight",))
-NEOX = ("gpt_neox.layers", ("lang_encoder.gpt_neox.embed_in.weight", "lang_encoder.lm_head.weight"))
-MPT = ("transformer.blocks", ("lang_encoder.transformer.wte.weight",))
 
 
 def released(name: str) -> str:
