@@ -14,17 +14,14 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from flamvid.errors import WeightsError
+from flamvid.errors import FlamvidError, WeightsError
 from flamvid.models.pointers import refuse_pointers
 
-__all__ = ["asked_for_int8", "frozen_from", "frozen_of", "int8_on_load"]
+__all__ = ["asked_for_int8", "blaming", "frozen_from", "frozen_of", "int8_on_load"]
 
 CPU = torch.device("cpu")
-_DAMAGE = (OSError, ValueError, KeyError, RuntimeError, SafetensorError, UnpicklingError, EOFError)
-
 
 _Make = Callable[[nn.Linear], nn.Module | None]
 _int8: ContextVar[_Make | None] = ContextVar("flamvid_int8_on_load", default=None)
@@ -76,23 +73,20 @@ def frozen_from(
     """
     refuse_pointers(*folder.glob("*.safetensors"), *folder.glob("*.bin"))
     safe = any(folder.glob("*.safetensors"))
-    try:
-        with _quietly():
-            model, report = kind.from_pretrained(
-                folder,
-                dtype=dtype,
-                use_safetensors=safe or not any(folder.glob("*.bin")),
-                weights_only=True,
-                local_files_only=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # which it would name in a report of many lines
-                **_straight_to(device),
-                **_as_read(),
-                **settings,
-            )
-    except _DAMAGE as error:
-        raise WeightsError(f"{folder} is no {what}: {_line(error)}") from error
+    with blaming(f"{folder} is no {what}"), _quietly():
+        model, report = kind.from_pretrained(
+            folder,
+            dtype=dtype,
+            use_safetensors=safe or not any(folder.glob("*.bin")),
+            weights_only=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # which it would name in a report of many lines
+            **_straight_to(device),
+            **_as_read(),
+            **settings,
+        )
     _refuse_shapes(report, folder)
     if missing := sorted(report["missing_keys"]):
         raise WeightsError(
@@ -113,20 +107,17 @@ def frozen_of(
 
     Missing, unexpected or misshapen ones are a WeightsError that names `source`.
     """
-    try:
-        with _quietly():
-            model, report = kind.from_pretrained(
-                None,
-                config=config,
-                state_dict=dict(tensors),
-                dtype=dtype,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # which it would name in a report of many lines
-                **_straight_to(device),
-                **_as_read(),
-            )
-    except _DAMAGE as error:
-        raise WeightsError(f"{source} does not fit its {kind.__name__}: {_line(error)}") from error
+    with blaming(f"{source} does not fit its {kind.__name__}"), _quietly():
+        model, report = kind.from_pretrained(
+            None,
+            config=config,
+            state_dict=dict(tensors),
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # which it would name in a report of many lines
+            **_straight_to(device),
+            **_as_read(),
+        )
     _refuse_shapes(report, source)
     missing, unexpected = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
     if missing or unexpected:
@@ -135,6 +126,17 @@ def frozen_of(
             f"{_listed(unexpected)}; copy or fetch it again"
         )
     return model.to(device).requires_grad_(False).eval()
+
+
+@contextmanager
+def blaming(what: str) -> Iterator[None]:
+    """Whatever transformers raises over what a file says is a WeightsError that begins so."""
+    try:
+        yield
+    except FlamvidError:
+        raise
+    except Exception as error:
+        raise WeightsError(f"{what}: {_line(error)}") from error
 
 
 @contextmanager
@@ -172,6 +174,8 @@ def _line(error: Exception) -> str:
     if isinstance(error, UnpicklingError):
         return "it holds more than tensors, and nothing of it was executed"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if lines and lines[0].endswith(":"):  # "Validation error for field 'hidden_size':"
+        return " ".join(lines[:2])
     return lines[0] if lines else type(error).__name__
 
 

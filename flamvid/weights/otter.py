@@ -16,7 +16,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from flamvid.errors import ConfigError, WeightsError
 from flamvid.models.flamingo import Flamingo
-from flamvid.models.frozen import CPU, frozen_of
+from flamvid.models.frozen import CPU, blaming, frozen_of
 from flamvid.models.hosts import causal_class, lm_config_of
 from flamvid.models.transformers_encoder import TransformersEncoder
 from flamvid.weights.foreign import assemble_empty, fill, unwrap
@@ -43,12 +43,13 @@ def load_otter(
     text = {n: t for n, t in text.items() if not n.startswith(("old_decoder_", "gated_cross_"))}
     lm_config = _lm_config(config, folder)
     # What was added for the special tokens is in the table, but not always in the configuration.
-    rows = [len(t) for n, t in text.items() if n.endswith(_EMBEDDINGS)]
+    rows = [len(t) for n, t in text.items() if n.endswith(_EMBEDDINGS) and t.ndim]
     lm_config.vocab_size = rows[0] if rows else lm_config.vocab_size
     lm = frozen_of(causal_class(lm_config), lm_config, text, dtype, folder, device)
 
     seen = {n.removeprefix(_VISION): t for n, t in tensors.items() if n.startswith(_VISION)}
-    vision = CLIPVisionConfig(**config.get("vision_config", {}))
+    with blaming(f"{folder}/config.json"):
+        vision = CLIPVisionConfig(**config.get("vision_config", {}))
     encoder = TransformersEncoder(frozen_of(CLIPVisionModel, vision, seen, dtype, folder, device))
 
     flamingo = assemble_empty(encoder, lm, parts)
