@@ -71,6 +71,8 @@ def frozen_from(
     what: says in errors what the folder should hold. settings: what its configuration is changed
     to. What lacks a tensor is a WeightsError.
     """
+    if not folder.is_dir():
+        raise WeightsError(f"{folder} is no folder; it should hold a {what}")
     refuse_pointers(*folder.glob("*.safetensors"), *folder.glob("*.bin"))
     safe = any(folder.glob("*.safetensors"))
     with blaming(f"{folder} is no {what}"), _quietly():
@@ -173,6 +175,8 @@ def _refuse_shapes(report: Mapping[str, Any], source: Path) -> None:
 def _line(error: Exception) -> str:
     if isinstance(error, UnpicklingError):
         return "it holds more than tensors, and nothing of it was executed"
+    if isinstance(error, KeyError):
+        return f"nothing is called {error}"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if lines and lines[0].endswith(":"):  # "Validation error for field 'hidden_size':"
         return " ".join(lines[:2])

@@ -200,10 +200,12 @@ def _fit_embeddings(tensors: Mapping[str, Tensor], lm: Any, source: Path) -> Non
         )
     rows = shape[0]
     added = rows - embedding.shape[0]
-    if added == 0:
-        return
     head = lm.get_output_embeddings().weight
     untrained = head is not embedding and _LM + _name_of(lm, head) not in tensors
+    if untrained and lm.config.model_type == "gpt_neox":  # whose head is saved for its name
+        raise WeightsError(f"{source} does not fit the model: missing [{_LM}embed_out.weight]")
+    if added == 0:
+        return
     if untrained and not 0 < added <= _MOST_ADDED:
         raise WeightsError(
             f"{source} has {rows} tokens and no {_LM}{_name_of(lm, head)}, the language model has "

@@ -80,6 +80,13 @@ def test_tensors_that_do_not_fit(
     assert "\n" not in str(raised.value)
 
 
+def test_the_head_of_a_neox_is_saved_with_its_embeddings(tmp_path: Path) -> None:
+    write_folder(tmp_path, neox(), *NEOX, rename=released)
+    file = changed(tmp_path, tmp_path, **{"lang_encoder.embed_out.weight": None})
+    with pytest.raises(WeightsError, match=r"missing \[lang_encoder\.embed_out\.weight\]"):
+        load(file, tmp_path)
+
+
 def test_one_name_can_not_claim_layers_without_end(folder: Path, tmp_path: Path) -> None:
     file = changed(folder, tmp_path, **{"perceiver.layers.99999999.1.0.bias": torch.ones(24)})
     tensors = open_flamingo_tensors(open_tensors(file))
