@@ -36,7 +36,13 @@ def load_otter(
     """The model in a folder with config.json and its checkpoint."""
     config = _config(folder)
     tensors = unwrap(open_tensors(folder))
-    parts = layout(tensors, folder, dialect=OTTER, every=config.get("cross_attn_every_n_layers"))
+    every, frames = config.get("cross_attn_every_n_layers"), config.get("max_num_frames")
+    for name, value in (("cross_attn_every_n_layers", every), ("max_num_frames", frames)):
+        if value is not None and (type(value) is not int or value < 1):
+            raise WeightsError(f"{folder}/config.json: {name} is {value!r}; must be at least 1")
+    parts = layout(tensors, folder, dialect=OTTER, every=every)
+    if (frames or 1) > 1 and not parts[0].frames:
+        raise WeightsError(f"{folder} does not fit the model: missing [perceiver.frame_embs]")
 
     text = {n: t for n, t in tensors.items() if n.startswith(_LM) and ".gated_cross" not in n}
     text = {n.removeprefix(_LM).replace(".decoder_layer.", "."): t for n, t in text.items()}
