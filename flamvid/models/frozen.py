@@ -16,17 +16,21 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from flamvid.errors import FlamvidError, WeightsError
 from flamvid.models.pointers import refuse_pointers
 
-__all__ = ["asked_for_int8", "frozen_from", "frozen_of", "int8_on_load", "laid_on_load"]
+__all__ = [
+    "asked_for_int8",
+    "blaming",
+    "frozen_from",
+    "frozen_of",
+    "int8_on_load",
+    "laid_on_load",
+]
 
 CPU = torch.device("cpu")
-_DAMAGE = (OSError, ValueError, KeyError, RuntimeError, SafetensorError, UnpicklingError, EOFError)
-
 
 _Make = Callable[[nn.Linear], nn.Module | None]
 _int8: ContextVar[_Make | None] = ContextVar("flamvid_int8_on_load", default=None)
@@ -101,28 +105,25 @@ def frozen_from(
     what: says in errors what the folder should hold. settings: what its configuration is changed
     to. What lacks a tensor is a WeightsError.
     """
+    if not folder.is_dir():
+        raise WeightsError(f"{folder} is no folder; it should hold a {what}")
     refuse_pointers(*folder.glob("*.safetensors"), *folder.glob("*.bin"))
     safe = any(folder.glob("*.safetensors"))
-    try:
-        with _quietly():
-            places = _laid(dtype, partial(_auto, kind, folder)) if _is_auto(kind) else {}
-            model, report = kind.from_pretrained(
-                folder,
-                dtype=dtype,
-                use_safetensors=safe or not any(folder.glob("*.bin")),
-                weights_only=True,
-                local_files_only=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # which it would name in a report of many lines
-                **(places or _straight_to(device)),
-                **_as_read(),
-                **settings,
-            )
-    except FlamvidError:
-        raise
-    except _DAMAGE as error:
-        raise WeightsError(f"{folder} is no {what}: {_line(error)}") from error
+    with blaming(f"{folder} is no {what}"), _quietly():
+        places = _laid(dtype, partial(_auto, kind, folder)) if _is_auto(kind) else {}
+        model, report = kind.from_pretrained(
+            folder,
+            dtype=dtype,
+            use_safetensors=safe or not any(folder.glob("*.bin")),
+            weights_only=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # which it would name in a report of many lines
+            **(places or _straight_to(device)),
+            **_as_read(),
+            **settings,
+        )
     _refuse_shapes(report, folder)
     if missing := sorted(report["missing_keys"]):
         raise WeightsError(
@@ -143,23 +144,18 @@ def frozen_of(
 
     Missing, unexpected or misshapen ones are a WeightsError that names `source`.
     """
-    try:
-        with _quietly():
-            places = _laid(dtype, lambda: kind(deepcopy(config)))
-            model, report = kind.from_pretrained(
-                None,
-                config=config,
-                state_dict=dict(tensors),
-                dtype=dtype,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # which it would name in a report of many lines
-                **(places or _straight_to(device)),
-                **_as_read(),
-            )
-    except FlamvidError:
-        raise
-    except _DAMAGE as error:
-        raise WeightsError(f"{source} does not fit its {kind.__name__}: {_line(error)}") from error
+    with blaming(f"{source} does not fit its {kind.__name__}"), _quietly():
+        places = _laid(dtype, lambda: kind(deepcopy(config)))
+        model, report = kind.from_pretrained(
+            None,
+            config=config,
+            state_dict=dict(tensors),
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # which it would name in a report of many lines
+            **(places or _straight_to(device)),
+            **_as_read(),
+        )
     _refuse_shapes(report, source)
     missing, unexpected = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
     if missing or unexpected:
@@ -188,6 +184,17 @@ def _ready(model: Any, device: torch.device, places: Mapping[str, Any]) -> Any:
     else:
         model = model.to(device)
     return model.requires_grad_(False).eval()
+
+
+@contextmanager
+def blaming(what: str) -> Iterator[None]:
+    """Whatever transformers raises over what a file says is a WeightsError that begins so."""
+    try:
+        yield
+    except FlamvidError:
+        raise
+    except Exception as error:
+        raise WeightsError(f"{what}: {_line(error)}") from error
 
 
 @contextmanager
@@ -224,7 +231,11 @@ def _refuse_shapes(report: Mapping[str, Any], source: Path) -> None:
 def _line(error: Exception) -> str:
     if isinstance(error, UnpicklingError):
         return "it holds more than tensors, and nothing of it was executed"
+    if isinstance(error, KeyError):
+        return f"nothing is called {error}"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if lines and lines[0].endswith(":"):  # "Validation error for field 'hidden_size':"
+        return " ".join(lines[:2])
     return lines[0] if lines else type(error).__name__
 
 
