@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from flamvid.config import build
 from flamvid.data.corpus import CorpusConfig
 from flamvid.errors import ConfigError
+from flamvid.train.plan import RunConfig
 
 
 @pytest.mark.parametrize(
@@ -20,3 +23,31 @@ from flamvid.errors import ConfigError
 def test_what_is_missing_or_unknown_is_named(table: dict[str, str], complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint):
         build(CorpusConfig, table, "r.toml: corpus 0")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "rule"),
+    [
+        ("name", 5, "a text"),
+        ("weight", "1", "a number"),
+        ("weight", float("nan"), "a number"),
+        ("weight", float("inf"), "a number"),
+        ("weight", True, "a number"),
+        ("batch", 2.0, "a whole number"),
+        ("pattern", 5, "a text"),
+        ("sources", "a.tar", "a list"),
+        ("sources", [1], "a list, each of it a text"),
+        ("fill", 0.5, "a list of 3"),
+        ("fill", [0.1, 0.2], "a list of 3"),
+        ("fill", ["a", "b", "c"], "a list, each of it a number"),
+    ],
+)
+def test_a_value_of_another_kind_is_named(key: str, value: Any, rule: str) -> None:
+    table = {"name": "a", "kind": "images", "sources": ["a.tar"], key: value}
+    with pytest.raises(ConfigError, match=rf"^r.toml\.{key} is .*; must be {rule}$"):
+        build(CorpusConfig, table, "r.toml")
+
+
+def test_true_is_no_text() -> None:
+    with pytest.raises(ConfigError, match=r"run\.tensorboard is 'no'; must be true or false$"):
+        build(RunConfig, {"tensorboard": "no"}, "run")

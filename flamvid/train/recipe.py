@@ -140,6 +140,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise ConfigError(f"precision is {self.precision!r}; must be auto, float32 or bfloat16")
+        if not 0 <= self.seed < 2**53:
+            raise ConfigError(f"seed is {self.seed}; must be at least 0 and below 2**53")
 
     def path(self, relative: str) -> Path:
         """A path of the recipe, taken from the recipe's folder."""
@@ -187,8 +189,10 @@ def read_recipe(path: Path, changes: Sequence[str] = (), root: Path | None = Non
     }
     if root is not None:
         built["data"] = replace(built["data"], root=str(root.resolve()))
-    known = {"name": path.stem, "folder": path.parent}
-    return config.build(Recipe, {**known, **table, **built}, str(path))
+    known = ("model", "seed", "precision", *parts)
+    config.refuse((key for key in table if key not in known), known, str(path))
+    place = {"name": path.stem, "folder": path.parent}
+    return config.build(Recipe, {**table, **place, **built}, str(path))
 
 
 def _positive(where: str, stage: Any, names: tuple[str, ...]) -> None:
