@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +22,8 @@ from flamvid.errors import ConfigError, FlamvidError, SourceError
 from flamvid.text.prompt import PromptFormat
 
 __all__ = ["Mixture"]
+
+_log = logging.getLogger("flamvid.data")
 
 MIXING = ("accumulate", "round-robin")
 
@@ -208,15 +211,18 @@ class _Ledger:
         if self.path is None:
             return
         line = json.dumps({"corpus": corpus, "sample": sample.id, "reason": sample.reason})
-        # A run that was killed after its last snapshot meets some again.
-        if self.path.exists() and line in self.path.read_text().splitlines():
-            return
-        # One write at the file's end: processes may share a ledger.
-        file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         try:
-            os.write(file, f"{line}\n".encode())
-        finally:
-            os.close(file)
+            # A run that was killed after its last snapshot meets some again.
+            if self.path.exists() and line in self.path.read_text().splitlines():
+                return
+            # One write at the file's end: processes may share a ledger.
+            file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+            try:
+                os.write(file, f"{line}\n".encode())
+            finally:
+                os.close(file)
+        except OSError as error:  # a full disk stops no run
+            _log.warning("can't write %s: %s; it lacks %s", self.path, error.strerror, line)
 
 
 class _Endless(Sampler[int]):

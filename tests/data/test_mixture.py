@@ -176,6 +176,19 @@ def test_bad_samples_are_named_once_and_left_out(
         [*zip(range(2), limited, strict=False)]
 
 
+def test_a_ledger_that_cannot_be_written_stops_no_run(
+    prompts: PromptFormat, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_tar(tmp_path / "s.tar", [("0.webp", b"RIFF"), ("0.txt", b"red"),
+              ("1.webp", encode(picture((1, 0, 0)))), ("1.txt", b"red")])  # fmt: skip
+    config = corpus("images", "s.tar", batch=2)
+    [batch] = next(mixture([config], prompts, tmp_path, ledger=tmp_path))  # a folder
+    assert batch.keys == ("1",)
+    [record] = caplog.records
+    assert "Is a directory; it lacks" in record.getMessage()
+    assert "s.tar#0" in record.getMessage()
+
+
 def test_a_shard_that_is_gone_is_bad_samples(
     corpora: list[CorpusConfig], prompts: PromptFormat, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -64,6 +65,22 @@ def test_tensorboard_has_the_same_numbers(tmp_path: Path) -> None:
     journal.write({"step": 1, "loss": {"pages": 3.0}})
     journal.close()
     assert any((tmp_path / "tensorboard").iterdir())
+
+
+def test_a_full_disk_ends_tensorboard_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Board:
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("flamvid.train.journal._board", lambda folder, step: Board())
+    journal = Journal(tmp_path, 0, tensorboard=True)
+    journal.write({"step": 1, "loss": {"pages": 3.0}})
+    assert journal.problem == "can't write for TensorBoard: No space left on device"
+    journal.write({"step": 2, "loss": {"pages": 2.0}})
+    journal.close()
+    assert [entry["step"] for entry in read_journal(tmp_path)] == [1, 2]
 
 
 def test_weights_and_biases_knows_a_run_by_its_place(
