@@ -129,6 +129,7 @@ class _PlanRun:
             prepare=ready.prepare,
             validate=ready.validate if plan.validation else None,
             gates=lambda: gates(ready.model.flamingo),
+            ledger=ready.data.ledger,
         )
 
     def parts(self) -> list[Part]:

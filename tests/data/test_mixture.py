@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from flamvid.data import sources
-from flamvid.data.collate import Batch
+from flamvid.data.collate import Bad, Batch
 from flamvid.data.corpus import CorpusConfig
+from flamvid.data.ledger import Ledger
 from flamvid.data.mixture import Mixture
 from flamvid.data.pack import pack
 from flamvid.data.sources import open_corpus
@@ -174,6 +175,18 @@ def test_bad_samples_are_named_once_and_left_out(
     limited = mixture([strict], prompts, tmp_path)
     with pytest.raises(SourceError, match="2 samples can't be read, max_bad is 1"):
         [*zip(range(2), limited, strict=False)]
+
+
+def test_what_two_processes_met_is_counted_once() -> None:
+    config = corpus("images", "s.tar", max_bad=2)
+    ledgers = [Ledger(None, [config], {"images": 9}, later=True) for _ in range(2)]
+    for ledger, names in zip(ledgers, ("ab", "bc"), strict=True):
+        ledger.add("images", [Bad(name, "damaged") for name in names])
+    ledgers[0].share([*ledgers[0].news, ("images", "b", "damaged")])
+    assert ledgers[0].known == {"images": ["a", "b"]}
+    assert not ledgers[0].news
+    with pytest.raises(SourceError, match="3 samples can't be read, max_bad is 2; the last is c"):
+        ledgers[0].share(ledgers[1].news)
 
 
 def test_a_ledger_that_cannot_be_written_stops_no_run(
