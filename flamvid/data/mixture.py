@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from flamvid.data.collate import Bad, Batch, Row, collate, make_row
 from flamvid.data.corpus import CorpusConfig
 from flamvid.data.ledger import Ledger
-from flamvid.data.order import Order
+from flamvid.data.order import Order, unchanged
 from flamvid.data.sources import Samples, open_corpus
 from flamvid.errors import ConfigError, FlamvidError
 from flamvid.text.prompt import PromptFormat
@@ -97,13 +97,7 @@ class Mixture:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there; a ConfigError where the data, or their order, are others."""
-        if state["data"] != self._updates.about():
-            mine, theirs = self._updates.about(), state["data"]
-            changed = sorted(k for k in {*mine, *theirs} if mine.get(k) != theirs.get(k))
-            raise ConfigError(
-                f"the data changed since the run was stopped ({', '.join(changed)}); give the "
-                "recipe and the files as they were, or start anew"
-            )
+        unchanged(state["data"], self._updates.about())
         self.ledger.known = {name: list(ids) for name, ids in state["bad"].items()}
         self._done, self._ahead = int(state["updates"]), None
 
@@ -148,8 +142,10 @@ class _Updates(Dataset[tuple[Batch, ...]]):
     def about(self) -> dict[str, Any]:
         """What decides which sample is where."""
         known: dict[str, Any] = {"seed": self.seed, "mixing": self.mixing}
-        for corpus, samples in zip(self.corpora, self.samples, strict=True):
-            known[corpus.name] = [samples.total, corpus.batch, corpus.shuffle, corpus.lanes]
+        for at, (corpus, samples) in enumerate(zip(self.corpora, self.samples, strict=True)):
+            turn = at if self.mixing == "round-robin" else 0
+            drawn = [corpus.batch, corpus.shuffle, corpus.lanes, turn]
+            known[f"corpus {corpus.name}"] = [samples.digest, *drawn]
         return known
 
     def __getitem__(self, at: int) -> tuple[Batch, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 from itertools import combinations
@@ -309,8 +310,27 @@ def test_a_state_of_other_data_is_refused(
 ) -> None:
     state = mixture(corpora, prompts, tmp_path).state_dict()
     (tmp_path / "s-1.tar").unlink()
-    with pytest.raises(ConfigError, match=r"data changed since the run was stopped \(images\)"):
+    with pytest.raises(ConfigError, match=r"since the run was stopped \(corpus images\)"):
         mixture(corpora, prompts, tmp_path).load_state_dict(state)
+
+
+def test_a_state_of_as_many_other_samples_is_refused(
+    corpora: list[CorpusConfig], prompts: PromptFormat, tmp_path: Path
+) -> None:
+    state = mixture(corpora, prompts, tmp_path).state_dict()
+    shutil.copytree(tmp_path, tmp_path / "moved")
+    mixture(corpora, prompts, tmp_path / "moved").load_state_dict(state)
+    (tmp_path / "s-1.tar").rename(tmp_path / "s-9.tar")  # is another in the order of files
+    with pytest.raises(ConfigError, match=r"since the run was stopped \(corpus images\)"):
+        mixture(corpora, prompts, tmp_path).load_state_dict(state)
+
+
+def test_turns_go_on_in_their_order_alone(
+    corpora: list[CorpusConfig], prompts: PromptFormat, tmp_path: Path
+) -> None:
+    state = mixture(corpora, prompts, tmp_path, mixing="round-robin").state_dict()
+    with pytest.raises(ConfigError, match="since the run was stopped"):
+        mixture(corpora[::-1], prompts, tmp_path, mixing="round-robin").load_state_dict(state)
 
 
 def test_rules(corpora: list[CorpusConfig], prompts: PromptFormat, tmp_path: Path) -> None:
