@@ -75,7 +75,9 @@ def read_journal(folder: Path) -> list[dict[str, Any]]:
         except ValueError:
             continue
         if isinstance(entry, dict) and isinstance(entry.get("step"), int):
-            entries.append(entry)
+            tables = (entry.get(key, {}) for key in ("loss", "validation"))
+            if all(isinstance(table, dict) for table in tables):  # else it is no line of ours
+                entries.append(entry)
     return entries
 
 

@@ -59,6 +59,24 @@ def test_a_folder_without_a_run_is_one_line(tmp_path: Path) -> None:
         plot_run(tmp_path, tmp_path / "plot.png")
 
 
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("none/plot.png", "plot.png: No such file or directory; give another file"),
+        ("plot.nix", r"plot\.nix ends in \.nix; a plot is a \.png"),
+    ],
+)
+def test_a_picture_that_cannot_be_written_is_one_line(
+    tmp_path: Path, name: str, complaint: str
+) -> None:
+    pytest.importorskip("matplotlib")
+    from flamvid.train.plot import plot_run
+
+    (tmp_path / LOG).write_text('{"step": 1, "loss": {"a": 2.0}}\n{"step": 2, "loss": 3}\n')
+    with pytest.raises(InputError, match=complaint):
+        plot_run(tmp_path, tmp_path / name)
+
+
 def test_tensorboard_has_the_same_numbers(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     journal = Journal(tmp_path, 0, tensorboard=True)
