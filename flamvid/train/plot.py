@@ -16,7 +16,8 @@ __all__ = ["plot_run"]
 def plot_run(folder: Path, out: Path) -> Path:
     """Draw the run in `folder` into `out`, a PNG.
 
-    Raises InputError where there is nothing to draw, or nowhere to; ConfigError where matplotlib is not installed.
+    Raises InputError where there is nothing to draw, or nowhere to; ConfigError where matplotlib is
+    not installed.
     """
     entries = read_journal(folder)
     losses = _curves(entries, "loss")
