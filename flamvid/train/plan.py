@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -88,6 +89,10 @@ class RunConfig:
                 raise ConfigError(
                     f"run.{name} is {getattr(self, name)!r}; must be one of {', '.join(known)}"
                 )
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise ConfigError(f"run.device is {self.device!r}; must be auto, cpu, cuda or cuda:N")
+        if not 0 <= self.seed < 2**53:  # as JSON's numbers are
+            raise ConfigError(f"run.seed is {self.seed}; must be at least 0 and below 2**53")
         for name in ("workers", "together"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"run.{name} is {getattr(self, name)}; must be at least 0")
@@ -173,5 +178,5 @@ def read_plan(path: Path, changes: Sequence[str] = (), root: Path | None = None)
     names = [c.name for c in built["corpora"]]
     if twice := {n for n in names if names.count(n) > 1}:
         raise ConfigError(f"{path}: two corpora are called {twice.pop()!r}; give each a name")
-    known = {"name": path.stem, "root": root or path.parent}
-    return config.build(Plan, {**known, **table, **built}, str(path))
+    config.refuse(table, (*parts, "corpus", "validation"), str(path))
+    return Plan(name=path.stem, root=root or path.parent, **built)

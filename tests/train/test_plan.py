@@ -103,11 +103,21 @@ def test_changes(recipe: Path) -> None:
         ("run.mixing=random", "must be one of accumulate, round-robin"),
         ("corpus.clips.nam=x", "did you mean 'name'"),
         ("model.vision=thawed", r"must be \('frozen', 'trained'\)"),
+        ("run.device=tpu", "must be auto, cpu, cuda or cuda:N"),
+        ("run.seed=-1", "must be at least 0"),
+        ("root=/tmp", "has no key 'root'; known: model, optim, run, corpus, validation"),
+        ("corpora=[]", "has no key 'corpora'; did you mean 'corpus'"),
     ],
 )
 def test_what_is_wrong_is_said(recipe: Path, change: str, said: str) -> None:
     with pytest.raises((ConfigError, InputError), match=said):
         read_plan(recipe, [change])
+
+
+def test_a_corpus_is_changed_by_a_name_with_dots(recipe: Path) -> None:
+    recipe.write_text(recipe.read_text().replace('"clips"', '"clips.v2"'))
+    plan = read_plan(recipe, ["corpus.clips.v2.weight=0.25"])
+    assert [c.weight for c in plan.corpora if c.name == "clips.v2"] == [0.25]
 
 
 def test_a_recipe_needs_corpora_with_names_of_their_own(tmp_path: Path) -> None:
