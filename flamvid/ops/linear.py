@@ -56,7 +56,7 @@ def few_rows(x: Tensor) -> bool:
         and 0 < x.numel() <= _FEW * x.shape[-1]
         and not torch.compiler.is_compiling()
         and not _len_torch_function_stack()
-        and _few_is_compiled()
+        and _step_is_compiled()
     )
 
 
@@ -85,6 +85,13 @@ def _(x: Tensor, weight: Tensor) -> Tensor:
 @functools.cache
 def _few_is_compiled() -> bool:
     return implementation("linear_few").name == "kernel"
+
+
+@functools.cache
+def _step_is_compiled() -> bool:
+    # Its threads wait for each other, so all must run: a pool's may be another caller's.
+    openmp = "parallel backend: OpenMP" in torch.__config__.parallel_info()
+    return openmp and implementation("feed_few").name == "kernel"
 
 
 @functools.cache
