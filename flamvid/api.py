@@ -24,6 +24,7 @@ from flamvid.text.shots import Shot
 from flamvid.types import Caption, Frames, Segment
 from flamvid.video.address import shown
 from flamvid.video.isolate import warm_up
+from flamvid.weights.layout import Room
 from flamvid.weights.load import LoadedModel, load_model
 
 __all__ = ["Captioner", "Chat", "Example", "OnText", "Seen", "Shot", "load"]
@@ -34,6 +35,7 @@ def load(
     device: str | None = None,
     dtype: str | torch.dtype | None = None,
     device_map: str | None = None,
+    max_memory: Room | None = None,
 ) -> Captioner:
     """A captioner for a model by name; on a GPU where there is one, else on the CPU.
 
@@ -41,11 +43,17 @@ def load(
     by flamvid or as OpenFlamingo's, Otter's or IDEFICS' authors left it.
     dtype: float32, bfloat16, float16, or int8, which stores weights in 8 bits; the model's own if
     None or "auto".
-    device_map: "auto" lays a model that exceeds one device over all there are.
+    device_map: "auto" lays a model that exceeds one device over all there are, memory and the disk,
+    each tensor straight to its place. What lies in none of the devices comes there for each use: no
+    two threads may then share the captioner.
+    max_memory: how much of each it may take, such as {0: "20GB", "cpu": "30GB"}; nine tenths of
+    what is free if None.
     """
     warm_up()  # a decode child starts while the model loads
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return Captioner(load_model(str(model), device, dtype, device_map=device_map))
+    return Captioner(
+        load_model(str(model), device, dtype, device_map=device_map, max_memory=max_memory)
+    )
 
 
 @dataclass(frozen=True, slots=True)

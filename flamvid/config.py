@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from flamvid.errors import ConfigError
 
-__all__ = ["build", "read_toml", "to_toml"]
+__all__ = ["build", "read_toml", "refuse", "to_toml"]
 
 T = TypeVar("T")
 
@@ -73,27 +74,51 @@ def _value(value: Any) -> str:
 def build(cls: type[T], table: Mapping[str, Any], where: str) -> T:
     """An instance of the dataclass `cls` from `table`; `where` names the table in errors."""
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    for key in table:
-        if key not in fields:
-            near = difflib.get_close_matches(key, fields, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(fields)}"
-            raise ConfigError(f"{where} has no key {key!r}{hint}")
+    refuse((key for key in table if key not in fields), fields, where)
     needed = (f for f in fields.values() if f.init and _required(f))
     if lacking := [f.name for f in needed if f.name not in table]:
         raise ConfigError(f"{where} lacks {', '.join(lacking)}; add what is missing")
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
+    kinds = get_type_hints(cls)
     for key, value in values.items():
-        default = fields[key].default
-        if isinstance(default, bool) or default is dataclasses.MISSING:
-            continue
-        if isinstance(default, int) and (not isinstance(value, int) or isinstance(value, bool)):
-            raise ConfigError(f"{where}.{key} is {value!r}; must be a whole number")
-        if isinstance(default, float) and not isinstance(value, int | float):
-            raise ConfigError(f"{where}.{key} is {value!r}; must be a number")
+        if wrong := _wrong(value, kinds[key]):
+            shown = list(value) if isinstance(value, tuple) else value
+            raise ConfigError(f"{where}.{key} is {shown!r}; must be {wrong}")
     try:
         return cls(**values)
     except TypeError as error:
         raise ConfigError(f"{where}: {error}") from error
+
+
+def refuse(keys: Iterable[str], known: Iterable[str], where: str) -> None:
+    """ConfigError for the first of keys that are none of the known ones, which names the near."""
+    for key in keys:
+        near = difflib.get_close_matches(key, list(known), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+        raise ConfigError(f"{where} has no key {key!r}{hint}")
+
+
+def _wrong(value: Any, kind: Any) -> str:
+    """What a value must be if it isn't, for the kinds of values that TOML has."""
+    if kind is bool:
+        return "" if isinstance(value, bool) else "true or false"
+    if kind is str:
+        return "" if isinstance(value, str) else "a text"
+    if kind in (int, float) and isinstance(value, bool):
+        return "a number"
+    if kind is int:
+        return "" if isinstance(value, int) else "a whole number"
+    if kind is float:
+        # No number is below or above nan, so that no rule would refuse it.
+        finite = isinstance(value, int | float) and math.isfinite(value)
+        return "" if finite else "a number"
+    if get_origin(kind) is tuple:
+        parts = get_args(kind)
+        each = parts[:1] * len(value) if isinstance(value, tuple) and parts[-1] is ... else parts
+        if isinstance(value, tuple) and len(each) == len(value):
+            return next((f"a list, each of it {w}" for w in map(_wrong, value, each) if w), "")
+        return "a list" if parts[-1] is ... else f"a list of {len(parts)}"
+    return ""
 
 
 def _required(field: dataclasses.Field[Any]) -> bool:

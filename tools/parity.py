@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,6 +164,7 @@ def _until(row: list[int], end: int) -> list[int]:
 def main(folders: list[Path]) -> int:
     """Print the report of all folders; 0 if all is within the bar."""
     disable_progress_bar()
+    warnings.simplefilter("ignore")  # what is wrong with a folder is one line of the report
     # A pattern of the shell names the files beside the folders, too, such as a README.
     folders = [folder for folder in folders if not folder.is_file()]
     good = bool(folders)

@@ -195,6 +195,9 @@ def _operations() -> list[Callable[[], Check]]:
             "linear_few",
             "linear_int8",
             "widen_int8",
+            "feed_few",
+            "cross_few",
+            "self_few",
         )
     ]
 

@@ -150,6 +150,7 @@ def show(
     as_json: AsJson = False,
 ) -> int:
     """Describe one model or part: sizes, dtype, licence, source, checksum, where it lies."""
+    quiet_libraries()
     from flamvid.weights import hub
 
     known = presets()

@@ -51,7 +51,8 @@ Dtype = Annotated[
     str | None, typer.Option(help="fp32, bf16, fp16, or int8 (weights); the model's own if none.")
 ]
 DeviceMap = Annotated[
-    str | None, typer.Option(help="auto: lay a model too large for one device over all.")
+    str | None,
+    typer.Option(help="auto: lay a model too large for one device over all, memory and the disk."),
 ]
 Frames = Annotated[
     int | None, typer.Option(help="How many frames to look at (what suits the model).")

@@ -34,8 +34,8 @@ class CorpusConfig:
     saturation and (a quarter of it) hue; the same for all its frames. 0 for neither.
     leading_space: chance of a space in front of a pair's text. next: chance that a page's text
     looks at the next image rather than the previous.
-    shuffle, lanes: see `Order`. max_bad: samples that may be unreadable, of those that one
-    process met, before the run ends.
+    shuffle, lanes: see `Order`. max_bad: samples that may be unreadable, in all processes together,
+    before the run ends.
     media_root: folder or address that a manifest's media are in. pattern: how they are called
     there, with the columns in braces; without a suffix, in whatever format. split: which part of an
     annotation file.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
@@ -15,9 +13,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from flamvid.data.collate import Bad, Batch, Row, collate, make_row
 from flamvid.data.corpus import CorpusConfig
-from flamvid.data.order import Order
+from flamvid.data.ledger import Ledger
+from flamvid.data.order import Order, unchanged
 from flamvid.data.sources import Samples, open_corpus
-from flamvid.errors import ConfigError, FlamvidError, SourceError
+from flamvid.errors import ConfigError, FlamvidError
 from flamvid.text.prompt import PromptFormat
 
 __all__ = ["Mixture"]
@@ -33,7 +32,7 @@ class Mixture:
     that read ahead; batches are the same for any number of them, and of processes together.
     ledger: a JSONL file of samples that can't be read. Each is left out once it is named there, and
     more than `max_bad` of a corpus end the run with a SourceError.
-    augment: without it nothing is drawn: for validation.
+    augment: without it nothing is drawn: for validation. together: see `Ledger`'s `later`.
     Raises ConfigError, at once, for a source that does not exist.
     """
 
@@ -50,6 +49,7 @@ class Mixture:
         workers: int = 0,
         ledger: Path | None = None,
         augment: bool = True,
+        together: bool = False,
     ) -> None:
         if mixing not in MIXING:
             raise ConfigError(f"mixing is {mixing!r}; must be one of {', '.join(MIXING)}")
@@ -61,7 +61,7 @@ class Mixture:
                 )
         self.corpora, self.mixing, self.seed, self.workers = tuple(corpora), mixing, seed, workers
         self._updates = _Updates(self.corpora, prompts, root, seed, mixing, rank, world, augment)
-        self._ledger = _Ledger(ledger, self.corpora, self.samples)
+        self.ledger = Ledger(ledger, self.corpora, self.samples, later=together)
         self._done = 0
         self._ahead: Iterator[tuple[Batch, ...]] | None = None
 
@@ -74,7 +74,7 @@ class Mixture:
         update = next(self._ahead)
         self._done += 1
         for batch in update:
-            self._ledger.add(batch.corpus, batch.bad)
+            self.ledger.add(batch.corpus, batch.bad)
         return update
 
     @property
@@ -84,7 +84,7 @@ class Mixture:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the iterator is, for any number of processes; what was bad is that of this one."""
-        return {"updates": self._done, "data": self._updates.about(), "bad": self._ledger.known}
+        return {"updates": self._done, "data": self._updates.about(), "bad": self.ledger.known}
 
     def resume(self, places: Sequence[Mapping[str, Any]]) -> None:
         """Go on where a snapshot was; each of its processes knows of its own bad samples."""
@@ -97,14 +97,8 @@ class Mixture:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there; a ConfigError where the data, or their order, are others."""
-        if state["data"] != self._updates.about():
-            mine, theirs = self._updates.about(), state["data"]
-            changed = sorted(k for k in {*mine, *theirs} if mine.get(k) != theirs.get(k))
-            raise ConfigError(
-                f"the data changed since the run was stopped ({', '.join(changed)}); give the "
-                "recipe and the files as they were, or start anew"
-            )
-        self._ledger.known = {name: list(ids) for name, ids in state["bad"].items()}
+        unchanged(state["data"], self._updates.about())
+        self.ledger.known = {name: list(ids) for name, ids in state["bad"].items()}
         self._done, self._ahead = int(state["updates"]), None
 
     def _start(self) -> Iterator[tuple[Batch, ...]]:
@@ -148,8 +142,10 @@ class _Updates(Dataset[tuple[Batch, ...]]):
     def about(self) -> dict[str, Any]:
         """What decides which sample is where."""
         known: dict[str, Any] = {"seed": self.seed, "mixing": self.mixing}
-        for corpus, samples in zip(self.corpora, self.samples, strict=True):
-            known[corpus.name] = [samples.total, corpus.batch, corpus.shuffle, corpus.lanes]
+        for at, (corpus, samples) in enumerate(zip(self.corpora, self.samples, strict=True)):
+            turn = at if self.mixing == "round-robin" else 0
+            drawn = [corpus.batch, corpus.shuffle, corpus.lanes, turn]
+            known[f"corpus {corpus.name}"] = [samples.digest, *drawn]
         return known
 
     def __getitem__(self, at: int) -> tuple[Batch, ...]:
@@ -174,49 +170,6 @@ class _Updates(Dataset[tuple[Batch, ...]]):
             except FlamvidError as error:
                 bad.append(Bad(samples.name(shard, sample), str(error)))
         return collate(config.name, rows, self.prompts, bad)
-
-
-class _Ledger:
-    """Names what could not be read, once each, and ends the run where that is too much."""
-
-    def __init__(
-        self, path: Path | None, corpora: Sequence[CorpusConfig], samples: Mapping[str, int]
-    ) -> None:
-        self.path, self.samples = path, samples
-        self.limits = {c.name: c.max_bad for c in corpora}
-        self.known: dict[str, list[str]] = {c.name: [] for c in corpora}
-
-    def add(self, corpus: str, bad: Sequence[Bad]) -> None:
-        known = self.known[corpus]
-        for sample in bad:
-            if sample.id in known:
-                continue
-            known.append(sample.id)
-            self._write(corpus, sample)
-            if len(known) == self.samples[corpus]:
-                raise SourceError(
-                    f"corpus {corpus}: none of its {len(known)} samples can be read; the last is "
-                    f"{sample.id}: {sample.reason}"
-                )
-            if len(known) > self.limits[corpus]:
-                raise SourceError(
-                    f"corpus {corpus}: {len(known)} samples can't be read, max_bad is "
-                    f"{self.limits[corpus]}; the last is {sample.id}: {sample.reason}"
-                )
-
-    def _write(self, corpus: str, sample: Bad) -> None:
-        if self.path is None:
-            return
-        line = json.dumps({"corpus": corpus, "sample": sample.id, "reason": sample.reason})
-        # A run that was killed after its last snapshot meets some again.
-        if self.path.exists() and line in self.path.read_text().splitlines():
-            return
-        # One write at the file's end: processes may share a ledger.
-        file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        try:
-            os.write(file, f"{line}\n".encode())
-        finally:
-            os.close(file)
 
 
 class _Endless(Sampler[int]):

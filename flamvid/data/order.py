@@ -11,11 +11,14 @@ from __future__ import annotations
 import random
 from array import array
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import accumulate
+from typing import Any
 
-__all__ = ["Order"]
+from flamvid.errors import ConfigError
+
+__all__ = ["Order", "unchanged"]
 
 
 class Order:
@@ -69,6 +72,15 @@ class Order:
         if self.window == 1:
             return (0,)
         return _permutation(f"{self.seed} {epoch} {lane} {window}", size)
+
+
+def unchanged(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """ConfigError where what decides which sample is seen when is not what it was."""
+    if changed := sorted(k for k in {*before, *now} if before.get(k) != now.get(k)):
+        raise ConfigError(
+            f"the data changed since the run was stopped ({', '.join(changed)}); give the "
+            "recipe and the files as they were, or start anew with --fresh"
+        )
 
 
 @lru_cache(maxsize=16)

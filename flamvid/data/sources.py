@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Protocol
 
@@ -58,6 +59,12 @@ class Samples:
         self.total = sum(self.counts)
         # Drawn from more shards than are kept, each would be read anew for every sample.
         self._kept = 2 * lanes + near * len(files) // max(self.total, 1)
+
+    @property
+    def digest(self) -> str:
+        """Of what its files are called, wherever they lie, and of how many samples each has."""
+        names = [name.partition("?")[0].rpartition("/")[2] for name in self.files]
+        return sha256(repr([*zip(names, self.counts, strict=True)]).encode()).hexdigest()[:16]
 
     def document(self, shard: int, at: int) -> Document:
         """A sample of a shard, its media not yet read; SourceError where it is gone."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flamvid.errors import InputError
+from flamvid.errors import InputError, WeightsError
 from flamvid.generate.choose import draw, forbid
 from flamvid.generate.config import Generated, GenerationConfig
 from flamvid.generate.favour import Favour, Favoured, favour
@@ -131,6 +131,11 @@ def search(
 
     for step in range(1, config.max_tokens + 1):
         logprobs = to_logits(hidden).float().log_softmax(-1)  # B*K x V
+        if step == 1 and bool(logprobs.isnan().any()):
+            raise WeightsError(
+                "the model's logits are no numbers: its weights are damaged, or too large for "
+                f"{str(hidden.dtype).removeprefix('torch.')}; get them again, or use another dtype"
+            )
         logprobs = favour(forbid(logprobs, texts, end, config), favoured)
         V = logprobs.shape[-1]
         candidates = (scores[:, :, None] + logprobs.view(B, K, V)).flatten(1)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flamvid.errors import InputError
 from flamvid.generate.config import Generated, GenerationConfig
 from flamvid.generate.engine import OnToken, search
 from flamvid.generate.favour import Favour
@@ -37,6 +38,7 @@ class Prompt:
     ) -> list[Generated]:
         """`config.returns` texts that go on from it, the best first; see `engine.search`."""
         prompts = self.model.prompts
+        self._check_room(config.max_tokens)
         [texts] = search(
             self.model.flamingo,
             *self._inputs(),
@@ -51,7 +53,20 @@ class Prompt:
 
     def score(self, options: Sequence[Sequence[int]]) -> list[list[float]]:
         """The log-probability of each token of each option as what goes on from it."""
+        self._check_room(max(map(len, options), default=0))
         return score_options(self.model.flamingo, *self._inputs(), options)
+
+    def _check_room(self, more: int) -> None:
+        """InputError where the LM has no positions for the prompt and so many tokens more.
+
+        Some would go on regardless, but not well; others would fail in the middle of it.
+        """
+        room = self.model.flamingo.lm.positions
+        if room is not None and len(self.ids) + more > room:
+            raise InputError(
+                f"the prompt takes {len(self.ids)} tokens and its text {more}, but the language "
+                f"model was made for {room}; give fewer or shorter shots, or lower max_tokens"
+            )
 
     def _inputs(self) -> tuple[Tensor, Tensor, Tensor]:
         """Latents [1,M,L,D], ids [1,S] and which of the media each token sees, [1,S]."""

@@ -70,7 +70,8 @@ class PromptConfig:
 class MixtureConfig:
     """The data that the paper trained a model on: the weight of each corpus's loss.
 
-    mixing: as of a recipe's `[run]`. A recipe has the corpora themselves: see datasets/mixtures.
+    mixing: as of a recipe's `[run]`. A recipe has the corpora themselves, and this is what it
+    doesn't say of their mixture: see datasets/mixtures.
     """
 
     weights: Mapping[str, float]

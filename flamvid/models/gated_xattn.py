@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from flamvid.errors import ConfigError
+from flamvid.models.few import feed_step, linear_parts, norm_parts
 from flamvid.models.linear import Linear
 from flamvid.models.resampler import check_activation, feed_forward
-from flamvid.ops import media_attention
+from flamvid.ops import cross_few, few_rows, media_attention
 
 __all__ = ["GatedCrossAttention", "MediaKeyValues", "XattnConfig"]
 
@@ -111,6 +112,8 @@ class GatedCrossAttention(nn.Module):
 
     def forward(self, x_BSD: Tensor, media: MediaKeyValues, index_BS: Tensor) -> Tensor:
         """B rows, in order so many of each prompt of the media; index int32 [B,S]."""
+        if few_rows(x_BSD) and (quick := self._read_few(x_BSD, media, index_BS)) is not None:
+            return self.feed(quick)
         q = self.to_q(self.norm(x_BSD))
         # Rows of one prompt stand end to end, as more tokens: each knows by its index what it sees.
         P = media.keys.shape[0]
@@ -125,8 +128,20 @@ class GatedCrossAttention(nn.Module):
         """The second sum alone, which is all of it for a token that sees no media: [B,S,D]."""
         if self.ffw is None:
             return x_BSD
-        out: Tensor = x_BSD + _gate(self.ffw_gate, self.ffw(x_BSD))
-        return out
+        out: Tensor | None = None
+        if few_rows(x_BSD):
+            out = feed_step(x_BSD, self.ffw, self.ffw_gate)
+        return x_BSD + _gate(self.ffw_gate, self.ffw(x_BSD)) if out is None else out
+
+    def _read_few(self, x_BSD: Tensor, media: MediaKeyValues, index_BS: Tensor) -> Tensor | None:
+        """The first sum, of few tokens; None where the layer is not plain."""
+        norm, q, out = norm_parts(self.norm), linear_parts(self.to_q), linear_parts(self.to_out)
+        if norm is None or q is None or out is None or type(self.norm_q) is not nn.Identity:
+            return None
+        x_RD, keys, values = x_BSD.reshape(-1, x_BSD.shape[-1]), media.keys, media.values
+        index, eps, gate = index_BS.reshape(-1), self.norm.eps, self.attn_gate
+        x_RD = cross_few(x_RD, norm, eps, q, keys, values, index, media.latents, out, gate)
+        return x_RD.view(x_BSD.shape)
 
     def _split(self, x: Tensor) -> Tensor:
         heads: Tensor = x.unflatten(-1, (self.heads, -1)).transpose(1, 2)

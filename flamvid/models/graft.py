@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
+from flamvid.models.cache import KeyValueCache
 from flamvid.models.gated_xattn import GatedCrossAttention, MediaKeyValues, XattnConfig
-from flamvid.models.llama import KeyValueCache
 from flamvid.models.masks import hidden_keys
 from flamvid.models.relative import RelativeBlock
 

@@ -17,10 +17,10 @@ from transformers import (
     PreTrainedModel,
 )
 
-from flamvid.errors import ConfigError
+from flamvid.errors import ConfigError, WeightsError
 from flamvid.models.chinchilla import ChinchillaForCausalLM
 from flamvid.models.decoder import register
-from flamvid.models.frozen import CPU, frozen_from
+from flamvid.models.frozen import CPU, blaming, frozen_from
 from flamvid.models.mosaic import MosaicForCausalLM
 from flamvid.models.palm import PalmForCausalLM
 
@@ -48,11 +48,11 @@ def lm_config_of(table: Mapping[str, Any]) -> Any:
     """The transformers configuration of such a table; `model_type` says which it is."""
     rest = {key: value for key, value in table.items() if key != "model_type"}
     try:
-        made = AutoConfig.for_model(str(table.get("model_type", "")), **rest)
-        causal_class(made)
-    except (ValueError, TypeError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"no causal language model is known for this: {reason}") from error
+        with blaming("no causal language model is known for this"):
+            made = AutoConfig.for_model(str(table.get("model_type", "")), **rest)
+            causal_class(made)
+    except WeightsError as error:
+        raise ConfigError(str(error)) from error
     return made
 
 

@@ -18,10 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flamvid.models.cache import KeyValueCache
+from flamvid.models.few import linear_parts
 from flamvid.models.linear import Linear
+from flamvid.ops import feed_few, few_rows, self_few
 
 __all__ = [
-    "KeyValueCache",
     "Llama",
     "LlamaConfig",
     "LlamaLayer",
@@ -93,58 +95,6 @@ def llama_config_of(table: Mapping[str, Any]) -> LlamaConfig | None:
         return None
 
 
-class KeyValueCache:
-    """Keys and values of all layers, each a buffer [B,G,room,d] that doubles when it is full.
-
-    As far as our models know it, one of transformers' caches; those copy all keys for every token.
-    """
-
-    def __init__(self, layers: int) -> None:
-        self._keys: list[Tensor | None] = [None] * layers
-        self._values: list[Tensor | None] = [None] * layers
-        self.length = 0  # tokens that all layers have
-
-    def get_seq_length(self) -> int:
-        """How many tokens the cache holds."""
-        return self.length
-
-    def update(self, k_BGSd: Tensor, v_BGSd: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
-        """Append a layer's new keys and values; returns all of them, [B,G,T,d]."""
-        T = self.length + k_BGSd.shape[2]
-        keys = self._grown(self._keys[layer_idx], k_BGSd, T)
-        values = self._grown(self._values[layer_idx], v_BGSd, T)
-        keys[:, :, self.length : T] = k_BGSd
-        values[:, :, self.length : T] = v_BGSd
-        self._keys[layer_idx], self._values[layer_idx] = keys, values
-        if layer_idx == len(self._keys) - 1:
-            self.length = T
-        return keys[:, :, :T], values[:, :, :T]
-
-    def _grown(self, buffer: Tensor | None, new: Tensor, room: int) -> Tensor:
-        if buffer is not None and buffer.shape[2] >= room:
-            return buffer
-        B, G, _, d = new.shape
-        grown = new.new_empty(B, G, max(64, 2 * room), d)
-        if buffer is not None:
-            grown[:, :, : self.length] = buffer[:, :, : self.length]
-        return grown
-
-    def batch_repeat_interleave(self, times: int) -> None:
-        """Each row `times` times in succession."""
-        if times > 1:
-            self._map(lambda x: x.repeat_interleave(times, 0))
-
-    def reorder_cache(self, rows: Tensor) -> None:
-        """Let row i be what row `rows[i]` was."""
-        self._map(lambda x: x.index_select(0, rows))
-
-    def _map(self, change: Any) -> None:
-        for buffers in (self._keys, self._values):
-            for layer, buffer in enumerate(buffers):
-                if buffer is not None:
-                    buffers[layer] = change(buffer)
-
-
 class _Linear(Linear):
     """Without random weights: they are always read from a file."""
 
@@ -185,6 +135,10 @@ class LlamaLayer(nn.Module):
         at: int,
     ) -> Tensor:
         B, S, D = x_BSD.shape
+        if S == 1 and cache is not None and few_rows(x_BSD):
+            quick = self._step(x_BSD[:, 0], turn, mask, cache, at)
+            if quick is not None:
+                return quick[:, None]
         qkv = self.qkv(F.rms_norm(x_BSD, (D,), self.norm_attention, self.eps))
         qkv = qkv.view(B, S, -1, self.width).transpose(1, 2)  # B x (H+2G) x S x d
         q, k, v = qkv.split([self.heads, self.key_heads, self.key_heads], dim=1)
@@ -203,6 +157,40 @@ class LlamaLayer(nn.Module):
         gate, up = self.gate_up(F.rms_norm(x_BSD, (D,), self.norm_mlp, self.eps)).chunk(2, -1)
         out: Tensor = x_BSD + self.down(F.silu(gate) * up)
         return out
+
+    def _step(
+        self,
+        x_BD: Tensor,
+        turn: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        cache: KeyValueCache,
+        at: int,
+    ) -> Tensor | None:
+        """The same of one token for each row, at once; None where the layer is not plain."""
+        qkv, out = linear_parts(self.qkv), linear_parts(self.out)
+        up, down = linear_parts(self.gate_up), linear_parts(self.down)
+        if qkv is None or out is None or up is None or down is None:
+            return None
+        d, length = self.width, cache.length
+        rows = (len(x_BD), self.key_heads)
+        x_BD = self_few(
+            x_BD,
+            [self.norm_attention],
+            self.eps,
+            True,
+            qkv,
+            [],
+            [],
+            [part.view(-1, d) for part in turn],
+            None,
+            *cache.extend(x_BD, rows, d, 1, at),
+            length,
+            None if mask is None else mask.flatten(1),
+            self.heads,
+            d**-0.5,
+            out,
+        )
+        return feed_few(x_BD, [self.norm_mlp], self.eps, True, up, down, "silu_gated", None)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -20,11 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from flamvid.errors import ConfigError
+from flamvid.models.cache import KeyValueCache
 from flamvid.models.frozen import CPU
 from flamvid.models.gated_xattn import GatedCrossAttention, MediaKeyValues
 from flamvid.models.graft import GraftedCache, GraftedLayer, run_grafted
 from flamvid.models.int8 import Int8Linear
-from flamvid.models.llama import KeyValueCache, Llama, read_llama_config
+from flamvid.models.llama import Llama, read_llama_config
 from flamvid.models.llama_file import can_be_int8, load_llama, load_llama_int8
 from flamvid.models.new_tokens import NewHead, NewTokens
 from flamvid.ops import linear
@@ -102,6 +103,15 @@ class LanguageModel(nn.Module):
         head = self.new_head or self.lm.get_output_embeddings()
         assert isinstance(head, nn.Module)
         return head
+
+    @property
+    def places(self) -> list[torch.device]:
+        """Where each new layer belongs: where the layer beside it is computed."""
+        home = self.lm.get_input_embeddings().weight.device
+        laid, path = getattr(self.lm, "hf_device_map", {}), layers_path(self.lm)
+        found = (laid.get(f"{path}.{at}") for at in self.at)
+        # What is kept in memory or on the disk comes home for it.
+        return [torch.device("cuda", at) if isinstance(at, int) else home for at in found]
 
     def add_tokens(self, ids: Sequence[int]) -> None:
         """Give tokens rows of their own, to be trained; they start as what the table has for them.

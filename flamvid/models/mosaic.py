@@ -9,6 +9,7 @@ Legend: B batch, S tokens of this call, K tokens with the cached ones, H heads, 
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -18,9 +19,12 @@ from transformers import PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from flamvid.errors import ConfigError
+from flamvid.models.cache import KeyValueCache
 from flamvid.models.decoder import Decoder, WithHead
+from flamvid.models.few import linear_parts, norm_parts
 from flamvid.models.linear import Linear
 from flamvid.models.masks import hidden_keys
+from flamvid.ops import feed_few, few_rows, self_few
 
 __all__ = ["MosaicConfig", "MosaicForCausalLM"]
 
@@ -48,6 +52,31 @@ class MosaicConfig(PreTrainedConfig):  # type: ignore[misc]
     softmax_scale: float | None = None
     logit_scale: float | str | None = None
     tie_word_embeddings: bool = True
+
+
+class Sight:
+    """What the tokens of a call see: ALiBi, and what is hidden from them."""
+
+    def __init__(
+        self, config: MosaicConfig, x_BSD: Tensor, past: int, attention_mask: Tensor | None
+    ) -> None:
+        self._x, self._past, self._mask = x_BSD, past, attention_mask
+        heads_H = torch.arange(1, config.n_heads + 1, device=x_BSD.device)
+        self.slopes_H = 2.0 ** -(heads_H * (config.alibi_bias_max / config.n_heads))
+
+    @functools.cached_property
+    def real(self) -> Tensor | None:
+        """Which keys are no padding, bool [B,K]."""
+        return None if self._mask is None else self._mask != 0
+
+    @functools.cached_property
+    def bias(self) -> Tensor:
+        """ALiBi plus the causal and padding masks, [B,H,S,K]."""
+        hidden_B1SK = hidden_keys(self._x, self._past, self._mask)
+        # A bias by the key's place alone: softmax doesn't see what a query adds to all its keys.
+        key_K = torch.arange(hidden_B1SK.shape[-1], device=self._x.device)
+        alibi_H1K = (self.slopes_H[:, None, None] * (key_K - key_K[-1])).to(self._x.dtype)
+        return alibi_H1K.masked_fill(hidden_B1SK, torch.finfo(self._x.dtype).min)
 
 
 class MosaicAttention(nn.Module):
@@ -106,10 +135,46 @@ class MosaicBlock(nn.Module):
         self.ln_2 = nn.LayerNorm(config.d_model, bias=not config.no_bias)
         self.mlp = MosaicMlp(config)
 
-    def forward(self, hidden_states: Tensor, bias_BHSK: Tensor, cache: Any) -> Tensor:
-        x_BSD = hidden_states + self.attn(self.ln_1(hidden_states), bias_BHSK, cache)
+    def forward(self, hidden_states: Tensor, sight: Sight, cache: Any) -> Tensor:
+        if hidden_states.shape[1] == 1 and type(cache) is KeyValueCache and few_rows(hidden_states):
+            quick = self._step(hidden_states[:, 0], sight, cache)
+            if quick is not None:
+                return quick[:, None]
+        x_BSD = hidden_states + self.attn(self.ln_1(hidden_states), sight.bias, cache)
         out: Tensor = x_BSD + self.mlp(self.ln_2(x_BSD))
         return out
+
+    def _step(self, x_BD: Tensor, sight: Sight, cache: KeyValueCache) -> Tensor | None:
+        """The same of one token for each row, at once; None where the layer is not plain."""
+        attn, mlp = self.attn, self.mlp
+        norms = [norm_parts(self.ln_1), norm_parts(self.ln_2)]
+        norms += [[] if type(n) is nn.Identity else norm_parts(n) for n in (attn.q_ln, attn.k_ln)]
+        layers = (attn.Wqkv, attn.out_proj, mlp.mlp_up, mlp.mlp_down)
+        weights = [linear_parts(layer) for layer in layers]
+        if attn.clip is not None or None in norms or None in weights:
+            return None
+        first, second, q_norm, k_norm = norms
+        qkv, out, up, down = weights
+        B, D, length = *x_BD.shape, cache.length
+        H, d = attn.heads, D // attn.heads
+        x_BD = self_few(
+            x_BD,
+            first,
+            self.ln_1.eps,
+            False,
+            qkv,
+            q_norm,
+            k_norm,
+            [],
+            sight.slopes_H,
+            *cache.extend(x_BD, (B, H), d, 1, attn.layer),
+            length,
+            sight.real,
+            H,
+            d**-0.5 if attn.scale is None else attn.scale,
+            out,
+        )
+        return feed_few(x_BD, second, self.ln_2.eps, False, up, down, "gelu", None)
 
 
 class _Mosaic(Decoder):
@@ -145,9 +210,9 @@ class MosaicModel(_Mosaic):
         """Hidden states [B,S,D] after the last norm; a cache given is extended in place."""
         x_BSD = self.wte(input_ids)
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
-        bias_BHSK = attention_bias(self.config, x_BSD, past, attention_mask)
+        sight = Sight(self.config, x_BSD, past, attention_mask)
         for block in self.blocks:
-            x_BSD = block(x_BSD, bias_BHSK, past_key_values)
+            x_BSD = block(x_BSD, sight, past_key_values)
         return BaseModelOutputWithPast(self.ln_f(x_BSD), past_key_values)
 
 
@@ -156,16 +221,3 @@ class MosaicForCausalLM(WithHead, _Mosaic):
 
     body = MosaicModel
     _tied_weights_keys = {"lm_head.weight": "transformer.wte.weight"}  # noqa: RUF012
-
-
-def attention_bias(
-    config: MosaicConfig, x_BSD: Tensor, past: int, attention_mask: Tensor | None
-) -> Tensor:
-    """ALiBi plus the causal and padding masks, [B,H,S,K]."""
-    hidden_B1SK = hidden_keys(x_BSD, past, attention_mask)
-    # A bias by the key's place alone: softmax doesn't see what a query adds to all its keys.
-    key_K = torch.arange(hidden_B1SK.shape[-1], device=x_BSD.device)
-    heads_H = torch.arange(1, config.n_heads + 1, device=x_BSD.device)
-    slopes_H = 2.0 ** -(heads_H * (config.alibi_bias_max / config.n_heads))
-    alibi_H1K = (slopes_H[:, None, None] * (key_K - key_K[-1])).to(x_BSD.dtype)
-    return alibi_H1K.masked_fill(hidden_B1SK, torch.finfo(x_BSD.dtype).min)

@@ -62,6 +62,8 @@ _HUB = (
     "headers",
     "max_workers",
 )
+# What transformers takes and nothing comes of: it is always so, or never needed.
+_NO_CHOICE = ("low_cpu_mem_usage", "trust_remote_code", "use_safetensors")
 
 
 class Pretrained:
@@ -109,24 +111,30 @@ class Pretrained:
         torch_dtype: str | torch.dtype | None = None,
         device: str | torch.device = "cpu",
         own: bool = True,
+        subfolder: str = "",
         **hub: Any,
     ) -> Flamingo:
         """The model in a folder or a hub repository, in evaluation mode.
 
         dtype, or torch_dtype as it was called: such as "bfloat16", "bf16" or torch.bfloat16; as
         saved if None or "auto". own: a plain Llama is our quicker one, not transformers', which
-        accelerate can lay over several devices. hub: keywords of huggingface_hub's
+        accelerate can lay over several devices. subfolder: of the folder or repository, where the
+        model lies. hub: keywords of huggingface_hub's
         `snapshot_download`, such as revision, token, cache_dir and local_files_only. WeightsError
         where something is missing.
         """
+        if hub.get("use_safetensors") is False:
+            raise InputError("use_safetensors is False; Flamingos are saved as safetensors only")
+        hub = {key: value for key, value in hub.items() if key not in _NO_CHOICE}
         if unknown := sorted(hub.keys() - set(_HUB)):
             raise InputError(
-                f"from_pretrained has no {unknown[0]}; it takes dtype, device, own, "
+                f"from_pretrained has no {unknown[0]}; it takes dtype, device, own, subfolder, "
                 f"{', '.join(_HUB)}: flamvid.load does device_map and int8"
             )
         folder = Path(pretrained_model_name_or_path).expanduser()
         if not folder.is_dir():
-            folder = _download(str(pretrained_model_name_or_path), hub)
+            folder = _download(str(pretrained_model_name_or_path), subfolder, hub)
+        folder /= subfolder
         chosen = torch_dtype if dtype is None else dtype
         return _load(folder, chosen, torch.device(device), own).eval()
 
@@ -144,7 +152,10 @@ class Pretrained:
         max_shard_size: int | str | None = "5GB",
         safe_serialization: bool = True,
     ) -> str:
-        """Save to a hub repository, which is made if need be; the address of the commit.
+        """Save to a hub repository, which is made if need be.
+
+        Returns the address of the commit; what else the hub says of it, such as the `pr_url` of
+        `create_pr`, are attributes of it.
 
         Arguments as of `save_pretrained`, and as of huggingface_hub's `upload_folder`.
         """
@@ -178,7 +189,7 @@ class Pretrained:
                     f"can't push to {repo_id} on the Hugging Face hub ({reason}); check the "
                     "connection and `hf auth whoami`, or use save_pretrained"
                 ) from error
-        return str(done)
+        return done if isinstance(done, str) else str(done)
 
 
 def _flamingo(model: Any) -> Flamingo:
@@ -190,6 +201,11 @@ def _tensors(model: Flamingo) -> Iterator[tuple[str, Tensor]]:
     """Every tensor once, by the part that it belongs to."""
     if any(isinstance(module, Int8Linear) for module in model.modules()):
         raise ConfigError("the model is int8, which is not saved; load it as float32")
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ConfigError(
+            "the model lies partly on the disk or in memory beside a GPU, from where it is not "
+            "saved; load it without device_map"
+        )
     if model.lm.tokens is not None:
         yield TOKEN_IDS, torch.tensor(model.lm.tokens.ids)
         for name, tensor in model.lm.tokens.state_dict().items():
@@ -233,7 +249,7 @@ def _architecture(transformers_config: Any) -> dict[str, Any]:
     return {**kept, "model_type": transformers_config.model_type}
 
 
-def _download(name: str, keywords: Mapping[str, Any]) -> Path:
+def _download(name: str, subfolder: str, keywords: Mapping[str, Any]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -241,7 +257,8 @@ def _download(name: str, keywords: Mapping[str, Any]) -> Path:
     if silent:
         keywords = {**keywords, "local_files_only": True}
     try:
-        return Path(snapshot_download(name, allow_patterns=_PATTERNS, **keywords))
+        within = [f"{subfolder.strip('/')}/{p}" if subfolder else p for p in _PATTERNS]
+        return Path(snapshot_download(name, allow_patterns=within, **keywords))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = silent or next(iter(str(error).splitlines()), type(error).__name__)
         raise OfflineError(
@@ -281,8 +298,12 @@ def _load(
         model.lm.add_tokens(tensors[TOKEN_IDS].tolist())
         assert model.lm.tokens is not None
         parts["tokens."] = model.lm.tokens
+    at = {f"{slot}": place for slot, place in enumerate(model.lm.places)}
     for prefix, part in parts.items():
-        values = {n: t.to(device, kind, copy=True) for n, t in _under(tensors, prefix).items()}
+        values = {}
+        for name, tensor in _under(tensors, prefix).items():
+            place = at.get(name.partition(".")[0], device) if part is model.lm.inserted else device
+            values[name] = tensor.to(place, kind, copy=True)
         _assign(part, values, folder)
     vocabulary = tensors[VOCABULARY].long() if VOCABULARY in tensors else None
     model.card = Card.of_saved(folder, table, vocabulary)

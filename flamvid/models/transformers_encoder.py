@@ -15,7 +15,7 @@ from torch import Tensor
 
 from flamvid.errors import ConfigError, WeightsError
 from flamvid.models.encoder import VisionEncoder
-from flamvid.models.frozen import CPU, frozen_from, frozen_of
+from flamvid.models.frozen import CPU, blaming, frozen_from, frozen_of
 
 __all__ = [
     "FAMILIES",
@@ -124,6 +124,8 @@ def read_config(folder: Path) -> Mapping[str, Any]:
         table: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise WeightsError(f"{folder} has no config.json that can be read") from error
+    if not isinstance(table, dict):
+        raise WeightsError(f"{folder}/config.json is no table of settings; fetch it again")
     return table
 
 
@@ -139,8 +141,9 @@ def _config(family: str, table: Mapping[str, Any]) -> Any:
         raise ConfigError(
             f"a {family} encoder can't be a {found!r}; its model_type must be {', '.join(types)}"
         )
-    rest = {key: value for key, value in table.items() if key != "model_type"}
-    return AutoConfig.for_model(found, **rest)
+    with blaming(f"no {family} encoder is of this configuration"):
+        rest = {key: value for key, value in table.items() if key != "model_type"}
+        return AutoConfig.for_model(found, **rest)
 
 
 def _class(config: Any) -> Any:

@@ -2,10 +2,11 @@
 
 from flamvid.ops.attention import attention, attention_backend
 from flamvid.ops.kernels import OPERATIONS, Implementation, implementation, load
-from flamvid.ops.linear import linear
+from flamvid.ops.linear import few_rows, linear
 from flamvid.ops.linear_int8 import GROUP, Int8, dequantise_int8, linear_int8, quantise_int8
 from flamvid.ops.media_attention import media_attention
 from flamvid.ops.media_index import Attend, media_index
+from flamvid.ops.step import cross_few, feed_few, self_few
 
 __all__ = [
     "GROUP",
@@ -15,7 +16,10 @@ __all__ = [
     "Int8",
     "attention",
     "attention_backend",
+    "cross_few",
     "dequantise_int8",
+    "feed_few",
+    "few_rows",
     "implementation",
     "linear",
     "linear_int8",
@@ -23,6 +27,7 @@ __all__ = [
     "media_attention",
     "media_index",
     "quantise_int8",
+    "self_few",
 ]
 
 load()

@@ -19,6 +19,9 @@ OPERATIONS = (
     "linear_few",
     "linear_int8",
     "widen_int8",
+    "feed_few",
+    "cross_few",
+    "self_few",
 )
 _LOADED = "flamvid._C is loaded"
 

@@ -19,7 +19,7 @@ from torch.overrides import _len_torch_function_stack  # type: ignore[attr-defin
 
 from flamvid.ops.kernels import implementation
 
-__all__ = ["MANY", "linear"]
+__all__ = ["MANY", "few_rows", "linear"]
 
 _FEW = 8  # rows for which reading the weights is what takes the time
 _DENSE = (Tensor, nn.Parameter)  # other types, as torchao's, know their own product
@@ -43,6 +43,21 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if bias is not None:
         out = out + bias
     return out.view(*x.shape[:-1], -1)
+
+
+def few_rows(x: Tensor) -> bool:
+    """Whether x [...,K] has few enough rows for the operations of a decoding step, none of which
+    has gradients, and they are compiled.
+    """
+    return (
+        not torch.is_grad_enabled()
+        and x.is_cpu
+        and x.dtype == torch.float32
+        and 0 < x.numel() <= _FEW * x.shape[-1]
+        and not torch.compiler.is_compiling()
+        and not _len_torch_function_stack()
+        and _step_is_compiled()
+    )
 
 
 def _plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
@@ -70,6 +85,13 @@ def _(x: Tensor, weight: Tensor) -> Tensor:
 @functools.cache
 def _few_is_compiled() -> bool:
     return implementation("linear_few").name == "kernel"
+
+
+@functools.cache
+def _step_is_compiled() -> bool:
+    # Its threads wait for each other, so all must run: a pool's may be another caller's.
+    openmp = "parallel backend: OpenMP" in torch.__config__.parallel_info()
+    return openmp and implementation("feed_few").name == "kernel"
 
 
 @functools.cache

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,10 +41,11 @@ def attempt(trainer: Trainer, resume: bool, recipe: Mapping[str, Any]) -> Done:
     world, snapshots, run = trainer.parallel.world, trainer.snapshots, trainer.run
     out = snapshots.folder
     if world.first:
-        out.mkdir(exist_ok=True)
-        _room(out, snapshots.size(trainer.parallel) * (run.keep + 2))
-        snapshots.sweep() if resume else snapshots.clear()
-        (out / "plan.toml").write_text(config.to_toml(recipe), encoding="utf-8")
+        with _writing(out):
+            out.mkdir(exist_ok=True)
+            snapshots.sweep() if resume else snapshots.clear()
+            _room(out, snapshots.missing(trainer.parallel))
+            (out / "plan.toml").write_text(config.to_toml(recipe), encoding="utf-8")
     world.wait()
     first = 0
     if found := snapshots.latest():
@@ -51,7 +53,10 @@ def attempt(trainer: Trainer, resume: bool, recipe: Mapping[str, Any]) -> Done:
         trainer.data.resume(places)
         first = int(state["step"])
         trainer.log(f"resumed from {found}")
-    journal = Journal(out, first, run.tensorboard, run.wandb) if world.first else None
+    journal = None
+    if world.first:
+        with _writing(out):
+            journal = Journal(out, first, run.tensorboard, run.wandb)
     with on_signals() as stop:
         try:
             return trainer(first, journal, stop)
@@ -62,21 +67,28 @@ def attempt(trainer: Trainer, resume: bool, recipe: Mapping[str, Any]) -> Done:
 
 def writable(out: Path) -> None:
     """Make the folder of a run; raises InputError where nothing can be written into it."""
-    try:
+    with _writing(out):
         out.mkdir(parents=True, exist_ok=True)
         probe = out / f"probe-{os.getpid()}.part"
         probe.write_text("flamvid")
         probe.unlink()
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise InputError(
-            f"can't write to {out}: {error.strerror}; give another folder with --out"
+            f"can't write to {out}: {error.strerror}; make room, or give another folder with --out"
         ) from error
 
 
 def _room(out: Path, wanted: int) -> None:
     free = shutil.disk_usage(out).free
     if free < wanted:
+        has, take = (f"{size / 1e6:,.1f} MB" for size in (free, wanted))
         raise InputError(
-            f"{out} has {free / 1e9:.2f} GB free, its snapshots take up to {wanted / 1e9:.2f} GB; "
+            f"{out} has {has} free, its snapshots take up to {take} more; "
             "make room, lower run.keep, or give another folder with --out"
         )

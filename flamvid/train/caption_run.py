@@ -50,6 +50,11 @@ class _Media:
     held_out: FeatureSet
     vocabulary: Tensor
 
+    @property
+    def samples(self) -> tuple[int, int]:
+        """How many clips and stills there are."""
+        return self.clips, len(self.all) - self.clips
+
 
 class CaptionRun:
     """Both stages, each with snapshots of its own; those of words lie in `<out>/words`.
@@ -138,7 +143,7 @@ def _words(recipe: Recipe, model: LoadedModel, media: _Media, out: Path, world: 
     return Trainer(
         parallel=parallel,
         updater=Updater(parallel, optimizer, {"words": 1.0}, optim.clip),
-        data=Drawn(make, stage.batch, recipe.seed, world),
+        data=Drawn(make, stage.batch, recipe.seed, world, media.samples),
         run=RunConfig(
             steps=stage.steps, seed=recipe.seed, save_every=100, log_every=100, validate_every=100
         ),
@@ -220,7 +225,7 @@ def _captions(
     return Trainer(
         parallel=parallel,
         updater=Updater(parallel, optimizer, {"captions": 1.0}, stage.clip),
-        data=Drawn(make, stage.batch, recipe.seed, world),
+        data=Drawn(make, stage.batch, recipe.seed, world, media.samples),
         run=RunConfig(
             steps=stage.steps,
             seed=recipe.seed,

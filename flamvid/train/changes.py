@@ -30,9 +30,13 @@ def _change(table: dict[str, Any], change: str) -> None:
     if not found or not last:
         raise InputError(f"--set is {change!r}; must be table.key=value, as optim.warmup=100")
     if parents and parents[0] in ("corpus", "validation"):
-        places = [t for t in table.get(parents[0], []) if parents[1:] in (["*"], [t.get("name")])]
+        tables = table.get(parents[0], [])
+        if not isinstance(tables, list) or not all(isinstance(t, dict) for t in tables):
+            raise InputError(f"--set {change}: {parents[0]} must be tables, [[{parents[0]}]]")
+        called = ".".join(parents[1:])  # a name may have dots
+        places = [t for t in tables if called in ("*", t.get("name"))]
         if not places:
-            names = ", ".join(str(t.get("name")) for t in table.get(parents[0], []))
+            names = ", ".join(str(t.get("name")) for t in tables)
             raise InputError(f"--set {change}: no {parents[0]} is so called; there are {names}")
     else:
         places = [table]

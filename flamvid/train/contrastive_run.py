@@ -141,7 +141,7 @@ def _trainer(
     return Trainer(
         parallel=parallel,
         updater=Updater(parallel, optimizer, {"pairs": 1.0}, optim.clip),
-        data=Drawn(make, stage.batch, seed, world),
+        data=Drawn(make, batch, seed, world, [len(pairs)]),
         run=RunConfig(
             steps=stage.steps,
             seed=seed,

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from flamvid.data.order import unchanged
 from flamvid.errors import ConfigError
 from flamvid.train.objective import no_loss
 from flamvid.train.world import World
@@ -68,17 +69,23 @@ class Drawn:
     """Endless updates of one batch each.
 
     batch: samples of an update, of all processes together. make: this process's part of update
-    number so many.
+    number so many. samples: of each kind, whose number decides which is drawn when.
     """
 
     def __init__(
-        self, make: Callable[[int, Chance], Inputs], batch: int, seed: int, world: World
+        self,
+        make: Callable[[int, Chance], Inputs],
+        batch: int,
+        seed: int,
+        world: World,
+        samples: Sequence[int] = (),
     ) -> None:
         if batch < world.size:
             raise ConfigError(
                 f"batch is {batch} for {world.size} processes; each needs a sample of every update"
             )
         self.make, self.seed, self.world = make, seed, world
+        self._about = {"batch": batch, "seed": seed, "samples": list(samples)}
         self._done = 0
 
     def __next__(self) -> tuple[Inputs]:
@@ -86,11 +93,12 @@ class Drawn:
         return (self.make(at, Chance(f"{self.seed} {at}", self.world.rank, self.world.size)),)
 
     def state_dict(self) -> dict[str, Any]:
-        """How many updates it has given."""
-        return {"updates": self._done}
+        """How many updates it has given, and what decides which samples those had."""
+        return {"updates": self._done, "data": self._about}
 
     def resume(self, places: Sequence[Mapping[str, Any]]) -> None:
-        """Go on where a snapshot was."""
+        """Go on where a snapshot was; a ConfigError where samples would be drawn in another way."""
+        unchanged(places[0].get("data", self._about), self._about)
         self._done = int(places[0]["updates"])
 
 

@@ -41,19 +41,23 @@ class Journal:
             self.problem = f"can't write {self._file.name}: {error.strerror}"
         values = flat(entry)
         if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, entry["step"])
+            try:
+                for name, value in values.items():
+                    self._board.add_scalar(name, value, entry["step"])
+            except OSError as error:  # of its thread, which is no more
+                self.problem = f"can't write for TensorBoard: {error.strerror or error}"
+                self._board = None
         if self._wandb is not None:
             self._wandb.log(values, step=entry["step"])
 
     def close(self) -> None:
         """Let all go."""
-        try:
-            self._file.close()
-        except OSError as error:
-            self.problem = f"can't write {self._file.name}: {error.strerror}"
-        if self._board is not None:
-            self._board.close()
+        for file in (self._file, self._board):
+            try:
+                if file is not None:
+                    file.close()
+            except OSError as error:
+                self.problem = f"can't write the last of a log: {error.strerror or error}"
         if self._wandb is not None:
             self._wandb.finish()
 
@@ -71,7 +75,9 @@ def read_journal(folder: Path) -> list[dict[str, Any]]:
         except ValueError:
             continue
         if isinstance(entry, dict) and isinstance(entry.get("step"), int):
-            entries.append(entry)
+            tables = (entry.get(key, {}) for key in ("loss", "validation"))
+            if all(isinstance(table, dict) for table in tables):  # else it is no line of ours
+                entries.append(entry)
     return entries
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from flamvid import config
 from flamvid.data.corpus import CorpusConfig
 from flamvid.errors import ConfigError
 from flamvid.train.changes import read_changed
+from flamvid.train.mixture import mix_as_the_model
 from flamvid.train.optimizer import OptimConfig
 from flamvid.train.parallel import ENGINES
 
@@ -87,6 +89,10 @@ class RunConfig:
                 raise ConfigError(
                     f"run.{name} is {getattr(self, name)!r}; must be one of {', '.join(known)}"
                 )
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise ConfigError(f"run.device is {self.device!r}; must be auto, cpu, cuda or cuda:N")
+        if not 0 <= self.seed < 2**53:  # as JSON's numbers are
+            raise ConfigError(f"run.seed is {self.seed}; must be at least 0 and below 2**53")
         for name in ("workers", "together"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"run.{name} is {getattr(self, name)}; must be at least 0")
@@ -143,28 +149,34 @@ class Plan:
 def read_plan(path: Path, changes: Sequence[str] = (), root: Path | None = None) -> Plan:
     """Read and check a recipe, with `changes` made to it (`read_changed`).
 
+    What it leaves to the model's mixture is filled in (`mix_as_the_model`).
     Raises ConfigError for a wrong key or value, which names the near one.
     """
     table = read_changed(path, changes)
     parts: dict[str, type[Any]] = {"model": ModelPart, "optim": OptimConfig, "run": RunConfig}
-    built: dict[str, Any] = {}
-    for key, cls in parts.items():
-        part = table.pop(key, {})
-        if not isinstance(part, dict):
-            raise ConfigError(f"{path}: {key} is {part!r}; must be a table, [{key}]")
-        built[key] = config.build(cls, part, f"{path}: {key}")
-    for key, field_ in (("corpus", "corpora"), ("validation", "validation")):
-        tables = table.pop(key, [])
+    lists = {"corpus": "corpora", "validation": "validation"}
+    for key in parts:
+        if not isinstance(table.setdefault(key, {}), dict):
+            raise ConfigError(f"{path}: {key} is {table[key]!r}; must be a table, [{key}]")
+    for key in lists:
+        tables = table.setdefault(key, [])
         if not isinstance(tables, list) or not all(isinstance(t, dict) for t in tables):
             raise ConfigError(f"{path}: {key} must be tables, [[{key}]]")
+    if not table["corpus"]:
+        raise ConfigError(f"{path} has no [[corpus]] table; a recipe must say what to train on")
+    model = config.build(ModelPart, table["model"], f"{path}: model")
+    mix_as_the_model(table, model.name, path)
+    built: dict[str, Any] = {
+        key: config.build(cls, table.pop(key), f"{path}: {key}") for key, cls in parts.items()
+    }
+    for key, field_ in lists.items():
+        tables = table.pop(key)
         built[field_] = tuple(
             config.build(CorpusConfig, t, f"{path}: {key} {t.get('name', at)}")
             for at, t in enumerate(tables)
         )
-    if not built["corpora"]:
-        raise ConfigError(f"{path} has no [[corpus]] table; a recipe must say what to train on")
     names = [c.name for c in built["corpora"]]
     if twice := {n for n in names if names.count(n) > 1}:
         raise ConfigError(f"{path}: two corpora are called {twice.pop()!r}; give each a name")
-    known = {"name": path.stem, "root": root or path.parent}
-    return config.build(Plan, {**known, **table, **built}, str(path))
+    config.refuse(table, (*parts, "corpus", "validation"), str(path))
+    return Plan(name=path.stem, root=root or path.parent, **built)

@@ -16,7 +16,8 @@ __all__ = ["plot_run"]
 def plot_run(folder: Path, out: Path) -> Path:
     """Draw the run in `folder` into `out`, a PNG.
 
-    Raises InputError where there is nothing to draw, ConfigError where matplotlib is not installed.
+    Raises InputError where there is nothing to draw, or nowhere to; ConfigError where matplotlib is
+    not installed.
     """
     entries = read_journal(folder)
     losses = _curves(entries, "loss")
@@ -43,7 +44,12 @@ def plot_run(folder: Path, out: Path) -> Path:
     for panel, at, title in zip(panels[1:], (0, 1), ("attention", "feed-forward"), strict=False):
         _draw_gates(panel, gates, at)
         panel.set(xlabel="update", ylabel="|tanh(gate)|", title=f"Gates of {title}")
-    figure.savefig(out, dpi=120)
+    try:
+        figure.savefig(out, dpi=120)
+    except OSError as error:
+        raise InputError(f"can't write {out}: {error.strerror}; give another file") from error
+    except ValueError as error:
+        raise InputError(f"{out} ends in {out.suffix or 'nothing'}; a plot is a .png") from error
     return out
 
 

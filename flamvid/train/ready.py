@@ -128,6 +128,7 @@ class Ready:
             workers=0 if held_out else run.workers,
             ledger=ledger,
             augment=not held_out,
+            together=self.world.size > 1 and not held_out,
         )
 
     def _encode(self, pictures_X3HW: Tensor) -> Tensor:

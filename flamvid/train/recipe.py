@@ -55,6 +55,7 @@ class WordStage:
     feature_dropout: float = 0.1
 
     def __post_init__(self) -> None:
+        _share("words", self, ("feature_dropout",))
         _positive("words", self, ("batch", "words", "learning_rate"))
 
 
@@ -103,8 +104,7 @@ class CaptionStage:
     def __post_init__(self) -> None:
         if self.schedule not in ("cosine", "constant"):
             raise ConfigError(f"captions.schedule is {self.schedule!r}; must be cosine or constant")
-        if not 0 <= self.patch_dropout < 1:
-            raise ConfigError(f"captions.patch_dropout is {self.patch_dropout}; must be in [0, 1)")
+        _share("captions", self, ("feature_dropout", "patch_dropout"))
         for name in ("label_drop", "label_drop_all", "label_swap"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"captions.{name} is {getattr(self, name)}; must be in [0, 1]")
@@ -116,6 +116,7 @@ class CaptionStage:
                 *("validate_every", "save_every"),
             ),
         )
+        _ = self.optim  # refuses what is wrong now, not after the words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +141,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise ConfigError(f"precision is {self.precision!r}; must be auto, float32 or bfloat16")
+        if not 0 <= self.seed < 2**53:
+            raise ConfigError(f"seed is {self.seed}; must be at least 0 and below 2**53")
 
     def path(self, relative: str) -> Path:
         """A path of the recipe, taken from the recipe's folder."""
@@ -187,8 +190,16 @@ def read_recipe(path: Path, changes: Sequence[str] = (), root: Path | None = Non
     }
     if root is not None:
         built["data"] = replace(built["data"], root=str(root.resolve()))
-    known = {"name": path.stem, "folder": path.parent}
-    return config.build(Recipe, {**known, **table, **built}, str(path))
+    known = ("model", "seed", "precision", *parts)
+    config.refuse((key for key in table if key not in known), known, str(path))
+    place = {"name": path.stem, "folder": path.parent}
+    return config.build(Recipe, {**table, **place, **built}, str(path))
+
+
+def _share(where: str, stage: Any, names: tuple[str, ...]) -> None:
+    for name in names:
+        if not 0 <= getattr(stage, name) < 1:
+            raise ConfigError(f"{where}.{name} is {getattr(stage, name)}; must be in [0, 1)")
 
 
 def _positive(where: str, stage: Any, names: tuple[str, ...]) -> None:

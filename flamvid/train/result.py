@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
@@ -49,14 +49,29 @@ def save_result(
             del table["name"]
             _write(out / "model.toml", config.to_toml(table))
         return out / "model.toml"
-    for module in parallel.objective.modules():
-        if isinstance(module, FSDPModule):
-            module.unshard()
+    _gather(parallel)
     if parallel.world.first:
         merge_lora(model.flamingo.lm)
         folder = out / "model"
         model.flamingo.save_pretrained(folder, vocabulary=vocabulary)
     return out / "model"
+
+
+def _gather(parallel: Parallel) -> None:
+    """Put whole tensors in the place of shares, in the first process. It is not trained after."""
+    modules = [*parallel.objective.modules()]
+    for module in modules:
+        if isinstance(module, FSDPModule):
+            module.reshard()  # or what a validation gathered would come in between
+    known: dict[int, nn.Parameter] = {}  # tables may be shared by two modules
+    for module in modules:
+        for name, parameter in module._parameters.items():
+            if isinstance(parameter, DTensor):
+                if id(parameter) not in known:
+                    whole = _whole(parameter.detach())
+                    kept = whole.cpu() if parallel.world.first else whole.new_empty(0)
+                    known[id(parameter)] = nn.Parameter(kept, requires_grad=False)
+                module._parameters[name] = known[id(parameter)]
 
 
 def _whole(tensor: Tensor) -> Tensor:

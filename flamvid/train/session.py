@@ -9,8 +9,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Protocol
 
+from safetensors import SafetensorError
+
 from flamvid import config
 from flamvid.data.features import FeatureSet, features_of
+from flamvid.errors import WeightsError
 from flamvid.train.attempt import Outcome, Read, attempt, writable
 from flamvid.train.plan import Plan, read_plan
 from flamvid.train.precision import precision
@@ -71,7 +74,14 @@ def run(
             done = attempt(trainer, resume, recipe.table())
             if done.stopped:
                 return Outcome(None, done.step)
-        return Outcome(job.save(done.step), done.step)
+        try:
+            return Outcome(job.save(done.step), done.step)
+        except (OSError, SafetensorError) as error:
+            said = " ".join(str(error).split())
+            raise WeightsError(
+                f"can't write the trained model to {out}: {said}; the last snapshot is whole: make "
+                "room, and give the command again"
+            ) from error
 
 
 def try_out(recipe: Plan | Recipe, out: Path, updates: int = 2) -> Trial:
@@ -119,6 +129,7 @@ class _PlanRun:
             prepare=ready.prepare,
             validate=ready.validate if plan.validation else None,
             gates=lambda: gates(ready.model.flamingo),
+            ledger=ready.data.ledger,
         )
 
     def parts(self) -> list[Part]:

@@ -62,9 +62,13 @@ class Snapshots:
             shutil.rmtree(old)
         (self.folder / "best.json").unlink(missing_ok=True)
 
-    def size(self, parallel: Parallel) -> int:
-        """Bytes that one takes: float32 weights and both moments."""
-        return sum(12 * p.numel() for _, p in parallel.trained())
+    def missing(self, parallel: Parallel) -> int:
+        """Bytes that are to be written before old ones are removed: of `keep`, the best, and one
+        more, each with float32 weights and both moments, less what lies there.
+        """
+        one = sum(12 * p.numel() for _, p in parallel.trained())
+        held = sum(f.stat().st_size for path in self.all() for f in path.iterdir())
+        return (self.keep + 2) * one - held
 
     def save(
         self,

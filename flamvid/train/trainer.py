@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
+from flamvid.data.ledger import Ledger
 from flamvid.errors import SourceError
 from flamvid.train.journal import Journal
 from flamvid.train.optimizer import OptimConfig, rate, set_rates
@@ -80,6 +82,7 @@ class Trainer:
 
     prepare: what a batch goes through before the objective, such as `FeatureCache`. validate: the
     losses of held-out batches by corpus; None for no validation. gates: what to journal of them.
+    ledger: of samples that can't be read, whose limit is that of all processes together.
     """
 
     parallel: Parallel
@@ -91,6 +94,7 @@ class Trainer:
     prepare: Callable[[Any], Any] = lambda batch: batch
     validate: Callable[[], Mapping[str, float]] | None = None
     gates: Callable[[], list[list[float]]] = list
+    ledger: Ledger | None = None
     log: Callable[[str], None] = print
     watch: Callable[[Report], None] | None = None
 
@@ -112,7 +116,7 @@ class Trainer:
             self._complain(step + 1, updated)
 
             done = step + 1
-            ending = world.any(stop.asked)
+            ending = self._agreed(stop.asked)
             last = done == run.steps or ending
             if done % run.log_every == 0 or last:
                 self._report(done, updated, share, clock, journal)
@@ -155,6 +159,15 @@ class Trainer:
                 clock.encoded += time.perf_counter() - start
                 clock.samples += len(batch.keys)
                 yield ready
+
+    def _agreed(self, asked: bool) -> bool:
+        """Whether any process was asked to stop; and what they could not read, all know of."""
+        world, ledger = self.parallel.world, self.ledger
+        news = ledger.news if ledger else ()
+        stops, met = world.sum([float(asked), float(len(news))])
+        if met and ledger:  # rare: the names take exchanges of their own
+            ledger.share([n for text in world.texts(json.dumps(news)) for n in json.loads(text)])
+        return stops > 0
 
     def _complain(self, step: int, updated: Updated) -> None:
         if not self.parallel.world.first:

@@ -53,6 +53,17 @@ class World:
         """Whether it is so in any process."""
         return self.sum([float(value)])[0] > 0
 
+    def texts(self, text: str) -> list[str]:
+        """Every process's text, by its rank."""
+        if self.size == 1:
+            return [text]
+        data = torch.tensor(list(text.encode()), dtype=torch.uint8)
+        table = torch.zeros(self.size, self.most(len(data)), dtype=torch.uint8)
+        table[self.rank, : len(data)] = data
+        table = table.to(self.device)
+        dist.all_reduce(table)
+        return [bytes(row).rstrip(b"\0").decode() for row in table.tolist()]
+
     @contextmanager
     def in_turn(self) -> Iterator[None]:
         """The first process does it before the others: what it writes, they find."""

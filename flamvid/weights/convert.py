@@ -38,14 +38,14 @@ def convert(
         raise InputError("dtype is 'int8'; weights are stored as fp32, bf16 or fp16: load as int8")
     dtype = dtype or config.dtype
     if _foreign(config) and not (hub.resolve(config.lm) / "tokenizer.json").is_file():
+        flamingo, _ = build(config, torch_dtype(dtype), CPU)
+        flamingo.card = Card(about(config))
+        flamingo.save_pretrained(destination)
         print(
             f"flamvid: {config.lm} holds no tokenizer.json, so {destination} gets none and can't "
             "caption; copy one to it",
             file=sys.stderr,
         )
-        flamingo, _ = build(config, torch_dtype(dtype), CPU)
-        flamingo.card = Card(about(config))
-        flamingo.save_pretrained(destination)
         return destination
     model = load_config(config, "cpu", dtype)
     model.flamingo.save_pretrained(destination)

@@ -6,6 +6,7 @@ it is passed in here as well, and `img_encoder.*` is not read.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def build_flamingo_pytorch(
     theirs gives to videos alone. More media than it has embeddings for are an InputError.
     """
     tensors = {n: t for n, t in tensors.items() if not n.startswith("img_encoder.")}
-    inserted = {n for n in tensors if n.startswith("layers.") and n.split(".")[2] == "1"}
+    inserted = {n for n in tensors if re.match(r"layers\.\d+\.1\.", n)}
     own = {n: t for n, t in tensors.items() if n in inserted or n.startswith(_OURS)}
     config, parts = _sizes(tensors, inserted, source)
     text = _text(tensors.keys() - own.keys())

@@ -50,13 +50,14 @@ _BUFFERS = re.compile(
 def assemble_empty(vision: VisionEncoder, lm: Any, parts: ModelParts) -> Flamingo:
     """A Flamingo over frozen parts whose trained ones have memory but no values yet.
 
-    They get the LM's dtype and device, so that `fill` is the only copy that is ever made.
+    They get the LM's dtype and devices, so that `fill` is the only copy that is ever made.
     """
     like = lm.get_input_embeddings().weight
     with torch.device("meta"):
         flamingo = assemble(vision, lm, *parts)
-    for new in (flamingo.resampler, flamingo.lm.inserted):
-        new.to(like.dtype).to_empty(device=like.device)
+    flamingo.resampler.to(like.dtype).to_empty(device=like.device)
+    for new, place in zip(flamingo.lm.inserted, flamingo.lm.places, strict=True):
+        new.to(like.dtype).to_empty(device=place)
     return flamingo
 
 
@@ -67,8 +68,8 @@ def unwrap(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def count(names: Iterable[str], pattern: str) -> int:
-    """One more than the highest number that the pattern's group finds, 0 if it finds none."""
-    return 1 + max((int(m[1]) for name in names if (m := re.match(pattern, name))), default=-1)
+    """How many numbers the pattern's group finds: a file of few names can't claim many layers."""
+    return len({int(m[1]) for name in names if (m := re.match(pattern, name))})
 
 
 def sub_names(module: nn.Module, prefix: str, theirs: Mapping[str, str]) -> dict[str, str]:
@@ -105,11 +106,19 @@ def fill(
             f"{listed(unexpected)}; is it whole, and the language model the one it was trained "
             "with?"
         )
+    if odd := next((name for name in used if not tensors[name].is_floating_point()), None):
+        raise WeightsError(
+            f"{source}: {odd} is {str(tensors[odd].dtype).removeprefix('torch.')}, weights are "
+            "floats; get it from its author unquantised"
+        )
     for ours, parts in names.items():
-        rows = sum(tensors[name].shape[0] for name in parts) if len(parts) > 1 else None
-        shape = tensors[parts[0]].shape
-        found = torch.Size(s for s in ((rows, *shape[1:]) if rows else shape) if s != 1)
-        if found != torch.Size(s for s in parameters[ours].shape if s != 1):
+        shapes = [tensors[name].shape for name in parts]
+        shape = shapes[0]
+        if len(parts) > 1:
+            shape = torch.Size([sum(s[:1].numel() for s in shapes), *shape[1:]])
+        alike = len({s[1:] for s in shapes}) == 1
+        wanted = torch.Size(s for s in parameters[ours].shape if s != 1)
+        if not alike or torch.Size(s for s in shape if s != 1) != wanted:
             raise WeightsError(
                 f"{source}: {parts[0]} has shape {tuple(shape)}, the model wants "
                 f"{tuple(parameters[ours].shape)}; is it the language model it was trained with?"

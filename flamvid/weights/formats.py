@@ -73,7 +73,12 @@ def _flamvid(
         lm, Llama
     ):  # what is computed is float32 already, and what is stored stays as short as it is
         return flamingo, folder
-    return flamingo.to(device=device, dtype=dtype), folder
+    if own:
+        return flamingo.to(device=device, dtype=dtype), folder
+    flamingo.resampler.to(device, dtype)  # the rest is where it belongs
+    for new, place in zip(flamingo.lm.inserted, flamingo.lm.places, strict=True):
+        new.to(place, dtype)
+    return flamingo, folder
 
 
 def _open_flamingo(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Built:

@@ -18,7 +18,7 @@ from transformers import LlamaForCausalLM as Llama
 
 from flamvid.errors import InputError, WeightsError
 from flamvid.models.flamingo import Flamingo
-from flamvid.models.frozen import CPU, frozen_of
+from flamvid.models.frozen import CPU, blaming, frozen_of
 from flamvid.models.gated_xattn import XattnConfig
 from flamvid.models.resampler import ResamplerConfig
 from flamvid.models.transformers_encoder import TransformersEncoder
@@ -45,9 +45,11 @@ def load_idefics(
     own = {n: t for n, t in tensors.items() if n.startswith((_PERCEIVER, _XATTN))}
     vision = {n: t for n, t in tensors.items() if n.startswith(_VISION)}
     rest = tensors.keys() - own.keys() - vision.keys()
-    lm = frozen_of(Llama, _lm_config(config), _stack(tensors, rest), dtype, folder, device)
+    with blaming(f"{folder}/config.json"):
+        text, sight = _lm_config(config), _vision_config(config)
+    lm = frozen_of(Llama, text, _stack(tensors, rest, folder), dtype, folder, device)
     tower = {f"vision_model.{n.removeprefix(_VISION)}": t for n, t in vision.items()}
-    encoder = frozen_of(CLIPVisionModel, _vision_config(config), tower, dtype, folder, device)
+    encoder = frozen_of(CLIPVisionModel, sight, tower, dtype, folder, device)
     flamingo = assemble_empty(
         TransformersEncoder(encoder, class_token=True), lm, idefics_parts(config)
     )
@@ -99,14 +101,11 @@ def one_hot_index(mask_BSM: Tensor) -> Tensor:
 
 
 def _config(folder: Path) -> IdeficsConfig:
-    try:
+    with blaming(f"{folder} is no IDEFICS checkpoint"):
         table = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if table.get("model_type") != "idefics":
             raise ValueError(f"its model_type is {table.get('model_type')!r}")
         return IdeficsConfig.from_dict(table)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        reason = str(error).splitlines()[0]
-        raise WeightsError(f"{folder} is no IDEFICS checkpoint: {reason}") from error
 
 
 def _lm_config(config: IdeficsConfig) -> LlamaConfig:
@@ -143,11 +142,17 @@ def _vision_config(config: IdeficsConfig) -> CLIPVisionConfig:
     )
 
 
-def _stack(tensors: Mapping[str, Tensor], names: set[str]) -> dict[str, Tensor]:
+def _stack(tensors: Mapping[str, Tensor], names: set[str], source: Path) -> dict[str, Tensor]:
     """The language model's tensors, with the special tokens' rows below the others."""
     out = {name: tensors[name] for name in names if name not in _STACKED.values()}
     for name, more in _STACKED.items():
         if name in out and more in names:
+            above, below = tensors[name].shape, tensors[more].shape
+            if len(above) != 2 or above[1:] != below[1:]:
+                raise WeightsError(
+                    f"{source}: {name} has shape {tuple(above)}, {more} {tuple(below)}; they must "
+                    "be matrices of one width: copy or fetch it again"
+                )
             out[name] = torch.cat([tensors[name], tensors[more]])
     return out
 

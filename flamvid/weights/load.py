@@ -14,7 +14,6 @@ from flamvid.errors import ConfigError, InputError, WeightsError
 from flamvid.models.build import ModelConfig, about
 from flamvid.models.card import Card
 from flamvid.models.flamingo import Flamingo
-from flamvid.models.frozen import CPU
 from flamvid.models.labels import Labels
 from flamvid.models.lm import TokenHead
 from flamvid.models.pretrained import DTYPES
@@ -24,8 +23,9 @@ from flamvid.text.tokenizer import FastTokenizer
 from flamvid.video.transform import FrameTransform
 from flamvid.weights.adapter import load_adapter
 from flamvid.weights.formats import build
+from flamvid.weights.layout import Room, layout
 from flamvid.weights.pictures import as_its_authors
-from flamvid.weights.placement import int8_as_read, quantise, spread
+from flamvid.weights.placement import int8_as_read, quantise
 from flamvid.weights.source import source_config
 
 __all__ = ["LoadedModel", "load_config", "load_model", "torch_dtype"]
@@ -60,15 +60,19 @@ def load_model(
     *,
     trained: bool = True,
     device_map: str | None = None,
+    max_memory: Room | None = None,
 ) -> LoadedModel:
     """Load a model; `trained=False` leaves the new parts as initialised, for training.
 
     name: a preset, a model's TOML, or a folder or hub repository with a model, saved by us or as
     OpenFlamingo's, Otter's or IDEFICS' authors left it. dtype: the model's own for the device if
     None; int8 stores what is computed in another. device_map: "auto" lays a language model that no
-    device holds over all of them, instead of `device`.
+    device holds over all of them, memory and the disk, instead of `device`; each tensor goes there
+    as it is read. max_memory: how much of each it may take, such as {0: "20GB", "cpu": "30GB"};
+    nine tenths of what is free if None.
     """
-    return load_config(source_config(name), device, dtype, trained, device_map)
+    config = source_config(name)
+    return load_config(config, device, dtype, trained, device_map, max_memory)
 
 
 def load_config(
@@ -77,6 +81,7 @@ def load_config(
     dtype: str | torch.dtype | None = None,
     trained: bool = True,
     device_map: str | None = None,
+    max_memory: Room | None = None,
 ) -> LoadedModel:
     """`load_model` of a configuration in hand."""
     if not config.lm or (trained and not config.adapter):
@@ -85,21 +90,30 @@ def load_config(
             f"to train one, copy {config.name}.toml, name your own lm and vision weights in it, "
             "and run flamvid train with a recipe of that model"
         )
-    where = _device(device)
+    spread = None
+    if device_map is not None:
+        spread = layout(config, device_map, max_memory, str(dtype) == "int8")
+    where = spread.home if spread else _device(device)
     dtype = None if dtype == "auto" else dtype
-    dtype = dtype or (where.type == "cpu" and config.cpu_dtype) or config.dtype
+    alone = where.type == "cpu" and spread is None
+    dtype = dtype or (alone and config.cpu_dtype) or config.dtype
     int8 = dtype == "int8"
     # int8 stores less; what is computed keeps a dtype that the device is quick at.
     kind = _computed(where) if int8 else torch_dtype(dtype)
-    own = where.type == "cpu" and device_map is None
-    with int8_as_read(own) if int8 else nullcontext():
-        flamingo, folder = build(config, kind, CPU if device_map else where, int8, not device_map)
+    with (
+        int8_as_read(alone) if int8 else nullcontext(),
+        spread.laid() if spread else nullcontext(),
+    ):
+        flamingo, folder = build(config, kind, where, int8, spread is None)
+    if spread:
+        spread.belongs_to(flamingo)
     tokenizer = tokenizer_of(folder, config)
     if config.tokens.added and config.format == "flamvid":
         tokenizer.add_tokens(list(config.tokens.added), special_tokens=True)
         ids = [tokenizer.convert_tokens_to_ids(token) for token in config.tokens.added]
         flamingo.lm.add_tokens(ids)
-        flamingo.to(where)
+        assert flamingo.lm.tokens is not None
+        flamingo.lm.tokens.to(where)
 
     config = replace(config, vision=as_its_authors(config.vision))
     vocabulary = None
@@ -110,9 +124,7 @@ def load_config(
     heads = Path(config.contrastive) if config.contrastive else None
     flamingo.card = Card(about(config), vocabulary, tokenizer, heads)
     if int8:
-        quantise(flamingo, own)
-    if device_map is not None:
-        where = spread(flamingo, device_map)
+        quantise(flamingo, alone)
     head = None if vocabulary is None else flamingo.lm.head_of(vocabulary.to(where))
 
     side = config.vision.size

@@ -47,6 +47,7 @@ _INSERTED = re.compile(
     r"lang_encoder\.(?:.*\.)?(\d+)\.gated_cross_attn_layer\."
     r"|lang_encoder\.gated_cross_attn_layers\.(\d+)\."
 )
+_XATTN_HEAD = 64  # the width of a head of the cross-attention, which no release changes
 _MOST_ADDED = 8  # special tokens; a larger difference means another language model
 
 
@@ -115,13 +116,24 @@ def layout(
     layers = sorted({int(m[1] or m[2]) for name in tensors if (m := _INSERTED.match(name))})
     queries = f"perceiver.layers.0.{dialect.attention}to_q.weight"
     latents, q = tensors.get("perceiver.latents"), tensors.get(queries)
-    inner = [t.shape[0] for name, t in tensors.items() if name.endswith("attn.to_q.weight")]
-    needed = {"perceiver.latents": latents, queries: q, "gated_cross_attn_layer": inner or None}
-    if latents is None or q is None or not inner or latents.ndim != 2:
+    crossing = next((n for n in tensors if n.endswith("attn.to_q.weight")), "")
+    asking = tensors.get(crossing)
+    needed = {"perceiver.latents": latents, queries: q, "gated_cross_attn_layer": asking}
+    if latents is None or q is None or asking is None or not layers:
         missing = [name for name, found in needed.items() if found is None]
         raise WeightsError(
             f"{source} is no OpenFlamingo checkpoint: missing {listed(missing)}; is it whole?"
         )
+    for name, tensor, rows in (
+        ("perceiver.latents", latents, 1),
+        (queries, q, head_width),
+        (crossing, asking, _XATTN_HEAD),
+    ):
+        if tensor.ndim != 2 or not len(tensor) or len(tensor) % rows:
+            raise WeightsError(
+                f"{source}: {name} has shape {tuple(tensor.shape)}; must be a matrix whose rows "
+                f"are a multiple of {rows}; is it whole?"
+            )
     found = count(tensors, r"perceiver\.layers\.(\d+)\.")
     if depth is not None and found != depth:
         raise WeightsError(
@@ -134,7 +146,7 @@ def layout(
         features=width,
         width=width,
         depth=found,
-        heads=q.shape[0] // head_width,
+        heads=len(q) // head_width,
         head_width=head_width,
         latents=L,
         frames=0 if frames is None else frames.shape[0],
@@ -143,7 +155,11 @@ def layout(
     )
     every = every or min((b - a for a, b in pairwise(layers)), default=layers[0] + 1)
     xattn = XattnConfig(
-        first=every - 1, every=every, heads=inner[0] // 64, head_width=64, activation="gelu"
+        first=every - 1,
+        every=every,
+        heads=len(asking) // _XATTN_HEAD,
+        head_width=_XATTN_HEAD,
+        activation="gelu",
     )
     return resampler, xattn
 
@@ -176,17 +192,20 @@ def _fit_embeddings(tensors: Mapping[str, Tensor], lm: Any, source: Path) -> Non
             f"{source} lacks {name}, the embeddings of a {type(lm).__name__}; "
             "give the language model it was trained with"
         )
-    rows, width = tensors[name].shape
-    if width != embedding.shape[1]:
+    shape = tuple(tensors[name].shape)
+    if len(shape) != 2 or shape[1] != embedding.shape[1]:
         raise WeightsError(
-            f"{source}: {name} has shape {(rows, width)}, the language model wants "
+            f"{source}: {name} has shape {shape}, the language model wants "
             f"{tuple(embedding.shape)}; give the one it was trained with"
         )
+    rows = shape[0]
     added = rows - embedding.shape[0]
-    if added == 0:
-        return
     head = lm.get_output_embeddings().weight
     untrained = head is not embedding and _LM + _name_of(lm, head) not in tensors
+    if untrained and lm.config.model_type == "gpt_neox":  # whose head is saved for its name
+        raise WeightsError(f"{source} does not fit the model: missing [{_LM}embed_out.weight]")
+    if added == 0:
+        return
     if untrained and not 0 < added <= _MOST_ADDED:
         raise WeightsError(
             f"{source} has {rows} tokens and no {_LM}{_name_of(lm, head)}, the language model has "

@@ -16,7 +16,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from flamvid.errors import ConfigError, WeightsError
 from flamvid.models.flamingo import Flamingo
-from flamvid.models.frozen import CPU, frozen_of
+from flamvid.models.frozen import CPU, blaming, frozen_of
 from flamvid.models.hosts import causal_class, lm_config_of
 from flamvid.models.transformers_encoder import TransformersEncoder
 from flamvid.weights.foreign import assemble_empty, fill, unwrap
@@ -36,19 +36,26 @@ def load_otter(
     """The model in a folder with config.json and its checkpoint."""
     config = _config(folder)
     tensors = unwrap(open_tensors(folder))
-    parts = layout(tensors, folder, dialect=OTTER, every=config.get("cross_attn_every_n_layers"))
+    every, frames = config.get("cross_attn_every_n_layers"), config.get("max_num_frames")
+    for name, value in (("cross_attn_every_n_layers", every), ("max_num_frames", frames)):
+        if value is not None and (type(value) is not int or value < 1):
+            raise WeightsError(f"{folder}/config.json: {name} is {value!r}; must be at least 1")
+    parts = layout(tensors, folder, dialect=OTTER, every=every)
+    if (frames or 1) > 1 and not parts[0].frames:
+        raise WeightsError(f"{folder} does not fit the model: missing [perceiver.frame_embs]")
 
     text = {n: t for n, t in tensors.items() if n.startswith(_LM) and ".gated_cross" not in n}
     text = {n.removeprefix(_LM).replace(".decoder_layer.", "."): t for n, t in text.items()}
     text = {n: t for n, t in text.items() if not n.startswith(("old_decoder_", "gated_cross_"))}
     lm_config = _lm_config(config, folder)
     # What was added for the special tokens is in the table, but not always in the configuration.
-    rows = [len(t) for n, t in text.items() if n.endswith(_EMBEDDINGS)]
+    rows = [len(t) for n, t in text.items() if n.endswith(_EMBEDDINGS) and t.ndim]
     lm_config.vocab_size = rows[0] if rows else lm_config.vocab_size
     lm = frozen_of(causal_class(lm_config), lm_config, text, dtype, folder, device)
 
     seen = {n.removeprefix(_VISION): t for n, t in tensors.items() if n.startswith(_VISION)}
-    vision = CLIPVisionConfig(**config.get("vision_config", {}))
+    with blaming(f"{folder}/config.json"):
+        vision = CLIPVisionConfig(**config.get("vision_config", {}))
     encoder = TransformersEncoder(frozen_of(CLIPVisionModel, vision, seen, dtype, folder, device))
 
     flamingo = assemble_empty(encoder, lm, parts)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+import torch
 from torch import nn
 
 from flamvid.models.build import ModelConfig, read_model_config, skeleton
+from flamvid.models.transformers_encoder import FAMILIES
+from flamvid.weights.formats import build
 
 __all__ = ["Row", "sizes", "sizes_table", "table_text"]
 
@@ -23,10 +27,18 @@ COLUMNS = {
 
 
 def sizes(config: ModelConfig) -> dict[str, int]:
-    """Parameters by part and in total; empty where the configuration lacks the architecture."""
-    if not config.tells_sizes:
+    """Parameters by part and in total; empty where the configuration lacks the architecture.
+
+    Of a checkpoint on the disk they are those of its tensors, each of which must have its place:
+    what is missing or damaged is a WeightsError, as it would be once it is loaded.
+    """
+    if _on_disk(config):
+        # Of what goes to the meta device names and shapes are read, and nothing more.
+        model, _ = build(config, torch.float32, torch.device("meta"), own=False)
+    elif config.tells_sizes:
+        model = skeleton(config)
+    else:
         return {}
-    model = skeleton(config)
     parts = {
         "vision encoder": _count(model.vision),
         "resampler": _count(model.resampler),
@@ -34,6 +46,15 @@ def sizes(config: ModelConfig) -> dict[str, int]:
         "language model": _count(model.lm.lm),
     }
     return {**parts, "total": sum(parts.values())}
+
+
+def _on_disk(config: ModelConfig) -> bool:
+    """Whether all parts of another's checkpoint, or of a saved model, are files at hand."""
+    kind, _, tower = config.vision.encoder.partition(":")
+    if config.format in ("saved", "idefics", "otter"):  # everything in one place
+        return Path(config.adapter).exists()
+    places = (config.adapter, config.lm, tower if kind in FAMILIES else config.vision.weights)
+    return config.format != "flamvid" and all(place and Path(place).exists() for place in places)
 
 
 def sizes_table(names: Sequence[str]) -> list[Row]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from flamvid.cli.models import presets
 from flamvid.errors import OfflineError
 from flamvid.models.build import preset_names
 from flamvid.weights import hub
+from tests.conftest import SHARED
 from tests.tiny import make_model
 
 
@@ -74,6 +77,36 @@ def test_show_counts_parameters_of_what_was_never_fetched(run: Any) -> None:
     assert facts["dtype"] == "float32"
     assert facts["adapter"] == "hub:openflamingo/OpenFlamingo-3B-vitl-mpt1b/checkpoint.pt"
     assert facts["cached"] == "no (flamvid models pull openflamingo-3b)"
+
+
+@pytest.mark.needs_shared
+@pytest.mark.parametrize(
+    ("name", "totals"), [("neox", ("445,632", "656,228")), ("idefics/checkpoint", ("62,624",))]
+)
+def test_show_counts_what_a_checkpoint_holds(run: Any, name: str, totals: tuple[str, ...]) -> None:
+    facts = json.loads(run("models", "show", str(SHARED / "parity" / name), "--json").stdout)
+    for part, total in zip(("resampler", "total"), totals, strict=False):
+        assert facts[f"parameters: {part}"] == total
+
+
+@pytest.mark.needs_shared
+def test_show_of_a_broken_checkpoint_is_one_line(run: Any, tmp_path: Path) -> None:
+    theirs = shutil.copytree(SHARED / "parity" / "llama", tmp_path / "theirs")
+    assert run("models", "convert", str(theirs), str(tmp_path / "ours")).exit_code == 0
+    tensors = load_file(theirs / "checkpoint.safetensors")
+    del tensors["perceiver.layers.3.0.to_q.weight"]
+    save_file(tensors, theirs / "checkpoint.safetensors")
+    whole = (tmp_path / "ours" / "model.safetensors").read_bytes()
+    (tmp_path / "ours" / "model.safetensors").write_bytes(whole[:-9])
+    for folder, complaint in (
+        ("theirs", "missing [perceiver.layers.3.0.to_q"),
+        ("ours", "damaged"),
+    ):
+        result = run("models", "show", str(tmp_path / folder))
+        assert result.exit_code == 1
+        assert result.stdout == ""
+        assert complaint in result.stderr
+        assert result.stderr.count("flamvid: ") == 1
 
 
 def test_hub_parts_of_a_preset() -> None:

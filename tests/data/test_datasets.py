@@ -42,7 +42,7 @@ def test_the_paper_s_mixture() -> None:
     parts = {p.stem: read_corpora(p)["train"] for p in (DATASETS / "mixtures").glob("*.toml")}
     values = {c.name: (c.weight, c.batch) for c in parts["all"]}
     assert values == {
-        "pages": (1.0, 256),
+        "m3w": (1.0, 256),
         "align": (0.2, 512),
         "ltip": (0.2, 512),
         "vtp": (0.03, 64),
@@ -50,11 +50,11 @@ def test_the_paper_s_mixture() -> None:
     left_out = {
         "without-video": {"vtp"},
         "without-images": {"align", "ltip"},
-        "without-pages": {"pages"},
+        "without-pages": {"m3w"},
         "round-robin": set(),
         "laion": {"align", "ltip"},
     }
-    assert set(parts) == {"all", *left_out}
+    assert set(parts) == {"all", "of-the-model", *left_out}
     for name, gone in left_out.items():
         kept = {c.name: (c.weight, c.batch) for c in parts[name] if c.name != "laion"}
         assert kept == {n: v for n, v in values.items() if n not in gone}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 from itertools import combinations
@@ -13,8 +14,9 @@ import pytest
 import torch
 
 from flamvid.data import sources
-from flamvid.data.collate import Batch
+from flamvid.data.collate import Bad, Batch
 from flamvid.data.corpus import CorpusConfig
+from flamvid.data.ledger import Ledger
 from flamvid.data.mixture import Mixture
 from flamvid.data.pack import pack
 from flamvid.data.sources import open_corpus
@@ -176,6 +178,31 @@ def test_bad_samples_are_named_once_and_left_out(
         [*zip(range(2), limited, strict=False)]
 
 
+def test_what_two_processes_met_is_counted_once() -> None:
+    config = corpus("images", "s.tar", max_bad=2)
+    ledgers = [Ledger(None, [config], {"images": 9}, later=True) for _ in range(2)]
+    for ledger, names in zip(ledgers, ("ab", "bc"), strict=True):
+        ledger.add("images", [Bad(name, "damaged") for name in names])
+    ledgers[0].share([*ledgers[0].news, ("images", "b", "damaged")])
+    assert ledgers[0].known == {"images": ["a", "b"]}
+    assert not ledgers[0].news
+    with pytest.raises(SourceError, match="3 samples can't be read, max_bad is 2; the last is c"):
+        ledgers[0].share(ledgers[1].news)
+
+
+def test_a_ledger_that_cannot_be_written_stops_no_run(
+    prompts: PromptFormat, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_tar(tmp_path / "s.tar", [("0.webp", b"RIFF"), ("0.txt", b"red"),
+              ("1.webp", encode(picture((1, 0, 0)))), ("1.txt", b"red")])  # fmt: skip
+    config = corpus("images", "s.tar", batch=2)
+    [batch] = next(mixture([config], prompts, tmp_path, ledger=tmp_path))  # a folder
+    assert batch.keys == ("1",)
+    [record] = caplog.records
+    assert "Is a directory; it lacks" in record.getMessage()
+    assert "s.tar#0" in record.getMessage()
+
+
 def test_a_shard_that_is_gone_is_bad_samples(
     corpora: list[CorpusConfig], prompts: PromptFormat, tmp_path: Path
 ) -> None:
@@ -283,8 +310,27 @@ def test_a_state_of_other_data_is_refused(
 ) -> None:
     state = mixture(corpora, prompts, tmp_path).state_dict()
     (tmp_path / "s-1.tar").unlink()
-    with pytest.raises(ConfigError, match=r"data changed since the run was stopped \(images\)"):
+    with pytest.raises(ConfigError, match=r"since the run was stopped \(corpus images\)"):
         mixture(corpora, prompts, tmp_path).load_state_dict(state)
+
+
+def test_a_state_of_as_many_other_samples_is_refused(
+    corpora: list[CorpusConfig], prompts: PromptFormat, tmp_path: Path
+) -> None:
+    state = mixture(corpora, prompts, tmp_path).state_dict()
+    shutil.copytree(tmp_path, tmp_path / "moved")
+    mixture(corpora, prompts, tmp_path / "moved").load_state_dict(state)
+    (tmp_path / "s-1.tar").rename(tmp_path / "s-9.tar")  # is another in the order of files
+    with pytest.raises(ConfigError, match=r"since the run was stopped \(corpus images\)"):
+        mixture(corpora, prompts, tmp_path).load_state_dict(state)
+
+
+def test_turns_go_on_in_their_order_alone(
+    corpora: list[CorpusConfig], prompts: PromptFormat, tmp_path: Path
+) -> None:
+    state = mixture(corpora, prompts, tmp_path, mixing="round-robin").state_dict()
+    with pytest.raises(ConfigError, match="since the run was stopped"):
+        mixture(corpora[::-1], prompts, tmp_path, mixing="round-robin").load_state_dict(state)
 
 
 def test_rules(corpora: list[CorpusConfig], prompts: PromptFormat, tmp_path: Path) -> None:

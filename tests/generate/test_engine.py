@@ -7,7 +7,7 @@ import torch
 from transformers import GenerationConfig as HfConfig
 from transformers import LlamaConfig, LlamaForCausalLM, TopKLogitsWarper, TopPLogitsWarper
 
-from flamvid.errors import InputError
+from flamvid.errors import InputError, WeightsError
 from flamvid.generate.choose import draw
 from flamvid.generate.engine import Generated, GenerationConfig, generate, search
 from flamvid.generate.score import score_options
@@ -76,6 +76,14 @@ def test_bad_settings_are_refused() -> None:
         GenerationConfig(beams=0)
     with pytest.raises(InputError, match="3 beams do not"):
         GenerationConfig(beams=3, temperature=1.0)
+
+
+@pytest.mark.parametrize("how", [{"beams": 1}, {"beams": 3}, {"beams": 1, "temperature": 1.0}])
+def test_weights_that_are_no_numbers_are_told(how: dict[str, float]) -> None:
+    model = blind(0)
+    model.lm.lm.model.norm.weight.data[3] = float("nan")
+    with pytest.raises(WeightsError, match="logits are no numbers"):
+        found(model, torch.randint(6, 40, (1, 4)), **how)
 
 
 def test_drawn_tokens_follow_the_probabilities_of_the_model() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from flamvid.errors import InputError
 from flamvid.generate.config import GenerationConfig
 from flamvid.generate.prompt import Prompt
 from flamvid.ops import media_index
@@ -60,3 +61,17 @@ def test_options_are_scored_among_all_tokens(model: LoadedModel) -> None:
         logits = model.flamingo.lm.head(model.flamingo.lm(text, media))[0, len(ids) - 1 : -1]
         want = logits.log_softmax(-1).gather(1, text[0, len(ids) :, None])[:, 0]
         assert score == pytest.approx(want.tolist(), abs=1e-4)
+
+
+def test_a_prompt_longer_than_the_language_model_was_made_for_is_refused(
+    model: LoadedModel,
+) -> None:
+    room = model.flamingo.lm.positions
+    assert room is not None
+    letters = model.prompts.encode_text("x")
+    prompt = Prompt(model, latents(1), [*model.prompts.caption(), *letters * room][: room - 4])
+    prompt.search(GenerationConfig(beams=1, max_tokens=4))
+    with pytest.raises(InputError, match=rf"{room - 4} tokens and its text 5, .* made for {room}"):
+        prompt.search(GenerationConfig(beams=1, max_tokens=5))
+    with pytest.raises(InputError, match="fewer or shorter shots"):
+        prompt.score([letters, letters * 5])

@@ -13,7 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from flamvid.errors import WeightsError
 from flamvid.models import llama_file
-from flamvid.models.llama import KeyValueCache, Llama, read_llama_config
+from flamvid.models.cache import KeyValueCache
+from flamvid.models.llama import Llama, read_llama_config
 from flamvid.models.llama_file import load_llama, load_llama_int8
 from flamvid.models.lm import LanguageModel, load_plain_lm
 

@@ -78,6 +78,9 @@ def test_rows_about_data_are_flamingo_3b_with_another_mixture(name: str) -> None
     plan = read_plan(MIXTURE_RECIPES / f"{recipe}.toml")
     assert [c.weight for c in plan.corpora] == list(config.mixture.weights.values())
     assert plan.run.mixing == config.mixture.mixing
+    left = read_plan(MIXTURE_RECIPES / "of-the-model.toml", [f"model.name={name}"])
+    assert left.corpora == plan.corpora
+    assert left.run == plan.run
     whole = read_model_config("flamingo-3b")
     assert replace(config, name=whole.name, mixture=whole.mixture) == whole
 

@@ -52,6 +52,26 @@ SCALE = Scale(
 )
 
 
+@pytest.mark.parametrize(
+    ("row", "preset"),
+    [
+        ("original", "flamingo-3b"),
+        ("no video-text", "flamingo-3b-without-video"),
+        ("no image-text", "flamingo-3b-without-images"),
+        ("other image-text (LAION)", "flamingo-3b-laion"),
+        ("no interleaved (M3W)", "flamingo-3b-without-m3w"),
+        ("round robin", "flamingo-3b-round-robin"),
+    ],
+)
+def test_rows_about_data_are_the_mixtures_of_the_presets(row: str, preset: str) -> None:
+    stands_for = {"videos": ["VTP"], "images": ["ALIGN", "LTIP"], "documents": ["M3W"]}
+    stands_for["other"] = ["LAION"]
+    mixture = read_model_config(preset).mixture
+    assert mixture is not None
+    assert {n for c in BY_NAME[row].corpora for n in stands_for[c]} == set(mixture.weights)
+    assert BY_NAME[row].mixing == mixture.mixing
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model with its LM's architecture, and a shard wherever the tool looks for one."""

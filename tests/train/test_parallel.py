@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,29 @@ from torch import Tensor
 from flamvid.errors import ConfigError
 from flamvid.train.parallel import Parallel
 from flamvid.train.world import World
+from tests.tiny import encode, picture, write_tar
 from tests.train.processes import together
-from tests.train.together import Job, train, train_all
+from tests.train.together import Job, run_limited, train, train_all
 from tests.train.toy import Linear
 
 UPDATES = 20
+WALLS = """
+[model]
+name = "{model}"
+
+[[corpus]]
+name = "walls"
+kind = "images"
+sources = ["walls.tar"]
+batch = 4
+shuffle = 1
+size = 32
+
+[run]
+steps = 3
+precision = "float32"
+cache = ""
+"""
 Weights = dict[str, Tensor]
 
 
@@ -64,6 +83,27 @@ def test_it_is_one_process_with_the_whole_batch(trained: dict[str, Weights], how
 
 def test_shared_weights_are_those_of_ddp(trained: dict[str, Weights]) -> None:
     assert difference(trained["fsdp"], trained["ddp"]) < 1e-5
+
+
+def test_bad_samples_are_counted_over_all_processes(tiny: Path, tmp_path: Path) -> None:
+    members = []
+    for at in range(4):  # a batch; each process meets one that is bad
+        data = b"no picture" if at in (0, 3) else encode(picture((60 * at, 9, 9)))
+        members += [(f"{at}.webp", data), (f"{at}.txt", b"red paint")]
+    write_tar(tmp_path / "walls.tar", members)
+    recipe = tmp_path / "walls.toml"
+    recipe.write_text(WALLS.format(model=tiny))
+    said = {}
+    for limit in (1, 2):
+        out = tmp_path / f"limit-{limit}"
+        together(2, run_limited, recipe, out, limit)
+        said[limit] = [(out / f"said-{rank}").read_text() for rank in (0, 1)]
+    assert said[2] == ["after 3", "after 3"]
+    assert len({*said[1]}) == 1  # neither is left waiting for the other
+    assert said[1][0].startswith("corpus walls: 2 samples can't be read, max_bad is 1; the last is")
+    for rank in (0, 1):
+        place = tmp_path / "limit-2" / "step-00000003" / f"data-{rank}.json"
+        assert len(json.loads(place.read_text())["bad"]["walls"]) == 2
 
 
 def test_an_unknown_engine_is_an_error() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -58,12 +59,46 @@ def test_a_folder_without_a_run_is_one_line(tmp_path: Path) -> None:
         plot_run(tmp_path, tmp_path / "plot.png")
 
 
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("none/plot.png", "plot.png: No such file or directory; give another file"),
+        ("plot.nix", r"plot\.nix ends in \.nix; a plot is a \.png"),
+    ],
+)
+def test_a_picture_that_cannot_be_written_is_one_line(
+    tmp_path: Path, name: str, complaint: str
+) -> None:
+    pytest.importorskip("matplotlib")
+    from flamvid.train.plot import plot_run
+
+    (tmp_path / LOG).write_text('{"step": 1, "loss": {"a": 2.0}}\n{"step": 2, "loss": 3}\n')
+    with pytest.raises(InputError, match=complaint):
+        plot_run(tmp_path, tmp_path / name)
+
+
 def test_tensorboard_has_the_same_numbers(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     journal = Journal(tmp_path, 0, tensorboard=True)
     journal.write({"step": 1, "loss": {"pages": 3.0}})
     journal.close()
     assert any((tmp_path / "tensorboard").iterdir())
+
+
+def test_a_full_disk_ends_tensorboard_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Board:
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("flamvid.train.journal._board", lambda folder, step: Board())
+    journal = Journal(tmp_path, 0, tensorboard=True)
+    journal.write({"step": 1, "loss": {"pages": 3.0}})
+    assert journal.problem == "can't write for TensorBoard: No space left on device"
+    journal.write({"step": 2, "loss": {"pages": 2.0}})
+    journal.close()
+    assert [entry["step"] for entry in read_journal(tmp_path)] == [1, 2]
 
 
 def test_weights_and_biases_knows_a_run_by_its_place(

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from flamvid import config
 from flamvid.errors import ConfigError
+from flamvid.train.draw import Drawn, Inputs
 from flamvid.train.plan import Plan
 from flamvid.train.recipe import read_recipe
 from flamvid.train.session import read
+from flamvid.train.world import World
 from tests.train.conftest import MakeRecipe
 
 DATASETS = Path(__file__).parents[2] / "datasets"
@@ -62,6 +65,12 @@ def test_changes(make_recipe: MakeRecipe, tmp_path: Path) -> None:
         # A string would else be taken letter by letter.
         ('["clips-*.tar"]', '"clips-*.tar"', "data.clips is 'clips-.*'; must be a list"),
         ('["stills.tar"]', '"stills.tar"', "data.stills is 'stills.tar'; must be a list"),
+        (
+            "batch = 12",
+            "batch = 12\nfeature_dropout = 2",
+            "words.feature_dropout is 2; must",
+        ),
+        ("warmup = 5", "warmup = -5", "optim.warmup is -5; must be at least 0"),
         ("[words]", "[words", "is not valid TOML"),
     ],
 )
@@ -89,6 +98,25 @@ def test_a_recipe_without_its_parts(tmp_path: Path, text: str, complaint: str) -
     (tmp_path / "parts.toml").write_text(text)
     with pytest.raises(ConfigError, match=complaint):
         read_recipe(tmp_path / "parts.toml")
+
+
+def test_a_run_goes_on_with_the_same_samples_alone() -> None:
+    def drawn(batch: int = 4, seed: int = 0, stills: int = 3) -> Drawn:
+        return Drawn(lambda at, chance: Inputs("a", (), (), 0), batch, seed, World(), [5, stills])
+
+    data = drawn()
+    next(data)
+    place = json.loads(json.dumps(data.state_dict()))
+    for other, what in (
+        (drawn(batch=8), "batch"),
+        (drawn(seed=1), "seed"),
+        (drawn(stills=4), "samples"),
+    ):
+        with pytest.raises(ConfigError, match=rf"stopped \({what}\); give the recipe"):
+            other.resume([place])
+    again = drawn()
+    again.resume([place])
+    assert again.state_dict() == place
 
 
 def test_a_missing_recipe(tmp_path: Path) -> None:

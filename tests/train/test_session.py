@@ -6,6 +6,7 @@ import json
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,11 @@ import torch
 from flamvid.data.corpus import CorpusConfig
 from flamvid.data.samples import Document, Media
 from flamvid.data.sources import Samples
-from flamvid.errors import ConfigError, InputError, SourceError
+from flamvid.errors import ConfigError, InputError, SourceError, WeightsError
 from flamvid.train import session
 from flamvid.train.journal import read_journal
 from flamvid.train.plan import Plan, read_plan
+from flamvid.train.snapshot import Snapshots
 from flamvid.weights.adapter import load_adapter
 from flamvid.weights.load import load_model
 from tests.tiny import WORDS, caption
@@ -167,6 +169,38 @@ def test_what_is_wrong_is_said_before_the_first_update(recipe: Path, tmp_path: P
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"can't write to .*file/run: Not a directory"):
         run(read_plan(recipe), tmp_path / "file" / "run")
+
+
+def test_room_is_asked_for_what_is_not_there_yet(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, out = read_plan(recipe, ["run.keep=1"]), tmp_path / "run"
+    run(plan, out)
+    one = sum(f.stat().st_size for f in Snapshots(out).all()[-1].iterdir())
+    # A disk that it fitted onto, as it is now: `keep`, the best and one more.
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=2 * one))
+    assert run(plan, out).step == 6
+    with pytest.raises(InputError, match=r"has .* MB free, its snapshots take up to .* MB more"):
+        run(plan, tmp_path / "other")
+
+
+def test_a_result_that_cannot_be_written_is_one_line(recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    (out / "model.toml.part").mkdir(parents=True)
+    with pytest.raises(WeightsError, match=r"can't write the trained model to .*Is a directory"):
+        run(read_plan(recipe), out)
+    assert Snapshots(out).latest() == out / "step-00000006"
+    (out / "model.toml.part").rmdir()
+    assert run(read_plan(recipe), out).step == 6
+
+
+@pytest.mark.parametrize("name", ["plan.toml", "log.part"])
+def test_a_folder_that_cannot_be_written_is_one_line(
+    recipe: Path, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "run" / name).mkdir(parents=True)
+    with pytest.raises(InputError, match=r"can't write to .*run: Is a directory; make room, or"):
+        run(read_plan(recipe), tmp_path / "run")
 
 
 def test_a_validation_that_cannot_be_read_ends_the_run(

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
+from flamvid.errors import SourceError
 from flamvid.train import session
 from flamvid.train.objective import Objective
 from flamvid.train.optimizer import OptimConfig, make_optimizer, rate, set_rates
@@ -78,3 +79,13 @@ def train_all(jobs: Sequence[Job]) -> None:
         for job in jobs:
             train(world, *job)
             world.wait()
+
+
+def run_limited(recipe: Path, out: Path, limit: int) -> None:
+    """A whole run that may meet so many bad samples; how it ended goes into a file."""
+    plan = session.read(recipe, [f"corpus.walls.max_bad={limit}"])
+    try:
+        said = f"after {session.run(plan, out, True, lambda _: None).step}"
+    except SourceError as error:
+        said = str(error)
+    (out / f"said-{os.environ['RANK']}").write_text(said)

@@ -100,6 +100,11 @@ def test_a_model_without_a_tokenizer_converts(
         assert same(Flamingo.from_pretrained(tmp_path / name), built(source))
         with pytest.raises(WeightsError, match=r"holds no tokenizer\.json"):
             flamvid.load(tmp_path / name)
+    broken = shutil.copytree(SHARED / "parity" / "neox", tmp_path / "broken")
+    (broken / "checkpoint.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(WeightsError, match="is damaged"):
+        convert(str(broken), tmp_path / "none")
+    assert "flamvid" not in capsys.readouterr().err  # its one line is that of the error
 
 
 def test_an_idefics_folder_says_what_it_is(tmp_path: Path) -> None:

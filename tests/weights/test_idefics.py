@@ -138,3 +138,43 @@ def test_a_token_that_sees_two_images_is_refused() -> None:
         one_hot_index(torch.ones(1, 2, 2, dtype=torch.long))
     mask = torch.tensor([[[0, 0], [0, 1], [1, 0]]])
     assert one_hot_index(mask).tolist() == [[-1, 1, 0]]
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "complaint"),
+    [
+        ("model.embed_tokens.additional_embedding.weight", torch.ones(2, 7), "of one width"),
+        ("model.perceiver_resampler.blocks.0.0.v_proj.weight", torch.ones(24, 7), "has shape"),
+        ("model.gated_cross_attn_layers.0.cross_attn.v_proj.weight", torch.ones(()), "has shape"),
+    ],
+)
+def test_tensors_of_odd_shapes(
+    tmp_path: Path, name: str, tensor: torch.Tensor, complaint: str
+) -> None:
+    theirs().save_pretrained(tmp_path)
+    held = load_file(tmp_path / "model.safetensors")
+    assert name in held
+    save_file({**held, name: tensor}, tmp_path / "model.safetensors")
+    with pytest.raises(WeightsError, match=complaint) as raised:
+        load_idefics(tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"hidden_size": "wide"},
+        {"vision_config": {"hidden_act": 3}},
+        {"vision_config": {"image_size": []}},
+        {"pad_token_id": 10**6},
+    ],
+)
+def test_a_configuration_of_other_types(
+    saved: Path, tmp_path: Path, lie: dict[str, object]
+) -> None:
+    folder = shutil.copytree(saved, tmp_path / "copy")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | lie))
+    with pytest.raises(WeightsError) as raised:
+        load_idefics(folder)
+    assert "\n" not in str(raised.value)

@@ -43,6 +43,9 @@ def changed(folder: Path, to: Path, **changes: Tensor | None) -> Path:
 
 
 BLOCK = "perceiver.layers.1.0.to_kv.weight"
+QUERIES = "perceiver.layers.0.0.to_q.weight"
+CROSSING = "lang_encoder.model.layers.1.gated_cross_attn_layer.attn.to_q.weight"
+FAR = "lang_encoder.model.layers.99999999.gated_cross_attn_layer.attn_gate"
 FIRST = "lang_encoder.model.layers.1.gated_cross_attn_layer.attn_gate"
 GATE = "lang_encoder.model.layers.3.gated_cross_attn_layer.ff_gate"
 
@@ -57,6 +60,13 @@ GATE = "lang_encoder.model.layers.3.gated_cross_attn_layer.ff_gate"
         ({EMBEDDINGS: None}, f"lacks {EMBEDDINGS}, the embeddings of a LlamaForCausalLM"),
         ({"perceiver.latents": None}, "missing [perceiver.latents]"),
         ({FIRST: None}, f"missing [{FIRST}], unexpected []"),
+        ({"perceiver.latents": torch.ones(2, 5, 24)}, "has shape (2, 5, 24); must be a matrix"),
+        ({QUERIES: torch.tensor(1.0)}, f"{QUERIES} has shape (); must be a matrix"),
+        ({QUERIES: torch.ones(70, 24)}, "a multiple of 64"),
+        ({CROSSING: torch.tensor(1.0)}, f"{CROSSING} has shape (); must be a matrix"),
+        ({EMBEDDINGS: torch.ones(9)}, "has shape (9,), the language model wants"),
+        ({BLOCK: torch.ones(1024, 24).byte()}, f"{BLOCK} is uint8, weights are floats"),
+        ({FAR: torch.ones(3)}, f"missing [], unexpected [{FAR}]"),
     ],
 )
 def test_tensors_that_do_not_fit(
@@ -68,6 +78,21 @@ def test_tensors_that_do_not_fit(
     assert complaint in str(raised.value)
     assert str(file) in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_the_head_of_a_neox_is_saved_with_its_embeddings(tmp_path: Path) -> None:
+    write_folder(tmp_path, neox(), *NEOX, rename=released)
+    file = changed(tmp_path, tmp_path, **{"lang_encoder.embed_out.weight": None})
+    with pytest.raises(WeightsError, match=r"missing \[lang_encoder\.embed_out\.weight\]"):
+        load(file, tmp_path)
+
+
+def test_one_name_can_not_claim_layers_without_end(folder: Path, tmp_path: Path) -> None:
+    file = changed(folder, tmp_path, **{"perceiver.layers.99999999.1.0.bias": torch.ones(24)})
+    tensors = open_flamingo_tensors(open_tensors(file))
+    assert layout(tensors, file)[0].depth == 3
+    with pytest.raises(WeightsError, match=r"unexpected \[perceiver\.layers\.99999999\.1\.0\.bias"):
+        load(file, folder)
 
 
 def test_a_checkpoint_without_its_last_layers(folder: Path) -> None:

@@ -122,3 +122,23 @@ def test_what_is_no_otter(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"text_config": {"model_type": "clip"}}')
     with pytest.raises(WeightsError, match="no causal language model is known"):
         load_otter(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("said", "complaint"),
+    [
+        ({"max_num_frames": 8}, r"missing \[perceiver\.frame_embs\]"),
+        ({"max_num_frames": "8"}, r"max_num_frames is '8'; must be at least 1"),
+        ({"cross_attn_every_n_layers": 1.5}, r"cross_attn_every_n_layers is 1\.5"),
+    ],
+)
+def test_what_the_configuration_says_must_be_there(
+    tmp_path: Path, said: dict[str, object], complaint: str
+) -> None:
+    write(tmp_path, *make())
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"max_num_frames": 1}))
+    load_otter(tmp_path)  # of pictures
+    (tmp_path / "config.json").write_text(json.dumps(config | said))
+    with pytest.raises(WeightsError, match=complaint):
+        load_otter(tmp_path)

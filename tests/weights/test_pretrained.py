@@ -104,6 +104,21 @@ def test_push_uploads_what_save_writes(released: Path, monkeypatch: pytest.Monke
     assert {"model.safetensors", "flamvid.toml", "tokenizer.json"} <= files
 
 
+def test_a_folder_of_a_repository(
+    released: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built(released / "tiny.toml").save_pretrained(tmp_path / "small" / "first")
+    asked: list[str] = []
+
+    def snapshot(name: str, *, allow_patterns: list[str], **_: Any) -> str:
+        asked.extend(allow_patterns)
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    Flamingo.from_pretrained("me/mine", subfolder="small/first", local_files_only=True)
+    assert "small/first/model*.safetensors" in asked
+
+
 def test_what_was_loaded_is_saved_with_all_that_belongs_to_it(
     released: Path, picture: Path, tmp_path: Path
 ) -> None:
@@ -165,7 +180,12 @@ def test_dtypes_as_hugging_face_users_write_them(
     model.save_pretrained(tmp_path)
     auto = Flamingo.from_pretrained(tmp_path, torch_dtype="auto", revision="main")
     assert auto.lm.head.weight.dtype == torch.bfloat16
+    for keywords in ({"low_cpu_mem_usage": True}, {"use_safetensors": True}, {"subfolder": "x"}):
+        named = tmp_path.parent if "subfolder" in keywords else tmp_path
+        keywords |= {"subfolder": tmp_path.name} if "subfolder" in keywords else {}
+        assert same(Flamingo.from_pretrained(named, **keywords), auto)
     for keywords, complaint in (
+        ({"use_safetensors": False}, "Flamingos are saved as safetensors only"),
         ({"torch_dtyp": "auto"}, "from_pretrained has no torch_dtyp; it takes dtype, device,"),
         ({"dtype": "int4"}, "dtype is 'int4'; must be auto or one of float32, fp32"),
     ):

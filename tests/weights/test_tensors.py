@@ -76,6 +76,34 @@ def test_what_is_no_checkpoint_was_not_nearly_executed(tmp_path: Path, text: byt
         open_tensors(tmp_path / "x.pt")
 
 
+@pytest.mark.parametrize("code", [b"((.", b"K\x01s.", b"Q.", b"\x8c"])
+def test_a_pickle_that_makes_no_sense(tmp_path: Path, code: bytes) -> None:
+    (tmp_path / "x.pt").write_bytes(b"\x80\x02" + code)
+    with pytest.raises(WeightsError, match=r"x\.pt (is damaged|holds more than tensors)") as raised:
+        open_tensors(tmp_path / "x.pt")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.needs_shared
+@pytest.mark.parametrize(
+    ("part", "load"),
+    [
+        ("lm", load_causal_lm),
+        ("clip", lambda folder, dtype: load_tower("clip", folder, dtype)),
+    ],
+)
+@pytest.mark.parametrize("lie", [{"hidden_size": "wide"}, {"hidden_act": 3}, {"hidden_size": -8}])
+def test_a_configuration_of_other_types(
+    tmp_path: Path, part: str, load: Callable[[Path, torch.dtype], object], lie: dict[str, object]
+) -> None:
+    shutil.copytree(SHARED / "parity" / "neox" / part, tmp_path / part)
+    config = json.loads((tmp_path / part / "config.json").read_text())
+    (tmp_path / part / "config.json").write_text(json.dumps(config | lie))
+    with pytest.raises(WeightsError) as raised:
+        load(tmp_path / part, torch.float32)
+    assert "\n" not in str(raised.value)
+
+
 @pytest.mark.needs_shared
 @pytest.mark.parametrize("int8", [False, True])
 def test_another_shape_than_configured_is_named(tmp_path: Path, int8: bool) -> None:

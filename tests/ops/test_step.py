@@ -1,0 +1,243 @@
+"""Parts of a decoding step: the kernels against the formulas, whatever the shapes and threads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from flamvid.ops import cross_few, feed_few, implementation, quantise_int8, self_few, step
+
+pytestmark = pytest.mark.skipif(
+    implementation("feed_few").name != "kernel", reason="flamvid._C is not there"
+)
+
+CLOSE = {"atol": 2e-4, "rtol": 1e-4}
+sizes = st.integers(1, 70)
+rows = st.integers(1, 8)
+seeds = st.integers(0, 2**32)
+flags = st.booleans()
+
+
+def weights(outputs: int, width: int, int8: bool = False) -> list[Tensor]:
+    weight = torch.randn(outputs, width) * width**-0.5
+    return list(quantise_int8(weight)) if int8 else [weight]
+
+
+def norm(width: int, biased: bool) -> list[Tensor]:
+    return [torch.randn(width) for _ in range(1 + biased)]
+
+
+def formula(op: Any, *args: Any) -> Tensor:
+    """What the operation says in Python."""
+    found: Tensor = getattr(step, op)._init_fn(*args)
+    return found
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    rows=rows,
+    blocks=st.integers(1, 3),
+    int8=flags,
+    biased=flags,
+    rms=flags,
+    gated=flags,
+    activation=st.sampled_from(["relu", "squared_relu", "gelu", "silu_gated"]),
+    seed=seeds,
+    odd=sizes,
+)
+def test_feed_forward(
+    rows: int,
+    blocks: int,
+    int8: bool,
+    biased: bool,
+    rms: bool,
+    gated: bool,
+    activation: str,
+    seed: int,
+    odd: int,
+) -> None:
+    torch.manual_seed(seed)
+    width, inner = (32 * blocks, 64) if int8 else (odd, odd + 3)
+    up = weights(inner * (2 if activation == "silu_gated" else 1), width, int8)
+    down = weights(width, inner, int8)
+    gate = torch.randn(()) if gated else None
+    args = (norm(width, biased and not rms), 1e-5, rms, up, down, activation, gate)
+    x = torch.randn(rows, width)
+    torch.testing.assert_close(feed_few(x, *args), formula("_feed_few", x, *args), **CLOSE)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    prompts=st.integers(1, 3),
+    each=st.integers(1, 2),
+    heads=st.integers(1, 5),
+    d=st.integers(1, 40),
+    media=st.integers(1, 4),
+    latents=st.integers(1, 9),
+    width=sizes,
+    strided=flags,
+    seed=seeds,
+)
+def test_cross_attention(
+    prompts: int,
+    each: int,
+    heads: int,
+    d: int,
+    media: int,
+    latents: int,
+    width: int,
+    strided: bool,
+    seed: int,
+) -> None:
+    torch.manual_seed(seed)
+    rows, inner = prompts * each, heads * d
+    both = torch.randn(2, prompts, heads, media * latents, d)
+    if strided:  # as they come of one product
+        both = torch.randn(prompts, media * latents, 2, heads, d).permute(2, 0, 3, 1, 4)
+    index = torch.randint(-1, media, (rows,), dtype=torch.int32)
+    args = (
+        norm(width, True),
+        1e-5,
+        weights(inner, width),
+        *both,
+        index,
+        latents,
+        weights(width, inner),
+        torch.randn(()),
+    )
+    x = torch.randn(rows, width)
+    torch.testing.assert_close(cross_few(x, *args), formula("_cross_few", x, *args), **CLOSE)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    rows=rows,
+    groups=st.integers(1, 3),
+    each=st.integers(1, 3),
+    half=st.integers(1, 20),
+    length=st.integers(0, 70),
+    width=sizes,
+    kind=st.sampled_from(["alibi", "rotary", "neither"]),
+    normed=flags,
+    padded=flags,
+    seed=seeds,
+)
+def test_self_attention(
+    rows: int,
+    groups: int,
+    each: int,
+    half: int,
+    length: int,
+    width: int,
+    kind: str,
+    normed: bool,
+    padded: bool,
+    seed: int,
+) -> None:
+    torch.manual_seed(seed)
+    d, heads = 2 * half, groups * each
+    turn = [torch.randn(1 if seed % 2 else rows, d) for _ in range(2)] if kind == "rotary" else []
+    slopes = torch.rand(heads) if kind == "alibi" else None
+    real = torch.rand(rows, length + 1) < 0.7 if padded else None
+    q_norm, k_norm = (norm(n * d, True) if normed else [] for n in (heads, groups))
+    before = torch.randn(2, rows, groups, length + 3, d)
+
+    def run(op: Any) -> tuple[Tensor, Tensor]:
+        cache = before.clone()
+        out = op(
+            x,
+            first,
+            1e-5,
+            False,
+            qkv,
+            q_norm,
+            k_norm,
+            turn,
+            slopes,
+            *cache,
+            length,
+            real,
+            heads,
+            d**-0.5,
+            out_w,
+        )
+        return out, cache
+
+    x, first = torch.randn(rows, width), norm(width, True)
+    qkv, out_w = weights((heads + 2 * groups) * d, width), weights(width, heads * d)
+    ours, wanted = run(self_few), run(lambda *args: formula("_self_few", *args))
+    torch.testing.assert_close(ours[0], wanted[0], **CLOSE)
+    torch.testing.assert_close(ours[1], wanted[1], **CLOSE)
+    others = torch.arange(length + 3) != length
+    assert torch.equal(ours[1][..., others, :], before[..., others, :])
+
+
+def test_threads_share_what_is_large() -> None:
+    torch.manual_seed(0)
+    width, heads = 256, 4
+    x, first = torch.randn(2, width), norm(width, True)
+    up, down = weights(4 * width, width), weights(width, 4 * width)
+    cache = torch.randn(2, 2, heads, 600, 64)
+    qkv, out_w = weights(3 * width, width), weights(width, width)
+    threads = torch.get_num_threads()
+    found = []
+    try:
+        for count in (1, 2, 3, 7):
+            torch.set_num_threads(count)
+            fed = feed_few(x, first, 1e-5, False, up, down, "gelu", None)
+            held = cache.clone()
+            args = (first, 1e-5, False, qkv, [], [], [], None, *held, 590, None, heads, 0.125)
+            found.append((fed, self_few(x, *args, out_w), held))
+    finally:
+        torch.set_num_threads(threads)
+    for other in found[1:]:
+        for one, two in zip(found[0], other, strict=True):
+            assert torch.equal(one, two)
+
+
+def test_they_are_operations_of_torch() -> None:
+    width, x, first = 24, torch.randn(2, 24), norm(24, True)
+    up, down = weights(48, width), weights(width, 48)
+    args: tuple[Any, ...] = (x, first, 1e-5, False, up, down, "gelu", torch.randn(()))
+    torch.library.opcheck(torch.ops.flamvid.feed_few.default, args)
+    keys, values = torch.randn(2, 1, 3, 10, 8)
+    index = torch.tensor([1, -1], dtype=torch.int32)
+    args = (x, first, 1e-5, weights(24, 24), keys, values, index, 5, weights(24, 24), None)
+    torch.library.opcheck(torch.ops.flamvid.cross_few.default, args)
+    cache = torch.randn(2, 2, 3, 10, 8)
+    args = (x, first, 1e-5, False, weights(72, 24), [], [], [], None, cache[0], cache[1], 4, None)
+    args = (*args, 3, 0.3, weights(24, 24))
+    torch.library.opcheck(torch.ops.flamvid.self_few.default, args)
+
+
+def test_what_does_not_fit_is_refused_before_it_is_read() -> None:
+    x, first, up, down = torch.randn(2, 24), norm(24, True), weights(48, 24), weights(24, 48)
+    feed: tuple[Any, ...] = (x, first, 1e-5, False, up, down, "gelu", None)
+    for at, bad in (
+        (0, x[:, :20]),
+        (0, x.double()),
+        (1, [first[0][:20]]),
+        (1, []),
+        (4, weights(40, 24)),
+        (5, weights(20, 48)),
+        (5, [down[0].bfloat16()]),
+        (6, "tanh"),
+        (7, torch.randn(24)),
+    ):
+        with pytest.raises(RuntimeError, match=r"step|few"):
+            feed_few(*feed[:at], bad, *feed[at + 1 :])
+    keys, values = torch.randn(2, 1, 3, 10, 8)
+    for index, latents in (([0, 2], 5), ([0, 1], 0), ([0], 5)):
+        at_media = torch.tensor(index, dtype=torch.int32)
+        with pytest.raises(RuntimeError, match=r"step|few"):
+            cross_few(x, first, 1e-5, weights(24, 24), keys, values, at_media, latents, down, None)
+    cache = torch.randn(2, 2, 3, 10, 8)
+    for length in (-1, 10):
+        args = (first, 1e-5, False, weights(72, 24), [], [], [], None, *cache, length, None, 3, 1.0)
+        with pytest.raises(RuntimeError, match="no room"):
+            self_few(x, *args, weights(24, 24))
