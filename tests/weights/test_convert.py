@@ -36,7 +36,7 @@ from tests.conftest import SHARED
 from tests.tiny import make_tokenizer
 from tests.weights.reference import write_folder
 from tests.weights.test_idefics import theirs as idefics
-from tests.weights.test_parity import LLAMA
+from tests.weights.test_parity import LLAMA, aliased, llama
 
 TOML = """
 format = "open_flamingo"
@@ -240,7 +240,7 @@ def test_repositories_of_presets_are_those_presets(monkeypatch: pytest.MonkeyPat
 def test_a_model_without_a_tokenizer_converts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("neox", "idefics"):
+    for name in ("neox", "mpt", "mosaic", "idefics"):
         source = SHARED / "parity" / name / ("checkpoint" if name == "idefics" else "")
         convert(str(source), tmp_path / name)
         [line] = [x for x in capsys.readouterr().err.splitlines() if x.startswith("flamvid")]
@@ -371,6 +371,12 @@ def test_a_folder_of_a_repository(
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
     Flamingo.from_pretrained("me/mine", subfolder="small/first", local_files_only=True)
     assert "small/first/model*.safetensors" in asked
+
+
+def test_a_checkpoint_of_aliases_alone_converts(tmp_path: Path) -> None:
+    write_folder(tmp_path, llama(), *LLAMA, every=2, rename=aliased)
+    convert(str(tmp_path), tmp_path / "ours")
+    assert same(Flamingo.from_pretrained(tmp_path / "ours"), built(tmp_path))
 
 
 def test_what_was_loaded_is_saved_with_all_that_belongs_to_it(
