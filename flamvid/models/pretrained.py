@@ -243,10 +243,16 @@ def _table(model: Flamingo, about: Mapping[str, Any], adapter: str) -> dict[str,
 def _architecture(transformers_config: Any) -> dict[str, Any]:
     if isinstance(transformers_config, LlamaConfig):
         return transformers_config.table()
-    table: dict[str, Any] = transformers_config.to_diff_dict()
-    drop = ("architectures", "transformers_version", "dtype", "auto_map", "_name_or_path")
+    table = _shape(transformers_config.to_diff_dict())
+    return {**table, "model_type": transformers_config.model_type}
+
+
+def _shape(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what says nothing of the shape, in tables within it too (MPT's attn_config)."""
+    drop = {"architectures", "transformers_version", "dtype", "auto_map", "_name_or_path"}
+    drop |= {"id2label", "label2id"}  # their keys are numbers, which TOML has not
     kept = {key: value for key, value in table.items() if key not in drop}
-    return {**kept, "model_type": transformers_config.model_type}
+    return {key: _shape(v) if isinstance(v, Mapping) else v for key, v in kept.items()}
 
 
 def _download(name: str, subfolder: str, keywords: Mapping[str, Any]) -> Path:

@@ -47,7 +47,7 @@ def load_idefics(
     rest = tensors.keys() - own.keys() - vision.keys()
     with blaming(f"{folder}/config.json"):
         text, sight = _lm_config(config), _vision_config(config)
-    lm = frozen_of(Llama, text, _stack(tensors, rest, folder), dtype, folder, device)
+    lm = frozen_of(Llama, text, _stack(tensors, rest, config, folder), dtype, folder, device)
     tower = {f"vision_model.{n.removeprefix(_VISION)}": t for n, t in vision.items()}
     encoder = frozen_of(CLIPVisionModel, sight, tower, dtype, folder, device)
     flamingo = assemble_empty(
@@ -142,10 +142,14 @@ def _vision_config(config: IdeficsConfig) -> CLIPVisionConfig:
     )
 
 
-def _stack(tensors: Mapping[str, Tensor], names: set[str], source: Path) -> dict[str, Tensor]:
+def _stack(
+    tensors: Mapping[str, Tensor], names: set[str], config: IdeficsConfig, source: Path
+) -> dict[str, Tensor]:
     """The language model's tensors, with the special tokens' rows below the others."""
     out = {name: tensors[name] for name in names if name not in _STACKED.values()}
     for name, more in _STACKED.items():
+        if name in out and more not in names and config.additional_vocab_size:
+            raise WeightsError(f"{source} does not fit the model: missing [{more}]")
         if name in out and more in names:
             above, below = tensors[name].shape, tensors[more].shape
             if len(above) != 2 or above[1:] != below[1:]:

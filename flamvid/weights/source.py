@@ -124,7 +124,10 @@ def _by_config(folder: Path) -> str:
 
 def _by_shapes(tensors: Mapping[str, Tensor], any_width: bool) -> list[str]:
     """Presets of OpenFlamingo with such layers; any_width: its language model is at hand."""
-    layer = re.compile(r"lang_encoder\.(.*\.)\d+\.gated_cross_attn_layer\.attn\.to_out\.weight")
+    layer = re.compile(
+        r"lang_encoder\.(.*\.)?(?:\d+\.gated_cross_attn_layer|gated_cross_attn_layers\.\d+)"
+        r"\.attn\.to_out\.weight"
+    )
     inserted = {m[1]: len(t) for name, t in tensors.items() if (m := layer.fullmatch(name))}
     out = []
     for name in preset_names():

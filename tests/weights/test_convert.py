@@ -18,8 +18,10 @@ from flamvid.weights.load import load_model
 from flamvid.weights.source import source_config
 from tests.conftest import SHARED
 from tests.tiny import make_tokenizer
+from tests.weights.reference import LLAMA, write_folder
 from tests.weights.released import built, same, words
 from tests.weights.test_idefics import theirs as idefics
+from tests.weights.test_parity import aliased, llama
 
 
 def test_prompts_are_as_it_was_trained(released: Path) -> None:
@@ -92,7 +94,7 @@ def test_a_bare_checkpoint_by_the_preset_it_is_like(released: Path, tmp_path: Pa
 def test_a_model_without_a_tokenizer_converts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("neox", "idefics"):
+    for name in ("neox", "mpt", "mosaic", "idefics"):
         source = SHARED / "parity" / name / ("checkpoint" if name == "idefics" else "")
         convert(str(source), tmp_path / name)
         [line] = [x for x in capsys.readouterr().err.splitlines() if x.startswith("flamvid")]
@@ -121,3 +123,9 @@ def test_an_idefics_folder_says_what_it_is(tmp_path: Path) -> None:
     assert model.prompts.caption()[1:4] == [around, image, around]
     assert same(model.flamingo, load_model(str(tmp_path / "ours"), dtype="fp32").flamingo)
     assert model.flamingo.vision.first == 0
+
+
+def test_a_checkpoint_of_aliases_alone_converts(tmp_path: Path) -> None:
+    write_folder(tmp_path, llama(), *LLAMA, every=2, rename=aliased)
+    convert(str(tmp_path), tmp_path / "ours")
+    assert same(Flamingo.from_pretrained(tmp_path / "ours"), built(tmp_path))

@@ -161,6 +161,14 @@ def test_the_language_model_gets_as_many_tokens_as_the_checkpoint(
     assert lm.config.vocab_size == rows
 
 
+@pytest.mark.parametrize("rows", [VOCAB + 9, VOCAB - 20])
+def test_a_language_model_of_another_vocabulary(tmp_path: Path, rows: int) -> None:
+    write_folder(tmp_path, mpt(), *MPT)
+    file = changed(tmp_path, tmp_path, **{MPT[1][0]: torch.randn(rows, 42)})
+    with pytest.raises(WeightsError, match=rf"has {rows} tokens, the language model has {VOCAB};"):
+        load(file, tmp_path)
+
+
 def test_a_head_that_was_not_trained(folder: Path, tmp_path: Path) -> None:
     """As in the LLaMA release: three tokens more, and no head for them."""
     model = load(changed(folder, tmp_path, **{EMBEDDINGS: torch.randn(VOCAB + 3, 40)}), folder)
