@@ -8,6 +8,7 @@ Legend: B batch, M media, T frames, X pictures, N patches, F feature width.
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,6 +23,8 @@ from flamvid.data.collate import Batch
 from flamvid.errors import ConfigError
 
 __all__ = ["FeatureCache"]
+
+_log = logging.getLogger("flamvid.train")
 
 _CHUNK = 32  # frames that are encoded together
 
@@ -46,6 +49,7 @@ class FeatureCache:
         self.encode, self.limit, self.whole = encode, limit, whole
         self.about = blake2b(about.encode(), digest_size=32).digest()
         self.hits = self.misses = 0
+        self._path = path
         self._file: sqlite3.Connection | None = None
         if path is not None:
             self._file = _open(path)
@@ -97,13 +101,19 @@ class FeatureCache:
         return digest.digest()
 
     def _read(self, names: list[bytes]) -> dict[bytes, Tensor]:
-        found = {}
-        for name in names if self._file else ():
-            assert self._file is not None
-            query = "SELECT shape, data FROM features WHERE name = ?"
-            if row := self._file.execute(query, (name,)).fetchone():
-                values = torch.from_numpy(np.frombuffer(row[1], np.float16).copy())
-                found[name] = values.view(*map(int, row[0].split()))
+        found: dict[bytes, Tensor] = {}
+        if self._file is None:
+            return found
+        query = "SELECT shape, data FROM features WHERE name = ?"
+        try:
+            for name in names:
+                if row := self._file.execute(query, (name,)).fetchone():
+                    values = torch.from_numpy(np.frombuffer(row[1], np.float16).copy())
+                    found[name] = values.view(*map(int, row[0].split()))
+        except (sqlite3.Error, ValueError, TypeError, RuntimeError) as error:
+            _log.warning("%s is damaged (%s) and not used; remove it", self._path, error)
+            self._file = None
+            return {}
         return found
 
     def _write(self, features: dict[bytes, Tensor]) -> None:
