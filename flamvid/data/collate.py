@@ -9,6 +9,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -163,9 +164,12 @@ def _look(part: Part, config: CorpusConfig, rng: random.Random | None) -> Media:
 
 
 def collate(
-    corpus: str, rows: Sequence[Row], prompts: PromptFormat, bad: Sequence[Bad] = ()
+    corpus: str, rows: Sequence[Row], prompts: PromptFormat, bad: Sequence[Bad] = (), size: int = 0
 ) -> Batch:
     """Rows as one batch, padded on the right; without rows, one of which nothing is scored.
+
+    size: of an empty picture where no row has media, so that a row is what it is beside others;
+    0 leaves such a batch to the language model alone.
 
     Loss is on text and `<EOC>` alone: not on media, what stands around them, or padding.
     """
@@ -184,11 +188,13 @@ def collate(
     ahead = torch.tensor([row.attend_next for row in rows])
     batch = Batch(corpus, keys, ids, targets, ahead, bad=tuple(bad))
     held = [media for row in rows for media in row.media]
+    if not held and size:
+        held = [Media(np.zeros(1), torch.zeros(1, 3, size, size, dtype=torch.uint8))]
     return _with_media(batch, rows, held) if held else batch
 
 
 def _with_media(batch: Batch, rows: Sequence[Row], held: Sequence[Media]) -> Batch:
-    M, T = max(len(row.media) for row in rows), max(len(media) for media in held)
+    M, T = max(1, *(len(row.media) for row in rows)), max(len(media) for media in held)
     tensors = [m.frames if m.features is None else m.features for m in held]
     first = tensors[0]
     assert first is not None

@@ -169,7 +169,8 @@ class _Updates(Dataset[tuple[Batch, ...]]):
                 rows.append(make_row(document, config, self.prompts, rng))
             except FlamvidError as error:
                 bad.append(Bad(samples.name(shard, sample), str(error)))
-        return collate(config.name, rows, self.prompts, bad)
+        size = 0 if config.kind in ("text", "features", "store") else config.size
+        return collate(config.name, rows, self.prompts, bad, size)
 
 
 class _Endless(Sampler[int]):

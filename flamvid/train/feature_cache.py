@@ -8,6 +8,7 @@ Legend: B batch, M media, T frames, X pictures, N patches, F feature width.
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,12 +17,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flamvid.data.collate import Batch
 from flamvid.errors import ConfigError
 
-__all__ = ["FeatureCache"]
+__all__ = ["FeatureCache", "digest_of"]
+
+_log = logging.getLogger("flamvid.train")
 
 _CHUNK = 32  # frames that are encoded together
 
@@ -46,6 +49,7 @@ class FeatureCache:
         self.encode, self.limit, self.whole = encode, limit, whole
         self.about = blake2b(about.encode(), digest_size=32).digest()
         self.hits = self.misses = 0
+        self._path = path
         self._file: sqlite3.Connection | None = None
         if path is not None:
             self._file = _open(path)
@@ -97,13 +101,19 @@ class FeatureCache:
         return digest.digest()
 
     def _read(self, names: list[bytes]) -> dict[bytes, Tensor]:
-        found = {}
-        for name in names if self._file else ():
-            assert self._file is not None
-            query = "SELECT shape, data FROM features WHERE name = ?"
-            if row := self._file.execute(query, (name,)).fetchone():
-                values = torch.from_numpy(np.frombuffer(row[1], np.float16).copy())
-                found[name] = values.view(*map(int, row[0].split()))
+        found: dict[bytes, Tensor] = {}
+        if self._file is None:
+            return found
+        query = "SELECT shape, data FROM features WHERE name = ?"
+        try:
+            for name in names:
+                if row := self._file.execute(query, (name,)).fetchone():
+                    values = torch.from_numpy(np.frombuffer(row[1], np.float16).copy())
+                    found[name] = values.view(*map(int, row[0].split()))
+        except (sqlite3.Error, ValueError, TypeError, RuntimeError) as error:
+            _log.warning("%s is damaged (%s) and not used; remove it", self._path, error)
+            self._file = None
+            return {}
         return found
 
     def _write(self, features: dict[bytes, Tensor]) -> None:
@@ -125,6 +135,15 @@ class FeatureCache:
                 self._file.executemany("INSERT OR IGNORE INTO features VALUES (?, ?, ?)", rows)
         except sqlite3.Error:  # a full disk; what lies there can still be read
             self.limit = 0
+
+
+def digest_of(module: nn.Module) -> str:
+    """Of some numbers of each of its tensors: an encoder trained anew has the name that it had."""
+    digest = blake2b(digest_size=16)
+    for name, tensor in module.state_dict().items():
+        some = tensor.detach().flatten()[:: max(1, tensor.numel() // 64)]
+        digest.update(f"{name} {some.double().tolist()}".encode())
+    return digest.hexdigest()
 
 
 def _open(path: Path) -> sqlite3.Connection:

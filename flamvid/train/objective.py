@@ -56,7 +56,8 @@ class Objective(nn.Module):
         Where a model is shared, all its parts must be used by all processes or by none.
         """
         here = batch.features is not None or batch.frames is not None
-        if here or not world.any(here):
+        somewhere = world.any(here)  # asked by all, or the one that has none waits for the others
+        if here or not somewhere:
             return batch
         B = len(batch.ids)
         features = torch.zeros(B, 1, 1, 1, self.flamingo.resampler.config.features)

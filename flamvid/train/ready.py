@@ -21,7 +21,7 @@ from flamvid.models.gated_xattn import GatedCrossAttention
 from flamvid.models.lm import decoder_layers
 from flamvid.models.vision import TimmEncoder
 from flamvid.train.chunks import chunks
-from flamvid.train.feature_cache import FeatureCache
+from flamvid.train.feature_cache import FeatureCache, digest_of
 from flamvid.train.lora import add_lora
 from flamvid.train.objective import Objective, checkpoint_layers
 from flamvid.train.optimizer import make_optimizer
@@ -76,7 +76,8 @@ class Ready:
         self._cache: FeatureCache | None = None
         if plan.model.vision == "frozen":
             path = out / plan.run.cache if out and plan.run.cache else None
-            about = f"{self.model.config.vision.features} {self.model.dtype}"
+            vision = self.model.config.vision.features
+            about = f"{vision} {self.model.dtype} {digest_of(flamingo.vision)}"
             self._cache = FeatureCache(
                 self._encode,
                 about,

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flamvid.data.collate import Batch
 from flamvid.errors import ConfigError
-from flamvid.train.feature_cache import FeatureCache
+from flamvid.train.feature_cache import FeatureCache, digest_of
 
 
 class Encoder:
@@ -99,3 +100,35 @@ def test_a_file_that_is_no_cache_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "f.sqlite").write_text("no database, but a text that is long enough" * 50)
     with pytest.raises(ConfigError, match=r"can't keep features in .*f\.sqlite .*run\.cache"):
         FeatureCache(Encoder(), "tiny", tmp_path / "f.sqlite")
+
+
+def test_a_damaged_file_is_told_and_not_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, example = tmp_path / "f.sqlite", batch(0, [[3, 1], [2, 2]])
+    want = FeatureCache(Encoder(), "tiny", path)(example).features
+    with sqlite3.connect(path) as file:
+        file.execute("UPDATE features SET data = 'cut'")
+    file.close()
+    encode = Encoder()
+    cache = FeatureCache(encode, "tiny", path)
+    got = cache(example).features
+    assert want is not None
+    assert got is not None
+    assert torch.equal(want, got)
+    cache(example)
+    assert encode.seen == [8, 8]
+    [record] = caplog.records
+    assert "f.sqlite is damaged" in record.getMessage()
+
+
+def test_an_encoder_trained_anew_is_another() -> None:
+    encoder = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16))
+    before = digest_of(encoder)
+    assert digest_of(encoder) == before
+    with torch.no_grad():
+        encoder[0].weight += 1e-6
+    after = digest_of(encoder)
+    assert after != before
+    encoder[1].running_mean += 1
+    assert digest_of(encoder) != after

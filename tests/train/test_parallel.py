@@ -7,14 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from flamvid.errors import ConfigError
+from flamvid.train.journal import read_journal
 from flamvid.train.parallel import Parallel
 from flamvid.train.world import World
 from tests.tiny import encode, picture, write_tar
 from tests.train.processes import together
-from tests.train.together import Job, run_limited, train, train_all
+from tests.train.together import Job, one_has_no_media, run_limited, run_plan, train, train_all
 from tests.train.toy import Linear
 
 UPDATES = 20
@@ -34,6 +36,30 @@ size = 32
 steps = 3
 precision = "float32"
 cache = ""
+"""
+PAGES = """
+[model]
+name = "{model}"
+start = "trained"
+vision = "trained"
+lora = 2
+
+[[corpus]]
+name = "pages"
+kind = "interleaved"
+sources = ["pages.tar"]
+batch = 2
+shuffle = 1
+size = 64
+
+[optim]
+warmup = 1
+learning_rate = 1e-3
+
+[run]
+steps = 3
+log_every = 1
+precision = "float32"
 """
 Weights = dict[str, Tensor]
 
@@ -104,6 +130,35 @@ def test_bad_samples_are_counted_over_all_processes(tiny: Path, tmp_path: Path) 
     for rank in (0, 1):
         place = tmp_path / "limit-2" / "step-00000003" / f"data-{rank}.json"
         assert len(json.loads(place.read_text())["bad"]["walls"]) == 2
+
+
+@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
+def test_pages_without_pictures_are_what_they_are_beside_others(
+    tiny: Path, tmp_path: Path, engine: str
+) -> None:
+    """One process has them in a batch with others, two have them apart; vision and LM learn."""
+    pytest.importorskip("peft")
+    members = []
+    for at in range(4):
+        table = {"texts": [f"the wall {at}"], "images": [None]}
+        if at < 2:  # the first lane, and so the first process
+            members.append((f"{at}.0.webp", encode(picture((99 * at, 200, 9)))))
+            table = {"texts": [None, f"a red wall {at}"], "images": ["0.webp", None]}
+        members.append((f"{at}.json", json.dumps(table).encode()))
+    write_tar(tmp_path / "pages.tar", members)
+    recipe = tmp_path / "pages.toml"
+    recipe.write_text(PAGES.format(model=tiny))
+    alone, both = tmp_path / "alone", tmp_path / engine
+    run_plan(recipe, alone, [])
+    together(2, run_plan, recipe, both, [f"run.engine={engine}"])
+    losses = [[e["loss"]["pages"] for e in read_journal(out)] for out in (alone, both)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    one, two = (load_file(next((out / "model").glob("*.safetensors"))) for out in (alone, both))
+    assert difference(one, two) < 5e-4  # AdamW makes much of gradients that are almost nothing
+
+
+def test_a_process_without_media_waits_for_none() -> None:
+    together(2, one_has_no_media)
 
 
 def test_an_unknown_engine_is_an_error() -> None:

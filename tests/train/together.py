@@ -89,3 +89,16 @@ def run_limited(recipe: Path, out: Path, limit: int) -> None:
     except SourceError as error:
         said = str(error)
     (out / f"said-{os.environ['RANK']}").write_text(said)
+
+
+def run_plan(recipe: Path, out: Path, changes: Sequence[str]) -> None:
+    """A whole run in as many processes as there are."""
+    session.run(session.read(recipe, changes), out, True, lambda _: None)
+
+
+def one_has_no_media() -> None:
+    """An update of a shared model in which the second process has text alone."""
+    with joined("cpu") as world:
+        parallel = Parallel(Objective(make_flamingo(), MEDIA), world, "fsdp")
+        parallel.backward(parallel(make_batch(media=2 if world.first else 0)))
+        assert parallel.finish(1.0) > 0
