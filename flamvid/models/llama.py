@@ -216,9 +216,13 @@ class _Body(nn.Module):
         cache: KeyValueCache | None = None,
         use_cache: bool = False,
         depth: int | None = None,
+        begun: tuple[int, Tensor] | None = None,
     ) -> Hidden:
-        """Hidden states [B,S,D] after the last norm; with `depth`, after so many layers alone."""
-        x_BSD = self.embed_tokens(input_ids)
+        """Hidden states [B,S,D] after the last norm; with `depth`, after so many layers alone.
+
+        begun: how many layers are done, and what they made of the tokens.
+        """
+        first, x_BSD = begun or (0, self.embed_tokens(input_ids))
         if self.int8:  # whose table is as the file has it, in half precision
             x_BSD = x_BSD.float()
         S = input_ids.shape[1]
@@ -227,7 +231,7 @@ class _Body(nn.Module):
             position_ids = torch.arange(past, past + S, device=input_ids.device)[None]
         turn = _turn(position_ids, self.config, x_BSD.dtype)
         mask = _visible(attention_mask, past, S, input_ids.device)
-        for at, layer in enumerate(self.layers[:depth]):
+        for at, layer in enumerate(self.layers[first:depth], first):
             x_BSD = layer(x_BSD, turn, mask, cache, at)
         if depth is not None:
             return Hidden(x_BSD)

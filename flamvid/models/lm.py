@@ -86,7 +86,7 @@ class LanguageModel(nn.Module):
         self.new_head: NewHead | None = None
         layers = decoder_layers(lm)
         self.at = (*inserted, *[len(layers) - 1] * len(grafted))  # the layer that each is beside
-        self.grafted = tuple(grafted)
+        self.grafted, self._behind = tuple(grafted), after
         takes = inspect.signature(self.body.forward).parameters
         self._takes_positions = "position_ids" in takes
         # transformers 5.24 renamed it.
@@ -143,6 +143,17 @@ class LanguageModel(nn.Module):
         # An unfrozen LM's head learns; its rows are to be taken anew after every update.
         return TokenHead((weight.detach() if self.frozen else weight)[ids], ids)
 
+    @property
+    def unmoved(self) -> int:
+        """How many layers make the same of a text whatever it is read with, and never learn.
+
+        Those of our own Llama alone can be left out of a call.
+        """
+        learns = self.tokens is not None or any(p.requires_grad for p in self.lm.parameters())
+        if learns or not isinstance(self.lm, Llama):
+            return 0
+        return min(self.at, default=0) + (self._behind or bool(self.grafted))
+
     def new_cache(self) -> Any:
         """An empty cache of keys and values, as `forward` extends it."""
         host = self._host_cache()
@@ -168,16 +179,20 @@ class LanguageModel(nn.Module):
         media: MediaContext | None = None,
         attention_mask: Tensor | None = None,
         cache: Any = None,
+        begun: tuple[int, Tensor] | None = None,
     ) -> Tensor:
         """Hidden states [B,S,D] after the last norm; `head` makes logits of them.
 
         attention_mask int [B, past + S], 1 where a token is real; `cache` is extended in place.
+        begun: how many layers are done, no more than `unmoved`, and what `states` gave of them.
         """
         inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
         if attention_mask is not None and self._takes_positions:
             # Left padding must not shift the positions of the real tokens.
             positions = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
             inputs["position_ids"] = positions[:, -input_ids.shape[1] :]
+        if begun is not None:
+            inputs["begun"] = begun
         token = _media.set(media)
         try:
             host = cache.host if isinstance(cache, GraftedCache) else cache

@@ -26,7 +26,7 @@ from flamvid.train.ready import Part, gates, parts
 from flamvid.train.recipe import Recipe
 from flamvid.train.result import save_result
 from flamvid.train.snapshot import Snapshots
-from flamvid.train.step import TextBatch, caption_loss, caption_rows, vocabulary
+from flamvid.train.step import Beginnings, TextBatch, caption_loss, caption_rows, vocabulary
 from flamvid.train.trainer import Trainer
 from flamvid.train.update import Updater
 from flamvid.train.words import WordModel, frequent_words, word_targets
@@ -36,6 +36,7 @@ from flamvid.weights.load import LoadedModel, load_model
 __all__ = ["CaptionRun"]
 
 _HELD_OUT = 32  # clips that are validated together
+_KEPT = 512 << 20  # bytes of states of texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +162,12 @@ class _Captions(nn.Module):
         self.flamingo, self.prompts = model.flamingo, model.prompts
         self.max_tokens = recipe.captions.max_tokens
         self.vocabulary = media.vocabulary
-        self.head = self.flamingo.lm.head_of(self.vocabulary)
+        lm = self.flamingo.lm
+        self.head = lm.head_of(self.vocabulary)
+        self.beginnings: Beginnings | None = None
+        width = lm.lm.config.hidden_size
+        if lm.unmoved and not model.labels and _come_again(recipe, media, width):
+            self.beginnings = Beginnings(lm)
 
     def texts(self, texts: Sequence[str], labels: Sequence[Sequence[str]]) -> TextBatch:
         """Captions as tokens, with the labels in front of them."""
@@ -174,9 +180,16 @@ class _Captions(nn.Module):
         lm = self.flamingo.lm
         head = self.head if lm.frozen else lm.head_of(self.vocabulary)
         text = TextBatch(ids_RS, targets_RS)
-        return caption_loss(
-            self.flamingo, features_BTNF, counts_B, text, head, self.prompts.media_id
-        )
+        media_id, known = self.prompts.media_id, self.beginnings
+        return caption_loss(self.flamingo, features_BTNF, counts_B, text, head, media_id, known)
+
+
+def _come_again(recipe: Recipe, media: _Media, width: int) -> bool:
+    """Whether captions are so few that each is seen often, and states of all can be kept."""
+    stage = recipe.captions
+    texts = len({text for group in media.all.captions for text in group})
+    often = 4 * texts <= stage.steps * stage.batch * stage.captions
+    return often and texts * stage.max_tokens * width * 4 <= _KEPT
 
 
 def _captions(

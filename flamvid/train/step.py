@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flamvid.models.flamingo import Flamingo
-from flamvid.models.lm import TokenHead
+from flamvid.models.lm import LanguageModel, TokenHead
 from flamvid.ops import media_index
 from flamvid.text.prompt import PromptFormat
 
-__all__ = ["TextBatch", "caption_loss", "caption_rows", "vocabulary"]
+__all__ = ["Beginnings", "TextBatch", "caption_loss", "caption_rows", "vocabulary"]
 
 _ROWS = 16  # captions that go through the LM together
 
@@ -28,6 +28,34 @@ class TextBatch:
 
     ids: Tensor
     targets: Tensor
+
+
+class Beginnings:
+    """What the layers of an LM below the first new one make of texts: made once for each text.
+
+    Each goes through them alone: if its bits depended on its neighbours, a run that was resumed
+    would not end as one that was not.
+    """
+
+    def __init__(self, lm: LanguageModel) -> None:
+        self.lm, self.layers = lm, lm.unmoved
+        self._known: dict[tuple[int, ...], Tensor] = {}
+
+    def __call__(self, ids_RS: Tensor, lengths: Sequence[int]) -> tuple[int, Tensor]:
+        """As `LanguageModel.forward` takes it; `lengths` of the texts, behind which it is 0."""
+        rows = [tuple(row[:n]) for row, n in zip(ids_RS.tolist(), lengths, strict=True)]
+        states = [self._of(row) for row in rows]
+        out_RSD = states[0].new_zeros(*ids_RS.shape, states[0].shape[-1])
+        for row, text in enumerate(states):
+            out_RSD[row, : len(text)] = text
+        return self.layers, out_RSD
+
+    @torch.no_grad()
+    def _of(self, row: tuple[int, ...]) -> Tensor:
+        if row not in self._known:
+            ids = torch.tensor([row])
+            self._known[row] = self.lm.states(ids, torch.ones_like(ids), self.layers)[0]
+        return self._known[row]
 
 
 def vocabulary(prompts: PromptFormat, captions: Sequence[Sequence[str]]) -> Tensor:
@@ -75,6 +103,7 @@ def caption_loss(
     text: TextBatch,
     head: TokenHead,
     media_id: int,
+    beginnings: Beginnings | None = None,
 ) -> Tensor:
     """Mean negative log-likelihood per token; R rows share the B media in order.
 
@@ -89,7 +118,8 @@ def caption_loss(
         S = int(lengths[rows].max())
         inputs, targets = text.ids[rows, :S], text.targets[rows, :S]
         media = model.read(latents_BMLD[rows // captions], media_index(inputs, media_id))
-        hidden_RSD = model.lm(inputs, media)
+        begun = beginnings(inputs, lengths[rows].tolist()) if beginnings else None
+        hidden_RSD = model.lm(inputs, media, begun=begun)
         scored = targets >= 0
         logits_XV = head(hidden_RSD[scored])
         total = total + F.cross_entropy(logits_XV, targets[scored], reduction="sum")

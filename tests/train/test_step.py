@@ -14,6 +14,7 @@ from flamvid.ops import media_index
 from flamvid.train.optimizer import make_optimizer, rate
 from flamvid.train.recipe import CaptionStage
 from flamvid.train.step import (
+    Beginnings,
     TextBatch,
     caption_loss,
     caption_rows,
@@ -217,3 +218,38 @@ def test_the_rate_falls_as_a_cosine_or_not_at_all() -> None:
     assert rate(109, 110, 10, "cosine") < 0.001
     assert rate(500, 110, 10, "cosine") == 0
     assert {rate(step, 110, 10, "constant") for step in range(10, 500)} == {1.0}
+
+
+def test_what_no_media_reaches_is_made_once_and_changes_nothing(
+    model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flamingo = seeing(model).flamingo
+    assert flamingo.lm.unmoved == min(flamingo.lm.at) > 0
+    head, (features, counts, texts) = head_for(model, CAPTIONS), example(11)
+    batch = caption_rows(model.prompts, texts, head, 24)
+    known = Beginnings(flamingo.lm)
+    media_id, trained = model.prompts.media_id, dict(flamingo.trained())
+
+    def loss(beginnings: Beginnings | None) -> Tensor:
+        return caption_loss(flamingo, features, counts, batch, head, media_id, beginnings)
+
+    wanted = loss(None)
+    begun = loss(known)
+    torch.testing.assert_close(begun, wanted)
+    grads, others = (
+        torch.autograd.grad(x, list(trained.values()), allow_unused=True) for x in (begun, wanted)
+    )
+    for name, got, want in zip(trained, grads, others, strict=True):
+        torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-3, msg=name)
+
+    def never(*_: object) -> None:
+        raise AssertionError("a text that is known goes through the layers again")
+
+    monkeypatch.setattr(flamingo.lm, "states", never)
+    assert torch.equal(loss(known), begun)
+
+
+def test_layers_below_media_may_be_left_out_only_if_they_never_learn(model: LoadedModel) -> None:
+    lm = model.flamingo.lm
+    lm.lm.model.layers[0].norm_mlp.requires_grad_()
+    assert lm.unmoved == 0
