@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import flamvid
@@ -377,6 +378,11 @@ def test_a_checkpoint_of_aliases_alone_converts(tmp_path: Path) -> None:
     write_folder(tmp_path, llama(), *LLAMA, every=2, rename=aliased)
     convert(str(tmp_path), tmp_path / "ours")
     assert same(Flamingo.from_pretrained(tmp_path / "ours"), built(tmp_path))
+    tensors = load_file(tmp_path / "checkpoint.safetensors")
+    scalars = {n: torch.ones(()) if n.endswith("to_out.weight") else t for n, t in tensors.items()}
+    save_file(scalars, tmp_path / "checkpoint.safetensors")
+    with pytest.raises(WeightsError, match=r"to_out\.weight has shape \(\), the model wants"):
+        convert(str(tmp_path), tmp_path / "none")
 
 
 def test_what_was_loaded_is_saved_with_all_that_belongs_to_it(
