@@ -61,12 +61,17 @@ def read_llama_config(folder: Path) -> LlamaConfig | None:
         table: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return llama_config_of(table) if (folder / "model.safetensors").is_file() else None
+    whole = isinstance(table, dict) and (folder / "model.safetensors").is_file()
+    return llama_config_of(table) if whole else None
 
 
 def llama_config_of(table: Mapping[str, Any]) -> LlamaConfig | None:
-    """The sizes in a whole config.json; None for another model, or a Llama with extras."""
-    rope = table.get("rope_parameters") or {}
+    """The sizes in a whole config.json; None for another model, or a Llama with extras.
+
+    Also for what makes no sense, which transformers says better.
+    """
+    rope = table.get("rope_parameters")
+    rope = rope if isinstance(rope, Mapping) else {}
     heads = table.get("num_attention_heads", 0)
     plain = (
         table.get("model_type") == "llama"
@@ -91,7 +96,7 @@ def llama_config_of(table: Mapping[str, Any]) -> LlamaConfig | None:
             tie_word_embeddings=table.get("tie_word_embeddings", False),
             max_position_embeddings=table.get("max_position_embeddings", 2048),
         )
-    except KeyError:
+    except (KeyError, TypeError, ZeroDivisionError):
         return None
 
 

@@ -128,8 +128,9 @@ def _by_shapes(tensors: Mapping[str, Tensor], any_width: bool) -> list[str]:
         r"lang_encoder\.(.*\.)?(?:\d+\.gated_cross_attn_layer|gated_cross_attn_layers\.\d+)"
         r"\.attn\.to_out\.weight"
     )
-    inserted = {m[1]: len(t) for name, t in tensors.items() if (m := layer.fullmatch(name))}
-    out = []
+    found = ((layer.fullmatch(name), tensor) for name, tensor in tensors.items())
+    inserted = {m[1]: tensor.shape[:1].numel() for m, tensor in found if m}
+    out: list[str] = []
     for name in preset_names():
         config = read_model_config(name)
         lm = config.lm_config

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import flamvid
 from flamvid.errors import InputError, WeightsError
@@ -129,3 +130,8 @@ def test_a_checkpoint_of_aliases_alone_converts(tmp_path: Path) -> None:
     write_folder(tmp_path, llama(), *LLAMA, every=2, rename=aliased)
     convert(str(tmp_path), tmp_path / "ours")
     assert same(Flamingo.from_pretrained(tmp_path / "ours"), built(tmp_path))
+    tensors = load_file(tmp_path / "checkpoint.safetensors")
+    scalars = {n: torch.ones(()) if n.endswith("to_out.weight") else t for n, t in tensors.items()}
+    save_file(scalars, tmp_path / "checkpoint.safetensors")
+    with pytest.raises(WeightsError, match=r"to_out\.weight has shape \(\), the model wants"):
+        convert(str(tmp_path), tmp_path / "none")

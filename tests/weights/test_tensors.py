@@ -20,6 +20,7 @@ from flamvid.weights.foreign import listed, unwrap
 from flamvid.weights.placement import int8_as_read
 from flamvid.weights.tensors import open_tensors
 from tests.conftest import SHARED
+from tests.weights.test_parity import llama
 
 HELD = {"a.weight": torch.arange(6.0).view(2, 3), "b": torch.ones(2)}
 
@@ -45,6 +46,21 @@ def test_folders(tmp_path: Path) -> None:
     assert same(open_tensors(tmp_path))
     save_file({"b": HELD["b"]}, tmp_path / "model.safetensors")
     assert open_tensors(tmp_path).keys() == {"b"}  # safetensors before anything else
+
+
+@pytest.mark.parametrize(
+    "lie", [{"rope_parameters": "x"}, {"num_attention_heads": 0}, {"hidden_size": "wide"}]
+)
+def test_a_plain_llama_with_a_configuration_of_other_types(
+    tmp_path: Path, lie: dict[str, object]
+) -> None:
+    lm = llama()
+    lm.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "head_dim": None, **lie}))
+    with pytest.raises(WeightsError) as raised:
+        load_plain_lm(tmp_path, torch.float32)
+    assert "\n" not in str(raised.value)
 
 
 def test_only_what_is_used_is_read(tmp_path: Path) -> None:
@@ -89,10 +105,14 @@ def test_a_pickle_that_makes_no_sense(tmp_path: Path, code: bytes) -> None:
     ("part", "load"),
     [
         ("lm", load_causal_lm),
+        ("lm", load_plain_lm),
         ("clip", lambda folder, dtype: load_tower("clip", folder, dtype)),
     ],
 )
-@pytest.mark.parametrize("lie", [{"hidden_size": "wide"}, {"hidden_act": 3}, {"hidden_size": -8}])
+@pytest.mark.parametrize(
+    "lie",
+    [{"hidden_size": "wide"}, {"hidden_act": 3}, {"hidden_size": -8}, {"num_attention_heads": 0}],
+)
 def test_a_configuration_of_other_types(
     tmp_path: Path, part: str, load: Callable[[Path, torch.dtype], object], lie: dict[str, object]
 ) -> None:
