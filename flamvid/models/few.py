@@ -6,16 +6,20 @@ a module takes longer than all the rest.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 from flamvid.models.int8 import Int8Linear
 from flamvid.models.linear import Linear
 from flamvid.models.resampler import ACTIVATIONS
 from flamvid.ops import feed_few
 
-__all__ = ["feed_step", "linear_parts", "norm_parts"]
+__all__ = ["feed_step", "hooked", "linear_parts", "norm_parts", "weight_parts"]
 
+_DENSE = (Tensor, nn.Parameter)  # other types, as torchao's, know their own product
 _NAMES = {kind: name for name, kind in ACTIVATIONS.items()}
 
 
@@ -24,41 +28,57 @@ def linear_parts(layer: nn.Module) -> list[Tensor] | None:
 
     Such are a bias, weights of another dtype or elsewhere, another type's layer and hooks.
     """
-    if type(layer) is Linear:
-        weight, bias = layer._parameters["weight"], layer._parameters["bias"]
-        assert weight is not None
-        known = bias is None and weight.dtype is torch.float32 and weight.is_cpu
-        return [weight] if known and weight.is_contiguous() and not _hooked(layer) else None
-    if type(layer) is Int8Linear and layer.int8 is not None and layer.bias is None:
-        return None if _hooked(layer) else list(layer.int8)
-    return None
+    if hooked(layer):
+        return None
+    if type(layer) is Int8Linear:
+        return None if layer.int8 is None or layer.bias is not None else list(layer.int8)
+    own = layer._parameters
+    # A bias or weight that is no parameter any more is made anew for each call, by a property.
+    if type(layer).forward is not Linear.forward or own.get("bias", layer) is not None:
+        return None
+    return weight_parts(own.get("weight"))
 
 
 def norm_parts(norm: nn.Module) -> list[Tensor] | None:
     """A layer norm's weight and perhaps its bias; None as in `linear_parts`."""
-    if type(norm) is not nn.LayerNorm or _hooked(norm):
+    if type(norm) is not nn.LayerNorm or hooked(norm):
         return None
-    weight, bias = norm._parameters["weight"], norm._parameters["bias"]
-    if weight is None or weight.dtype is not torch.float32 or not weight.is_cpu:
-        return None
-    return [weight] if bias is None else [weight, bias]
+    own = norm._parameters
+    bias = own.get("bias", norm)
+    return weight_parts(own.get("weight"), *(() if bias is None else (bias,)))
+
+
+def weight_parts(*weights: Any) -> list[Tensor] | None:
+    """Some weights, if a kernel can read them as they lie: plain float32 tensors on a CPU."""
+    for w in weights:
+        if type(w) not in _DENSE or w.dtype is not torch.float32 or not w.is_cpu:
+            return None
+        if not w.is_contiguous():
+            return None
+    return list(weights)
 
 
 def feed_step(x_BSD: Tensor, ffw: nn.Module, gate: Tensor | None) -> Tensor | None:
     """x + tanh(gate) ffw(x) for a `feed_forward`; None where it is not plain."""
-    if type(ffw) is not nn.Sequential or len(ffw._modules) != 4 or _hooked(ffw):
+    if type(ffw) is not nn.Sequential or len(ffw._modules) != 4 or hooked(ffw):
         return None
     norm, up, activation, down = ffw
     parts, wide, narrow = norm_parts(norm), linear_parts(up), linear_parts(down)
     name = _NAMES.get(type(activation))
-    if parts is None or wide is None or narrow is None or name is None or _hooked(activation):
+    if parts is None or wide is None or narrow is None or name is None or hooked(activation):
         return None
     x_RD, eps = x_BSD.reshape(-1, x_BSD.shape[-1]), norm.eps
     out: Tensor = feed_few(x_RD, parts, eps, False, wide, narrow, name, gate)
     return out.view(x_BSD.shape)
 
 
-def _hooked(layer: nn.Module) -> bool:
+def hooked(layer: nn.Module) -> bool:
     """Whether others listen to its calls, or have put their own `forward` in its place."""
     own = layer.__dict__
-    return bool(own["_forward_hooks"] or own["_forward_pre_hooks"] or "forward" in own)
+    return bool(
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or "forward" in own
+        or _global_forward_hooks  # of every module, as profilers have them
+        or _global_forward_pre_hooks
+    )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from flamvid.errors import ConfigError
-from flamvid.models.few import feed_step, linear_parts, norm_parts
+from flamvid.models.few import feed_step, hooked, linear_parts, norm_parts
 from flamvid.models.linear import Linear
 from flamvid.models.resampler import check_activation, feed_forward
 from flamvid.ops import cross_few, few_rows, media_attention
@@ -136,7 +136,9 @@ class GatedCrossAttention(nn.Module):
     def _read_few(self, x_BSD: Tensor, media: MediaKeyValues, index_BS: Tensor) -> Tensor | None:
         """The first sum, of few tokens; None where the layer is not plain."""
         norm, q, out = norm_parts(self.norm), linear_parts(self.to_q), linear_parts(self.to_out)
-        if norm is None or q is None or out is None or type(self.norm_q) is not nn.Identity:
+        if norm is None or q is None or out is None:
+            return None
+        if type(self.norm_q) is not nn.Identity or hooked(self.norm_q):
             return None
         x_RD, keys, values = x_BSD.reshape(-1, x_BSD.shape[-1]), media.keys, media.values
         index, eps, gate = index_BS.reshape(-1), self.norm.eps, self.attn_gate

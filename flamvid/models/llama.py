@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flamvid.models.cache import KeyValueCache
-from flamvid.models.few import linear_parts
+from flamvid.models.few import linear_parts, weight_parts
 from flamvid.models.linear import Linear
 from flamvid.ops import feed_few, few_rows, self_few
 
@@ -174,13 +174,14 @@ class LlamaLayer(nn.Module):
         """The same of one token for each row, at once; None where the layer is not plain."""
         qkv, out = linear_parts(self.qkv), linear_parts(self.out)
         up, down = linear_parts(self.gate_up), linear_parts(self.down)
-        if qkv is None or out is None or up is None or down is None:
+        first, second = weight_parts(self.norm_attention), weight_parts(self.norm_mlp)
+        if None in (first, second, qkv, out, up, down):
             return None
         d, length = self.width, cache.length
         rows = (len(x_BD), self.key_heads)
         x_BD = self_few(
             x_BD,
-            [self.norm_attention],
+            first,
             self.eps,
             True,
             qkv,
@@ -195,7 +196,7 @@ class LlamaLayer(nn.Module):
             d**-0.5,
             out,
         )
-        return feed_few(x_BD, [self.norm_mlp], self.eps, True, up, down, "silu_gated", None)
+        return feed_few(x_BD, second, self.eps, True, up, down, "silu_gated", None)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

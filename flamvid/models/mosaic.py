@@ -21,7 +21,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from flamvid.errors import ConfigError
 from flamvid.models.cache import KeyValueCache
 from flamvid.models.decoder import Decoder, WithHead
-from flamvid.models.few import linear_parts, norm_parts
+from flamvid.models.few import hooked, linear_parts, norm_parts
 from flamvid.models.linear import Linear
 from flamvid.models.masks import hidden_keys
 from flamvid.ops import feed_few, few_rows, self_few
@@ -61,7 +61,7 @@ class Sight:
         self, config: MosaicConfig, x_BSD: Tensor, past: int, attention_mask: Tensor | None
     ) -> None:
         self._x, self._past, self._mask = x_BSD, past, attention_mask
-        heads_H = torch.arange(1, config.n_heads + 1, device=x_BSD.device)
+        heads_H = torch.arange(1.0, config.n_heads + 1, device=x_BSD.device, dtype=torch.float32)
         self.slopes_H = 2.0 ** -(heads_H * (config.alibi_bias_max / config.n_heads))
 
     @functools.cached_property
@@ -147,11 +147,16 @@ class MosaicBlock(nn.Module):
     def _step(self, x_BD: Tensor, sight: Sight, cache: KeyValueCache) -> Tensor | None:
         """The same of one token for each row, at once; None where the layer is not plain."""
         attn, mlp = self.attn, self.mlp
+        if type(attn) is not MosaicAttention or type(mlp) is not MosaicMlp:
+            return None
+        if attn.clip is not None or hooked(attn) or hooked(mlp):
+            return None
         norms = [norm_parts(self.ln_1), norm_parts(self.ln_2)]
-        norms += [[] if type(n) is nn.Identity else norm_parts(n) for n in (attn.q_ln, attn.k_ln)]
+        for n in (attn.q_ln, attn.k_ln):
+            norms.append([] if type(n) is nn.Identity and not hooked(n) else norm_parts(n))
         layers = (attn.Wqkv, attn.out_proj, mlp.mlp_up, mlp.mlp_down)
         weights = [linear_parts(layer) for layer in layers]
-        if attn.clip is not None or None in norms or None in weights:
+        if None in norms or None in weights:
             return None
         first, second, q_norm, k_norm = norms
         qkv, out, up, down = weights

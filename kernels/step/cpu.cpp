@@ -97,7 +97,8 @@ template <typename Part>
 void together(int64_t multiplications, Part&& part) {
   const int64_t threads = multiplications < 200'000 ? 1 : torch::stable::get_num_threads();
   step::Team team(threads);
-  torch::stable::parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
+  // noexcept: without memory for one thread the others would wait for it without end.
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t first, int64_t last) noexcept {
     thread_local const auto own = std::make_unique<step::Scratch>();
     part(team, team.join(last - first), *own);
   });
@@ -108,10 +109,11 @@ const step::Isa& isa() {
   return best;
 }
 
-Tensor feed_few(const Tensor& x, const Tensors& norm_parts, double eps, bool rms,
+Tensor feed_few(const Tensor& given, const Tensors& norm_parts, double eps, bool rms,
                 const Tensors& up_parts, const Tensors& down_parts, const std::string& kind,
                 const std::optional<Tensor>& gate) {
-  STD_TORCH_CHECK(x.dim() == 2, "feed_few: x must be [rows,width]");
+  STD_TORCH_CHECK(given.dim() == 2, "feed_few: x must be [rows,width]");
+  const Tensor x = torch::stable::contiguous(given);
   const int64_t rows = x.size(0), width = x.size(1);
   const step::Activation how = activation(kind);
   const bool gated = how == step::Activation::silu_gated;
@@ -133,10 +135,11 @@ Tensor feed_few(const Tensor& x, const Tensors& norm_parts, double eps, bool rms
   return out;
 }
 
-Tensor cross_few(const Tensor& x, const Tensors& norm_parts, double eps, const Tensors& q_parts,
+Tensor cross_few(const Tensor& given, const Tensors& norm_parts, double eps, const Tensors& q_parts,
                  const Tensor& keys, const Tensor& values, const Tensor& index, int64_t latents,
                  const Tensors& out_parts, const std::optional<Tensor>& gate) {
-  STD_TORCH_CHECK(x.dim() == 2, "cross_few: x must be [rows,width]");
+  STD_TORCH_CHECK(given.dim() == 2, "cross_few: x must be [rows,width]");
+  const Tensor x = torch::stable::contiguous(given);
   const int64_t rows = x.size(0), width = x.size(1);
   const step::View<const float> k = view<const float>(keys, "keys"),
                                 v = view<const float>(values, "values");
@@ -146,14 +149,15 @@ Tensor cross_few(const Tensor& x, const Tensors& norm_parts, double eps, const T
                   "cross_few: keys and values must have the same shape");
   STD_TORCH_CHECK(prompts > 0 && rows % prompts == 0, "cross_few: ", rows, " rows of ", prompts,
                   " prompts; must be as many of each");
-  STD_TORCH_CHECK(latents > 0, "cross_few: latents is ", latents, "; must be at least 1");
+  STD_TORCH_CHECK(latents > 0 && keys.size(2) % latents == 0, "cross_few: ", keys.size(2),
+                  " keys of media with ", latents, " latents each; must be as many of each");
   STD_TORCH_CHECK(!norm_parts.empty(), "cross_few: it has a norm");
   const Tensor own_index = torch::stable::contiguous(index);
   check(own_index, ScalarType::Int, rows, "index");
   const auto* at = data<const int32_t>(own_index);
   for (int64_t r = 0; r < rows; ++r) {
-    STD_TORCH_CHECK(at[r] < keys.size(2) / latents, "cross_few: index is ", at[r],
-                    "; must be below the ", keys.size(2) / latents, " media");
+    STD_TORCH_CHECK(-1 <= at[r] && at[r] < keys.size(2) / latents, "cross_few: index is ", at[r],
+                    "; must be -1 or below the ", keys.size(2) / latents, " media");
   }
   const step::Dense to_q = dense(q_parts, width, "to_q");
   const step::Dense to_out = dense(out_parts, heads * d, "to_out");
@@ -186,12 +190,13 @@ Tensor cross_few(const Tensor& x, const Tensors& norm_parts, double eps, const T
   return out;
 }
 
-Tensor self_few(const Tensor& x, const Tensors& norm_parts, double eps, bool rms,
+Tensor self_few(const Tensor& given, const Tensors& norm_parts, double eps, bool rms,
                 const Tensors& qkv_parts, const Tensors& q_norm, const Tensors& k_norm,
                 const Tensors& turn, const std::optional<Tensor>& slopes, const Tensor& keys,
                 const Tensor& values, int64_t length, const std::optional<Tensor>& real,
                 int64_t heads, double scale, const Tensors& out_parts) {
-  STD_TORCH_CHECK(x.dim() == 2, "self_few: x must be [rows,width]");
+  STD_TORCH_CHECK(given.dim() == 2, "self_few: x must be [rows,width]");
+  const Tensor x = torch::stable::contiguous(given);
   const int64_t rows = x.size(0), width = x.size(1);
   const step::View<float> k = view<float>(keys, "keys"), v = view<float>(values, "values");
   const int64_t groups = keys.size(1), d = keys.size(3);

@@ -84,7 +84,7 @@ FLAMVID_FN void add(const Dense& w, const float* y, const float* x, float gate, 
 
 FLAMVID_FN float activate(Activation kind, float x) {
   if (kind == Activation::gelu) return x * 0.5f * (1 + std::erf(x * 0.70710678f));
-  const float above = x > 0 ? x : 0;
+  const float above = x < 0 ? 0 : x;  // what is no number stays none
   return kind == Activation::relu ? above : above * above;
 }
 

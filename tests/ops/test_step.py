@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -80,6 +81,7 @@ def test_feed_forward(
     media=st.integers(1, 4),
     latents=st.integers(1, 9),
     width=sizes,
+    int8=flags,
     strided=flags,
     seed=seeds,
 )
@@ -91,10 +93,13 @@ def test_cross_attention(
     media: int,
     latents: int,
     width: int,
+    int8: bool,
     strided: bool,
     seed: int,
 ) -> None:
     torch.manual_seed(seed)
+    if int8:
+        d, width = 32, 32 * (width // 32 + 1)
     rows, inner = prompts * each, heads * d
     both = torch.randn(2, prompts, heads, media * latents, d)
     if strided:  # as they come of one product
@@ -103,14 +108,14 @@ def test_cross_attention(
     args = (
         norm(width, True),
         1e-5,
-        weights(inner, width),
+        weights(inner, width, int8),
         *both,
         index,
         latents,
-        weights(width, inner),
+        weights(width, inner, int8),
         torch.randn(()),
     )
-    x = torch.randn(rows, width)
+    x = torch.randn(rows, 2, width)[:, 1] if strided else torch.randn(rows, width)
     torch.testing.assert_close(cross_few(x, *args), formula("_cross_few", x, *args), **CLOSE)
 
 
@@ -124,6 +129,8 @@ def test_cross_attention(
     width=sizes,
     kind=st.sampled_from(["alibi", "rotary", "neither"]),
     normed=flags,
+    rms=flags,
+    int8=flags,
     padded=flags,
     seed=seeds,
 )
@@ -136,15 +143,19 @@ def test_self_attention(
     width: int,
     kind: str,
     normed: bool,
+    rms: bool,
+    int8: bool,
     padded: bool,
     seed: int,
 ) -> None:
     torch.manual_seed(seed)
     d, heads = 2 * half, groups * each
+    if int8:
+        d, width = 32, 32 * (width // 32 + 1)
     turn = [torch.randn(1 if seed % 2 else rows, d) for _ in range(2)] if kind == "rotary" else []
     slopes = torch.rand(heads) if kind == "alibi" else None
     real = torch.rand(rows, length + 1) < 0.7 if padded else None
-    q_norm, k_norm = (norm(n * d, True) if normed else [] for n in (heads, groups))
+    q_norm, k_norm = (norm(n * d, not rms) if normed else [] for n in (heads, groups))
     before = torch.randn(2, rows, groups, length + 3, d)
 
     def run(op: Any) -> tuple[Tensor, Tensor]:
@@ -153,7 +164,7 @@ def test_self_attention(
             x,
             first,
             1e-5,
-            False,
+            rms,
             qkv,
             q_norm,
             k_norm,
@@ -168,8 +179,9 @@ def test_self_attention(
         )
         return out, cache
 
-    x, first = torch.randn(rows, width), norm(width, True)
-    qkv, out_w = weights((heads + 2 * groups) * d, width), weights(width, heads * d)
+    x, first = torch.randn(rows, width), norm(width, not rms)
+    qkv = weights((heads + 2 * groups) * d, width, int8)
+    out_w = weights(width, heads * d, int8)
     ours, wanted = run(self_few), run(lambda *args: formula("_self_few", *args))
     torch.testing.assert_close(ours[0], wanted[0], **CLOSE)
     torch.testing.assert_close(ours[1], wanted[1], **CLOSE)
@@ -184,6 +196,7 @@ def test_threads_share_what_is_large() -> None:
     up, down = weights(4 * width, width), weights(width, 4 * width)
     cache = torch.randn(2, 2, heads, 600, 64)
     qkv, out_w = weights(3 * width, width), weights(width, width)
+    to_q = weights(width, width)
     threads = torch.get_num_threads()
     found = []
     try:
@@ -192,7 +205,10 @@ def test_threads_share_what_is_large() -> None:
             fed = feed_few(x, first, 1e-5, False, up, down, "gelu", None)
             held = cache.clone()
             args = (first, 1e-5, False, qkv, [], [], [], None, *held, 590, None, heads, 0.125)
-            found.append((fed, self_few(x, *args, out_w), held))
+            index = torch.tensor([1, 0], dtype=torch.int32)
+            media = (to_q, *held[:, :, :, :30], index, 15)
+            seen = cross_few(x, first, 1e-5, *media, out_w, None)
+            found.append((fed, seen, self_few(x, *args, out_w), held))
     finally:
         torch.set_num_threads(threads)
     for other in found[1:]:
@@ -223,6 +239,7 @@ def test_what_does_not_fit_is_refused_before_it_is_read() -> None:
         (0, x.double()),
         (1, [first[0][:20]]),
         (1, []),
+        (1, [first[0][:1].expand(24)]),
         (4, weights(40, 24)),
         (5, weights(20, 48)),
         (5, [down[0].bfloat16()]),
@@ -232,7 +249,7 @@ def test_what_does_not_fit_is_refused_before_it_is_read() -> None:
         with pytest.raises(RuntimeError, match=r"step|few"):
             feed_few(*feed[:at], bad, *feed[at + 1 :])
     keys, values = torch.randn(2, 1, 3, 10, 8)
-    for index, latents in (([0, 2], 5), ([0, 1], 0), ([0], 5)):
+    for index, latents in (([0, 2], 5), ([0, -2], 5), ([0, 1], 0), ([0, 1], 4), ([0], 5)):
         at_media = torch.tensor(index, dtype=torch.int32)
         with pytest.raises(RuntimeError, match=r"step|few"):
             cross_few(x, first, 1e-5, weights(24, 24), keys, values, at_media, latents, down, None)
@@ -241,3 +258,37 @@ def test_what_does_not_fit_is_refused_before_it_is_read() -> None:
         args = (first, 1e-5, False, weights(72, 24), [], [], [], None, *cache, length, None, 3, 1.0)
         with pytest.raises(RuntimeError, match="no room"):
             self_few(x, *args, weights(24, 24))
+
+
+@pytest.mark.parametrize("activation", ["relu", "squared_relu", "gelu", "silu_gated"])
+def test_what_is_no_number_stays_none(activation: str) -> None:
+    x, first, up = torch.randn(2, 24), norm(24, True), weights(48, 24)
+    down = weights(24, 24 if activation == "silu_gated" else 48)
+    x[1, 3] = float("nan")
+    out = feed_few(x, first, 1e-5, False, up, down, activation, None)
+    assert out[0].isfinite().all()
+    assert out[1].isnan().all()
+    cache = torch.zeros(2, 2, 3, 10, 8)
+    args = (first, 1e-5, False, weights(72, 24), [], [], [], None, *cache, 4, None, 3, 1.0)
+    out = self_few(x, *args, weights(24, 24))
+    assert out[0].isfinite().all()
+    assert out[1].isnan().all()
+
+
+def test_threads_of_python_do_not_wait_for_each_other() -> None:
+    torch.manual_seed(0)
+    x, first = torch.randn(4, 256), norm(256, True)
+    up, down = weights(1024, 256), weights(256, 1024)
+    args = (first, 1e-5, False, up, down, "gelu", None)
+    wanted = feed_few(x, *args)
+
+    def many(_: int) -> bool:
+        torch.set_num_threads(3)  # of this thread's own products
+        return all(torch.equal(feed_few(x, *args), wanted) for _ in range(30))
+
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert all(pool.map(many, range(4)))
+    finally:
+        torch.set_num_threads(threads)
