@@ -5,12 +5,14 @@ Legend: B batch, G key heads, S new tokens, T all tokens so far, d head width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 __all__ = ["KeyValueCache"]
+
+T = TypeVar("T")
 
 
 class KeyValueCache:
@@ -23,6 +25,14 @@ class KeyValueCache:
         self._keys: list[Tensor | None] = [None] * layers
         self._values: list[Tensor | None] = [None] * layers
         self.length = 0  # tokens that all layers have
+        self._kept: dict[int, Any] = {}
+
+    def kept(self, layer_idx: int, make: Callable[[], T]) -> T:
+        """What a layer makes once, for all tokens of the cache."""
+        if layer_idx not in self._kept:
+            self._kept[layer_idx] = make()
+        found: T = self._kept[layer_idx]
+        return found
 
     def get_seq_length(self) -> int:
         """How many tokens the cache holds."""

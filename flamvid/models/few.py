@@ -1,7 +1,7 @@
 """The layers of a decoding step as lists of weights, for the operations that do a step at once.
 
-For every token these are asked of every layer: they read modules' own dictionaries, as `getattr` of
-a module takes longer than all the rest.
+They are asked for once for each text: else Python would take a tenth of each token's time. A hook
+or a weight that is put in while a text is written is heard of with the next.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_h
 from flamvid.models.int8 import Int8Linear
 from flamvid.models.linear import Linear
 from flamvid.models.resampler import ACTIVATIONS
-from flamvid.ops import feed_few
 
-__all__ = ["feed_step", "hooked", "linear_parts", "norm_parts", "weight_parts"]
+__all__ = ["feed_parts", "hooked", "linear_parts", "norm_parts", "weight_parts"]
 
 _DENSE = (Tensor, nn.Parameter)  # other types, as torchao's, know their own product
 _NAMES = {kind: name for name, kind in ACTIVATIONS.items()}
@@ -58,18 +57,16 @@ def weight_parts(*weights: Any) -> list[Tensor] | None:
     return list(weights)
 
 
-def feed_step(x_BSD: Tensor, ffw: nn.Module, gate: Tensor | None) -> Tensor | None:
-    """x + tanh(gate) ffw(x) for a `feed_forward`; None where it is not plain."""
-    if type(ffw) is not nn.Sequential or len(ffw._modules) != 4 or hooked(ffw):
+def feed_parts(ffw: nn.Module | None) -> tuple[Any, ...] | None:
+    """Of a `feed_forward`, all that `feed_few` takes between x and the gate; None as above."""
+    if type(ffw) is not nn.Sequential or len(ffw) != 4 or hooked(ffw):
         return None
     norm, up, activation, down = ffw
     parts, wide, narrow = norm_parts(norm), linear_parts(up), linear_parts(down)
     name = _NAMES.get(type(activation))
     if parts is None or wide is None or narrow is None or name is None or hooked(activation):
         return None
-    x_RD, eps = x_BSD.reshape(-1, x_BSD.shape[-1]), norm.eps
-    out: Tensor = feed_few(x_RD, parts, eps, False, wide, narrow, name, gate)
-    return out.view(x_BSD.shape)
+    return parts, norm.eps, False, wide, narrow, name
 
 
 def hooked(layer: nn.Module) -> bool:

@@ -7,15 +7,16 @@ the latents.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from flamvid.errors import ConfigError
-from flamvid.models.few import feed_step, hooked, linear_parts, norm_parts
+from flamvid.models.few import feed_parts, hooked, linear_parts, norm_parts
 from flamvid.models.linear import Linear
 from flamvid.models.resampler import check_activation, feed_forward
-from flamvid.ops import cross_few, few_rows, media_attention
+from flamvid.ops import cross_few, feed_few, few_rows, media_attention
 
 __all__ = ["GatedCrossAttention", "MediaKeyValues", "XattnConfig"]
 
@@ -67,16 +68,30 @@ class XattnConfig:
         return range(0) if self.grafted else range(self.first, layers, self.every)
 
 
+class _Step(NamedTuple):
+    """Weights of a layer as `cross_few` and `feed_few` take them."""
+
+    norm: list[Tensor]
+    eps: float
+    q: list[Tensor]
+    out: list[Tensor]
+    gate: Tensor | None
+    feed: tuple[Any, ...] | None
+    feed_gate: Tensor | None
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class MediaKeyValues:
     """Keys and values of all media for one layer: each [P,H,M*L,d]; computed once per media.
 
-    P prompts, whose beams or options share them: never copied for each.
+    P prompts, whose beams or options share them: never copied for each. step: how the layer reads
+    them for few tokens at once, if it can.
     """
 
     keys: Tensor
     values: Tensor
     latents: int
+    step: _Step | None = None
 
 
 class GatedCrossAttention(nn.Module):
@@ -108,12 +123,13 @@ class GatedCrossAttention(nn.Module):
         L = latents_BMLD.shape[2]
         latents_BMLD = latents_BMLD.to(next(self.norm.parameters()).device)
         k, v = self.to_kv(latents_BMLD.flatten(1, 2)).chunk(2, dim=-1)
-        return MediaKeyValues(self.norm_k(self._split(k)), self._split(v), L)
+        step = None if torch.is_grad_enabled() else self._step()
+        return MediaKeyValues(self.norm_k(self._split(k)), self._split(v), L, step)
 
     def forward(self, x_BSD: Tensor, media: MediaKeyValues, index_BS: Tensor) -> Tensor:
         """B rows, in order so many of each prompt of the media; index int32 [B,S]."""
-        if few_rows(x_BSD) and (quick := self._read_few(x_BSD, media, index_BS)) is not None:
-            return self.feed(quick)
+        if media.step is not None and few_rows(x_BSD):
+            return self._read_few(x_BSD, media, media.step, index_BS)
         q = self.to_q(self.norm(x_BSD))
         # Rows of one prompt stand end to end, as more tokens: each knows by its index what it sees.
         P = media.keys.shape[0]
@@ -128,22 +144,30 @@ class GatedCrossAttention(nn.Module):
         """The second sum alone, which is all of it for a token that sees no media: [B,S,D]."""
         if self.ffw is None:
             return x_BSD
-        out: Tensor | None = None
-        if few_rows(x_BSD):
-            out = feed_step(x_BSD, self.ffw, self.ffw_gate)
-        return x_BSD + _gate(self.ffw_gate, self.ffw(x_BSD)) if out is None else out
+        out: Tensor = x_BSD + _gate(self.ffw_gate, self.ffw(x_BSD))
+        return out
 
-    def _read_few(self, x_BSD: Tensor, media: MediaKeyValues, index_BS: Tensor) -> Tensor | None:
-        """The first sum, of few tokens; None where the layer is not plain."""
+    def _step(self) -> _Step | None:
+        """None where the layer is not plain."""
         norm, q, out = norm_parts(self.norm), linear_parts(self.to_q), linear_parts(self.to_out)
         if norm is None or q is None or out is None:
             return None
         if type(self.norm_q) is not nn.Identity or hooked(self.norm_q):
             return None
-        x_RD, keys, values = x_BSD.reshape(-1, x_BSD.shape[-1]), media.keys, media.values
-        index, eps, gate = index_BS.reshape(-1), self.norm.eps, self.attn_gate
+        eps: Any = self.norm.eps
+        return _Step(norm, eps, q, out, self.attn_gate, feed_parts(self.ffw), self.ffw_gate)
+
+    def _read_few(
+        self, x_BSD: Tensor, media: MediaKeyValues, step: _Step, index_BS: Tensor
+    ) -> Tensor:
+        """As `forward`, a sum at a time."""
+        norm, eps, q, out, gate, feed, feed_gate = step
+        keys, values, index = media.keys, media.values, index_BS.reshape(-1)
+        x_RD = x_BSD.reshape(-1, x_BSD.shape[-1])
         x_RD = cross_few(x_RD, norm, eps, q, keys, values, index, media.latents, out, gate)
-        return x_RD.view(x_BSD.shape)
+        if feed is None:
+            return self.feed(x_RD.view(x_BSD.shape))
+        return feed_few(x_RD, *feed, feed_gate).view(x_BSD.shape)
 
     def _split(self, x: Tensor) -> Tensor:
         heads: Tensor = x.unflatten(-1, (self.heads, -1)).transpose(1, 2)

@@ -141,9 +141,9 @@ class LlamaLayer(nn.Module):
     ) -> Tensor:
         B, S, D = x_BSD.shape
         if S == 1 and cache is not None and few_rows(x_BSD):
-            quick = self._step(x_BSD[:, 0], turn, mask, cache, at)
-            if quick is not None:
-                return quick[:, None]
+            weights = cache.kept(at, self._weights)
+            if weights is not None:
+                return self._step(weights, x_BSD[:, 0], turn, mask, cache, at)[:, None]
         qkv = self.qkv(F.rms_norm(x_BSD, (D,), self.norm_attention, self.eps))
         qkv = qkv.view(B, S, -1, self.width).transpose(1, 2)  # B x (H+2G) x S x d
         q, k, v = qkv.split([self.heads, self.key_heads, self.key_heads], dim=1)
@@ -163,20 +163,24 @@ class LlamaLayer(nn.Module):
         out: Tensor = x_BSD + self.down(F.silu(gate) * up)
         return out
 
+    def _weights(self) -> tuple[list[Tensor], ...] | None:
+        """As `_step` takes them; None where the layer is not plain."""
+        linear = (linear_parts(x) for x in (self.qkv, self.out, self.gate_up, self.down))
+        found = (weight_parts(self.norm_attention), weight_parts(self.norm_mlp), *linear)
+        whole = tuple(parts for parts in found if parts is not None)
+        return whole if len(whole) == len(found) else None
+
     def _step(
         self,
+        weights: tuple[list[Tensor], ...],
         x_BD: Tensor,
         turn: tuple[Tensor, Tensor],
         mask: Tensor | None,
         cache: KeyValueCache,
         at: int,
-    ) -> Tensor | None:
-        """The same of one token for each row, at once; None where the layer is not plain."""
-        qkv, out = linear_parts(self.qkv), linear_parts(self.out)
-        up, down = linear_parts(self.gate_up), linear_parts(self.down)
-        first, second = weight_parts(self.norm_attention), weight_parts(self.norm_mlp)
-        if None in (first, second, qkv, out, up, down):
-            return None
+    ) -> Tensor:
+        """The same of one token for each row, at once."""
+        first, second, qkv, out, up, down = weights
         d, length = self.width, cache.length
         rows = (len(x_BD), self.key_heads)
         x_BD = self_few(

@@ -130,6 +130,7 @@ class MosaicBlock(nn.Module):
 
     def __init__(self, config: MosaicConfig, layer: int) -> None:
         super().__init__()
+        self.layer = layer
         self.ln_1 = nn.LayerNorm(config.d_model, bias=not config.no_bias)
         self.attn = MosaicAttention(config, layer)
         self.ln_2 = nn.LayerNorm(config.d_model, bias=not config.no_bias)
@@ -137,29 +138,35 @@ class MosaicBlock(nn.Module):
 
     def forward(self, hidden_states: Tensor, sight: Sight, cache: Any) -> Tensor:
         if hidden_states.shape[1] == 1 and type(cache) is KeyValueCache and few_rows(hidden_states):
-            quick = self._step(hidden_states[:, 0], sight, cache)
-            if quick is not None:
-                return quick[:, None]
+            weights = cache.kept(self.layer, self._weights)
+            if weights is not None:
+                return self._step(weights, hidden_states[:, 0], sight, cache)[:, None]
         x_BSD = hidden_states + self.attn(self.ln_1(hidden_states), sight.bias, cache)
         out: Tensor = x_BSD + self.mlp(self.ln_2(x_BSD))
         return out
 
-    def _step(self, x_BD: Tensor, sight: Sight, cache: KeyValueCache) -> Tensor | None:
-        """The same of one token for each row, at once; None where the layer is not plain."""
+    def _weights(self) -> tuple[list[Tensor], ...] | None:
+        """As `_step` takes them; None where the layer is not plain."""
         attn, mlp = self.attn, self.mlp
         if type(attn) is not MosaicAttention or type(mlp) is not MosaicMlp:
             return None
         if attn.clip is not None or hooked(attn) or hooked(mlp):
             return None
-        norms = [norm_parts(self.ln_1), norm_parts(self.ln_2)]
-        for n in (attn.q_ln, attn.k_ln):
-            norms.append([] if type(n) is nn.Identity and not hooked(n) else norm_parts(n))
+        found = [norm_parts(self.ln_1), norm_parts(self.ln_2)]
+        for norm in (attn.q_ln, attn.k_ln):
+            none = type(norm) is nn.Identity and not hooked(norm)
+            found.append([] if none else norm_parts(norm))
         layers = (attn.Wqkv, attn.out_proj, mlp.mlp_up, mlp.mlp_down)
-        weights = [linear_parts(layer) for layer in layers]
-        if None in norms or None in weights:
-            return None
-        first, second, q_norm, k_norm = norms
-        qkv, out, up, down = weights
+        found += [linear_parts(layer) for layer in layers]
+        whole = tuple(parts for parts in found if parts is not None)
+        return whole if len(whole) == len(found) else None
+
+    def _step(
+        self, weights: tuple[list[Tensor], ...], x_BD: Tensor, sight: Sight, cache: KeyValueCache
+    ) -> Tensor:
+        """The same of one token for each row, at once."""
+        first, second, q_norm, k_norm, qkv, out, up, down = weights
+        attn = self.attn
         B, D, length = *x_BD.shape, cache.length
         H, d = attn.heads, D // attn.heads
         x_BD = self_few(
@@ -172,7 +179,7 @@ class MosaicBlock(nn.Module):
             k_norm,
             [],
             sight.slopes_H,
-            *cache.extend(x_BD, (B, H), d, 1, attn.layer),
+            *cache.extend(x_BD, (B, H), d, 1, self.layer),
             length,
             sight.real,
             H,
