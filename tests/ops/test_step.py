@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -258,6 +259,57 @@ def test_what_does_not_fit_is_refused_before_it_is_read() -> None:
         args = (first, 1e-5, False, weights(72, 24), [], [], [], None, *cache, length, None, 3, 1.0)
         with pytest.raises(RuntimeError, match="no room"):
             self_few(x, *args, weights(24, 24))
+
+
+def refused(op: Any, good: tuple[Any, ...], changes: Sequence[dict[int, Any]]) -> None:
+    op(*good)
+    for change in changes:
+        with pytest.raises(RuntimeError, match=r"step: |_few: "):
+            op(*(change.get(i, arg) for i, arg in enumerate(good)))
+
+
+def test_self_attention_reads_and_writes_nothing_else() -> None:
+    keys, values = torch.randn(2, 2, 3, 10, 8)
+    turn, seen = [torch.rand(1, 8), torch.rand(1, 8)], torch.ones(2, 5, dtype=torch.bool)
+    good = (torch.randn(2, 24), norm(24, True), 1e-5, False, weights(72, 24), [], [], turn)
+    good = (*good, torch.rand(3), keys, values, 4, seen, 3, 1.0, weights(24, 24))
+    sideways = torch.randn(2, 3, 8, 10).transpose(2, 3)
+    changes: list[dict[int, Any]] = [
+        {4: weights(64, 24)},
+        {5: [torch.rand(20)]},
+        {6: [torch.rand(20)]},
+        {7: turn[:1]},
+        {7: [turn[0], turn[1][:, :6]]},
+        {7: [turn[0].expand(3, 8).contiguous(), turn[1]]},
+        {8: torch.rand(2)},
+        *({at: x} for at in (9, 10) for x in (keys[:1], keys[:, :2], keys[:, :, :4], sideways)),
+        *({at: x} for at in (9, 10) for x in (keys.double(), keys[..., :6], keys[0])),
+        {12: seen[:, :4].contiguous()},
+        {12: seen.int()},
+        {13: 4, 4: weights(80, 24), 8: torch.rand(4), 15: weights(24, 32)},
+        {15: weights(20, 24)},
+        {15: weights(24, 20)},
+    ]
+    refused(self_few, good, changes)
+
+
+def test_cross_attention_reads_nothing_else() -> None:
+    keys, values = torch.randn(2, 2, 3, 10, 8)
+    index = torch.tensor([0, 1], dtype=torch.int32)
+    good = (torch.randn(2, 24), norm(24, True), 1e-5, weights(24, 24), keys, values, index, 5)
+    good = (*good, weights(24, 24), None)
+    three = torch.zeros(3, dtype=torch.int32)
+    changes: list[dict[int, Any]] = [
+        {0: torch.randn(3, 24), 6: three},
+        {3: weights(20, 24)},
+        *({at: x} for at in (4, 5) for x in (keys[:1], keys[:, :2], keys[:, :, :5], keys[..., :6])),
+        *({at: keys.transpose(2, 3)} for at in (4, 5)),
+        {5: values.double()},
+        {6: index.long()},
+        {6: three},
+        {8: weights(20, 24)},
+    ]
+    refused(cross_few, good, changes)
 
 
 @pytest.mark.parametrize("activation", ["relu", "squared_relu", "gelu", "silu_gated"])
