@@ -91,11 +91,11 @@ class LanguageModel(nn.Module):
         self._takes_positions = "position_ids" in takes
         # transformers 5.24 renamed it.
         self._cache_name = "cache" if "cache" in takes else "past_key_values"
-        for slot, at in enumerate(inserted):
+        for slot, (at, xattn) in enumerate(inserted.items()):
             if after:
-                layers[at].register_forward_hook(self._reader_behind(slot))
+                layers[at].register_forward_hook(_ReaderBehind(xattn, slot))
             else:
-                layers[at].register_forward_pre_hook(self._reader(slot), with_kwargs=True)
+                layers[at].register_forward_pre_hook(_Reader(xattn, slot), with_kwargs=True)
 
     @property
     def head(self) -> nn.Module:
@@ -218,32 +218,36 @@ class LanguageModel(nn.Module):
         hidden: Tensor = self.body(input_ids, attention_mask, depth=depth).last_hidden_state
         return hidden
 
-    def _reader(self, slot: int) -> Any:
-        xattn = self.inserted[slot]
 
-        def read(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            media = _media.get()
-            if media is None:
-                return None
-            if args:
-                return (_insert(xattn, args[0], media, slot), *args[1:]), kwargs
-            hidden = _insert(xattn, kwargs["hidden_states"], media, slot)
-            return args, {**kwargs, "hidden_states": hidden}
+class _Reader:
+    """The hook of a decoder layer that hands a call's media to the cross-attention in front of it.
 
-        return read
+    Not a function: in a copy of the model this is a copy too, with the copy's cross-attention.
+    """
 
-    def _reader_behind(self, slot: int) -> Any:
-        xattn = self.inserted[slot]
+    def __init__(self, xattn: nn.Module, slot: int) -> None:
+        self.xattn, self.slot = xattn, slot
 
-        def read(_: nn.Module, __: tuple[Any, ...], out: Any) -> Any:
-            media = _media.get()
-            if media is None:
-                return None
-            if isinstance(out, tuple):
-                return (_insert(xattn, out[0], media, slot), *out[1:])
-            return _insert(xattn, out, media, slot)
+    def __call__(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        media = _media.get()
+        if media is None:
+            return None
+        if args:
+            return (_insert(self.xattn, args[0], media, self.slot), *args[1:]), kwargs
+        hidden = _insert(self.xattn, kwargs["hidden_states"], media, self.slot)
+        return args, {**kwargs, "hidden_states": hidden}
 
-        return read
+
+class _ReaderBehind(_Reader):
+    """The same behind the layer."""
+
+    def __call__(self, _: nn.Module, __: Any, out: Any) -> Any:
+        media = _media.get()
+        if media is None:
+            return None
+        if isinstance(out, tuple):
+            return (_insert(self.xattn, out[0], media, self.slot), *out[1:])
+        return _insert(self.xattn, out, media, self.slot)
 
 
 def _insert(xattn: nn.Module, hidden: Tensor, media: MediaContext, slot: int) -> Tensor:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -188,3 +191,26 @@ def test_a_short_clip_in_a_padded_batch_is_as_alone() -> None:
         both = model.resampler(padded, torch.tensor([frames, 2]))
         torch.testing.assert_close(both[1:], model.resampler(short), atol=1e-6, rtol=1e-5)
         torch.testing.assert_close(both[:1], model.resampler(long), atol=1e-6, rtol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_reads_by_its_own_layers(how: Callable[[Flamingo], Flamingo], after: bool) -> None:
+    sizes = ResamplerConfig(features=24, width=16, heads=2, head_width=8, latents=3)
+    xattn = XattnConfig(heads=2, head_width=8, after=after)
+    model = Flamingo(FakeVision(), PerceiverResampler(sizes), llama(), xattn).eval()  # type: ignore[arg-type]
+    for name, parameter in model.trained():
+        if name.endswith("gate"):
+            parameter.fill_(0.7)
+    ids = torch.tensor([[MEDIA, 7, 8, 9]])
+    media = torch.randn(1, 1, 1, 9, 24)
+    index = media_index(ids, MEDIA)
+    before = model(media, ids, index)
+    other = how(model)
+    assert torch.equal(other(media, ids, index), before)
+    for name, parameter in other.trained():
+        if name.endswith("gate"):
+            parameter.fill_(0.1)
+    assert torch.equal(model(media, ids, index), before)
+    assert not torch.allclose(other(media, ids, index), before, atol=1e-3)
