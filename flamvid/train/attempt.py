@@ -38,8 +38,8 @@ class Outcome:
 
 
 def attempt(trainer: Trainer, resume: bool, recipe: Mapping[str, Any]) -> Done:
-    """Train in the folder of the trainer's snapshots; `recipe` is written there as plan.toml, unless
-    nothing is left to train: it says what the weights were trained by.
+    """Train in the folder of the trainer's snapshots; `recipe` is written there as plan.toml, which
+    says what the weights were trained by, unless nothing is left to train.
 
     `resume` goes on from the last snapshot, or begins where there is none; without it, all
     snapshots are removed. SIGTERM and SIGINT end it after a snapshot.

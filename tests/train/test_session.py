@@ -148,7 +148,7 @@ def test_a_finished_run_keeps_the_recipe_of_its_weights(recipe: Path, tmp_path: 
         ("run.steps=4", "run.steps"),
         ("corpus.clips.weight=0.5", "corpus"),
     ):
-        with pytest.raises(InputError, match=rf"finished.* \({key}\).*; --fresh starts .*run.steps"):
+        with pytest.raises(InputError, match=rf"finished.* \({key}\).*; --fresh .*run.steps"):
             run(read_plan(recipe, [change]), out)
     assert (out / "plan.toml").read_bytes() == planned
     # Nor does one that is refused change what the weights in the folder are said to be of.
