@@ -87,13 +87,16 @@ def run(
             ) from error
 
 
-def try_out(recipe: Plan | Recipe, out: Path, updates: int = 2) -> Trial:
+def try_out(recipe: Plan | Recipe, out: Path, log: Log = print, updates: int = 2) -> Trial:
     """Load what a run in `out` needs, and make some updates of it, of which nothing is kept."""
     with _joined(recipe) as world, TemporaryDirectory() as scratch:
-        some = SomeFeatures(_features(out), Path(scratch))
+        say = log if world.first else _nothing
+        some = SomeFeatures(_features(out), Path(scratch), say)
+        say("loading the model and the data")
         job = _job(recipe, None, world, some, _nothing)
         steps, seconds = 0, 0.0
         for trainer in job.stages():
+            say(f"making {updates} updates of {trainer.run.steps:,}")
             steps += trainer.run.steps
             seconds += trainer.trial(updates)
         return Trial(tuple(job.parts()), steps, seconds, some.seconds)
