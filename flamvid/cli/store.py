@@ -56,6 +56,24 @@ def info(path: Store, as_json: AsJson = False) -> int:
     return 0
 
 
+@app.command("list")
+@guarded
+def list_(path: Store, as_json: AsJson = False) -> int:
+    """List the videos of a store: id, seconds, path, and what was said of each."""
+    from flamvid.store import FeatureStore
+
+    snapshot = FeatureStore(path).snapshot()
+    records = sorted((snapshot[video].record for video in snapshot), key=lambda r: (r.path, r.id))
+    if as_json:
+        rows = [{"id": record.id, **asdict(record)} for record in records]
+        typer.echo(json.dumps(rows, indent=2))
+        return 0
+    for record in records:
+        said = [one_line(text) for text in (record.path, *(c.text for c in record.captions))]
+        typer.echo("  ".join([record.id, f"{record.duration:.1f} s", *said]))
+    return 0
+
+
 @app.command()
 @guarded
 def verify(path: Store, as_json: AsJson = False) -> int:
