@@ -17,11 +17,11 @@ from flamvid.errors import InputError, StoreError
 from flamvid.index.cluster import Cluster, claimed, index_on_cluster, merge_left_over
 from flamvid.index.content import on_disk
 from flamvid.index.encoder import FrameEncoder
-from flamvid.index.feed import Sieve
 from flamvid.index.indexer import Describe, IndexConfig, Listener, index_videos
 from flamvid.index.manifest import Shard
 from flamvid.index.manifest import sources as spelled_out
 from flamvid.index.search import Filter, Hit, search_windows
+from flamvid.index.sieve import Sieve
 from flamvid.index.stats import Stats
 from flamvid.index.watch import Look, watched
 from flamvid.index.windows import open_windows

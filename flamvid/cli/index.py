@@ -17,6 +17,7 @@ import typer
 from flamvid.cli import options as opt
 from flamvid.cli.failure import FAILED, guarded, log_to_stderr, say
 from flamvid.cli.live_stats import live_stats
+from flamvid.cli.progress import working
 from flamvid.errors import InputError
 
 __all__ = ["index"]
@@ -106,8 +107,10 @@ def index(
     if engine is Engine.ray and watch is not None:
         raise InputError("--watch does not go with --engine ray; run it from time to time instead")
 
-    from flamvid.index.indexer import IndexConfig
-    from flamvid.index.manifest import Shard
+    with working(f"loading {model}"):
+        from flamvid import library
+        from flamvid.index.indexer import IndexConfig
+        from flamvid.index.manifest import Shard
 
     config = IndexConfig(
         fps=1.0 if fps is None else fps,
@@ -120,10 +123,9 @@ def index(
     part = Shard.parse(shard) if shard is not None else None
     log_to_stderr(logging.INFO if verbose else logging.WARNING)
 
-    from flamvid import library
-
-    where = opt.ModelOptions(model=model, device=device, dtype=dtype)
-    loaded = None if engine is Engine.ray else where.load()
+    with working(f"loading {model}"):
+        where = opt.ModelOptions(model=model, device=device, dtype=dtype)
+        loaded = None if engine is Engine.ray else where.load()
     stats = library.Stats()
     try:
         with live_stats() as listener:

@@ -72,6 +72,10 @@ def live_stats() -> Iterator[LiveStats]:
     from rich.live import Live
 
     with Live(
-        console=Console(stderr=True), transient=True, redirect_stdout=False, refresh_per_second=4
+        "looking for videos that are new",
+        console=Console(stderr=True),
+        transient=True,
+        redirect_stdout=False,
+        refresh_per_second=4,
     ) as live:
         yield LiveStats(live)

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from flamvid.cli.failure import FAILED, guarded, report
-from flamvid.cli.progress import quiet_libraries
+from flamvid.cli.progress import quiet_libraries, working
 from flamvid.errors import ConfigError, FlamvidError, InputError
 
 __all__ = ["Preset", "app", "presets"]
@@ -189,9 +189,11 @@ def convert(
 ) -> int:
     """Write any model as one folder that --model and Flamingo.from_pretrained read."""
     quiet_libraries()
-    from flamvid.weights.convert import convert as write
+    with working(f"converting {source}"):
+        from flamvid.weights.convert import convert as write
 
-    typer.echo(write(source, destination, like=like, lm=lm, clip=clip, dtype=dtype))
+        folder = write(source, destination, like=like, lm=lm, clip=clip, dtype=dtype)
+    typer.echo(folder)
     return 0
 
 

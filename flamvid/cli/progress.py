@@ -9,10 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from flamvid.cli.failure import one_line
+
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
+    from rich.progress import ProgressColumn
 
-__all__ = ["Progress", "progress", "quiet_libraries"]
+__all__ = ["Progress", "progress", "quiet_libraries", "working"]
 
 
 def quiet_libraries() -> None:
@@ -64,25 +67,34 @@ def progress(total: int) -> Iterator[Progress]:
     if not sys.stderr.isatty():
         yield Progress(None, total)
         return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        SpinnerColumn,
-        TextColumn,
-        TimeElapsedColumn,
-    )
-    from rich.progress import Progress as RichProgress
+    from rich.progress import BarColumn, MofNCompleteColumn
 
-    bar = RichProgress(
+    with _bar(BarColumn(), MofNCompleteColumn()) as bar:
+        yield Progress(bar, total)
+
+
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """Name what is being done, where it can't be told how much of it is."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    with _bar() as bar:
+        Progress(bar, 1).show(one_line(what))
+        yield
+
+
+def _bar(*columns: ProgressColumn) -> RichProgress:
+    from rich.console import Console
+    from rich.progress import Progress as RichProgress
+    from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    return RichProgress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
+        *columns,
         TimeElapsedColumn(),
         console=Console(stderr=True),
         transient=True,
         redirect_stdout=False,  # or data would end up on stderr
     )
-    with bar:
-        yield Progress(bar, total)

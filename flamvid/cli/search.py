@@ -13,6 +13,7 @@ import typer
 from flamvid.cli import hits
 from flamvid.cli import options as opt
 from flamvid.cli.failure import guarded, log_to_stderr, say
+from flamvid.cli.progress import working
 from flamvid.errors import InputError
 
 __all__ = ["search"]
@@ -90,7 +91,9 @@ def search(
         raise InputError("a png is no text; give --output FILE.png as well")
     if verbose:
         log_to_stderr()
-    from flamvid.index.search import Filter
+    with working(f"loading {model}"):
+        from flamvid import library
+        from flamvid.index.search import Filter
 
     chosen = Filter(
         path=path,
@@ -99,22 +102,23 @@ def search(
         after=_date("--after", after, -math.inf),
         before=_date("--before", before, math.inf),
     )
-    from flamvid import library
-
-    found = library.search(
-        store,
-        query,
-        like=like,
-        start=start,
-        end=end,
-        top=top,
-        window=window,
-        every=every,
-        chosen=chosen,
-        approximate=approximate,
-        effort=effort,
-        model=opt.ModelOptions(model=model, device=device, dtype=dtype).load(),
-    )
+    with working(f"loading {model}"):
+        loaded = opt.ModelOptions(model=model, device=device, dtype=dtype).load()
+    with working(f"searching {store}"):
+        found = library.search(
+            store,
+            query,
+            like=like,
+            start=start,
+            end=end,
+            top=top,
+            window=window,
+            every=every,
+            chosen=chosen,
+            approximate=approximate,
+            effort=effort,
+            model=loaded,
+        )
     if not found:
         say("flamvid: nothing was found: the store is empty, or no video passes the filters")
     title = query if query is not None else f"like {like}"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flamvid.cli.failure import FAILED, guarded, one_line, report
+from flamvid.cli.progress import working
 from flamvid.errors import InputError
 
 if TYPE_CHECKING:
@@ -55,13 +56,32 @@ def info(path: Store, as_json: AsJson = False) -> int:
     return 0
 
 
+@app.command("list")
+@guarded
+def list_(path: Store, as_json: AsJson = False) -> int:
+    """List the videos of a store: id, seconds, path, and what was said of each."""
+    from flamvid.store import FeatureStore
+
+    snapshot = FeatureStore(path).snapshot()
+    records = sorted((snapshot[video].record for video in snapshot), key=lambda r: (r.path, r.id))
+    if as_json:
+        rows = [{"id": record.id, **asdict(record)} for record in records]
+        typer.echo(json.dumps(rows, indent=2))
+        return 0
+    for record in records:
+        said = [one_line(text) for text in (record.path, *(c.text for c in record.captions))]
+        typer.echo("  ".join([record.id, f"{record.duration:.1f} s", *said]))
+    return 0
+
+
 @app.command()
 @guarded
 def verify(path: Store, as_json: AsJson = False) -> int:
     """Read every byte of a store and check it; exit with 1 if anything is not as it was written."""
     from flamvid.store.audit import verify
 
-    outcome = verify(path)
+    with working(f"reading {path}"):
+        outcome = verify(path)
     if as_json:
         typer.echo(json.dumps(asdict(outcome), indent=2))
     else:
@@ -85,7 +105,8 @@ def repair(path: Store) -> int:
     """
     from flamvid.store.maintain import repair
 
-    outcome = repair(path)
+    with working(f"reading {path}"):
+        outcome = repair(path)
     _list(outcome.dropped, path)
     beginnings = f" and the beginnings of {outcome.partial}" if outcome.partial else ""
     verdict = "repaired" if outcome.found else "nothing was broken"
@@ -102,7 +123,8 @@ def merge(
     """Add the videos of stores to one; those it has already get captions at most."""
     from flamvid.store.maintain import merge
 
-    outcome = merge(target, sources)
+    with working(f"merging into {target}"):
+        outcome = merge(target, sources)
     _list(outcome.damaged, target)
     told = f", {outcome.told} of them have captions now" if outcome.told else ""
     counts = f"{outcome.added} added, {outcome.present} were there{told}"
@@ -140,7 +162,8 @@ def import_(
     """Add exported features to a store, which is made if there is none."""
     from flamvid.store.transfer import import_folder
 
-    added, present = import_folder(folder, path)
+    with working(f"importing {folder}"):
+        added, present = import_folder(folder, path)
     typer.echo(f"{one_line(str(path))}: {added} added, {present} were there")
     return 0
 
@@ -165,7 +188,8 @@ def compact(path: Store) -> int:
     """Give space that nothing uses back to the disk."""
     from flamvid.store.maintain import compact
 
-    before, after = compact(path)
+    with working(f"compacting {path}"):
+        before, after = compact(path)
     typer.echo(f"{one_line(str(path))}: {before:,} bytes became {after:,}")
     return 0
 

@@ -93,7 +93,7 @@ def train(
 def _dry_run(plan: Plan | Recipe, out: Path) -> int:
     from flamvid.train import session
 
-    trial = session.try_out(plan, out)
+    trial = session.try_out(plan, out, say)
     if os.environ.get("RANK", "0") != "0":  # the first of those that torchrun started says it
         return 0
     typer.echo(config.to_toml(plan.table()))

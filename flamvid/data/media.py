@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from flamvid import video
-from flamvid.data.files import Piece
-from flamvid.data.samples import Look, Media
+from flamvid.data.files import Piece, is_remote
+from flamvid.data.samples import Look, Media, Part
 from flamvid.errors import FlamvidError, InputError, SourceError
 from flamvid.video.address import shown
 from flamvid.video.pictures import PictureFile, read_picture
@@ -77,3 +77,11 @@ def part_of(first: float, last: float, look: Look) -> tuple[float, float]:
         return first, last
     at = first + spare * (look.rng.random() if look.rng else 0.5)
     return at, at + look.frames / look.fps
+
+
+def is_afar(part: Part) -> bool:
+    """Whether this is a picture of another machine; of clips too many frames would be in memory."""
+    if not isinstance(part, Pictures) or len(part.files) > 1:
+        return False
+    [file] = part.files
+    return isinstance(file, Piece) and is_remote(file.address)

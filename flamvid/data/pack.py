@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from torch import Tensor
 from flamvid.data.collate import Bad
 from flamvid.data.corpus import CorpusConfig
 from flamvid.data.files import Held, suffix_of
-from flamvid.data.media import Clip, Pictures
+from flamvid.data.media import Clip, Pictures, is_afar
 from flamvid.data.samples import Document, Look, Part
 from flamvid.data.sources import Samples, open_corpus
 from flamvid.data.tar import VIDEOS
@@ -95,20 +96,34 @@ def _packed(
     samples: Samples, config: CorpusConfig, videos: bool, bad: list[Bad], counts: Counter[str]
 ) -> Iterator[dict[str, Any]]:
     places = ((shard, at) for shard, size in enumerate(samples.counts) for at in range(size))
-    # Images of pages are mostly on the web, where half of the servers are slow to say no.
-    threads = _THREADS if config.kind == "interleaved" else 1
-    with ThreadPoolExecutor(threads) as pool:
-        while some := list(islice(places, 2 * threads)):
-            made = [pool.submit(_members, _document(samples, *x), config, videos) for x in some]
-            for (shard, at), future in zip(some, made, strict=True):
+    step = 1 if config.kind == "features" else 2 * _THREADS  # those are in memory with the sample
+    pool = ThreadPoolExecutor(_THREADS)
+    try:
+        while some := list(islice(places, step)):
+            made = [_making(_document(samples, *place), config, videos, pool) for place in some]
+            for (shard, at), members_of in zip(some, made, strict=True):
                 try:
-                    members, missing = future.result()
+                    members, missing = members_of()
                 except FlamvidError as error:
                     bad.append(Bad(samples.name(shard, at), str(error)))
                     continue
                 yield {"__key__": f"{counts['samples']:09d}", **members}
                 counts["samples"] += 1
                 counts["missing"] += missing
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _making(
+    document: Document | FlamvidError, config: CorpusConfig, videos: bool, pool: ThreadPoolExecutor
+) -> Callable[[], tuple[dict[str, bytes], int]]:
+    """By a thread from now on what may wait for other machines, the rest in its turn: half of the
+    web's servers are slow to say no."""
+    make = partial(_members, document, config, videos)
+    if isinstance(document, FlamvidError):
+        return make
+    afar = not document.is_pair or any(map(is_afar, document.parts))
+    return pool.submit(make).result if afar else make
 
 
 def _document(samples: Samples, shard: int, at: int) -> Document | FlamvidError:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from flamvid.data.corpus import CorpusConfig
 from flamvid.data.files import Piece, failing, is_remote
-from flamvid.data.media import Clip, Pictures
-from flamvid.data.samples import Document, Look, Media, Part
+from flamvid.data.media import Clip, Pictures, is_afar
+from flamvid.data.samples import Document, Look, Media
 from flamvid.data.sources import Shard, files_of, open_shard
 from flamvid.data.stored import Span
 from flamvid.errors import FlamvidError
@@ -121,7 +121,7 @@ def _reading(
 ) -> _Reading:
     """By a thread from now on what waits for other machines, the rest in its turn."""
     read = partial(_read, document, config)
-    afar = isinstance(document, Document) and any(map(_is_afar, document.parts))
+    afar = isinstance(document, Document) and any(map(is_afar, document.parts))
     return pool.submit(read).result if afar else read
 
 
@@ -129,14 +129,6 @@ def _read(document: Document | FlamvidError, config: CorpusConfig) -> tuple[Docu
     if isinstance(document, FlamvidError):
         raise document
     return document, _media(document, config)
-
-
-def _is_afar(part: Part) -> bool:
-    """Whether this is a picture of another machine; of clips too many frames would be in memory."""
-    if not isinstance(part, Pictures) or len(part.files) > 1:
-        return False
-    [file] = part.files
-    return isinstance(file, Piece) and is_remote(file.address)
 
 
 def _known(

@@ -6,9 +6,8 @@ Legend: T frames, h, w height and width that the encoder reads.
 from __future__ import annotations
 
 import threading
-from collections import deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,12 +17,12 @@ from torch import Tensor
 from flamvid import video
 from flamvid.errors import DecodeError, DecoderLost, FlamvidError, SourceError
 from flamvid.index.channel import Channel, Stopped, Switch
-from flamvid.index.content import Content, Gone, identify, on_disk, status
+from flamvid.index.content import Content, Gone, on_disk
 from flamvid.index.encoder import FrameEncoder
+from flamvid.index.sieve import Changed, Job, Sieve, changed
 from flamvid.index.stats import Stats
 from flamvid.index.watch import Look
-from flamvid.store import FeatureStore, StoreWriter, VideoRecord, VideoWriter
-from flamvid.store.places import Met
+from flamvid.store import StoreWriter, VideoRecord, VideoWriter
 from flamvid.video.sample import Sampling, thinned
 
 __all__ = [
@@ -31,9 +30,7 @@ __all__ = [
     "Decoders",
     "Ending",
     "Item",
-    "Job",
     "Piece",
-    "Sieve",
     "is_last",
     "is_look",
     "reason_of",
@@ -43,25 +40,6 @@ _AT_ONCE = 16  # frames that are read together
 _LARGE = 64 << 20  # bytes of frames that are read together, where they come in full size
 _PATIENCE = 0.2  # seconds until the switch is looked at
 _AHEAD = 8  # pieces, at least, that wait for the encoder: videos take turns to be short and long
-
-
-@dataclass(slots=True, eq=False)
-class Job:
-    """A source on its way. told: places of the sampled frames that its caption is made of.
-
-    stale: ids of videos that the store has of this source, from before its file changed. stored:
-    the video is there, and wants a caption only. vanished: its file was gone when it failed.
-    """
-
-    source: str
-    content: Content
-    video: VideoWriter | None = None
-    end: float = 0.0
-    told: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
-    seen: list[Tensor] = field(default_factory=list)
-    stale: tuple[str, ...] = ()
-    stored: VideoRecord | None = None
-    vanished: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,143 +61,6 @@ class Ending:
 
 
 Item = Piece | Ending
-
-
-class Sieve:
-    """Which sources are new: not in the store by name or content, and not failed before.
-
-    again: by its reason, whether a failure is tried once more. tell: videos without a caption are
-    to get one. met: what sources were found to hold; `changes` counts how often that changed.
-    copied: ids that the store has of sources that don't look as it has them. lock: held from the
-    look whether the store has a video until `copied` tells, and by who removes one. settled:
-    records were made to agree with what was met. lost: jobs whose file vanished, and what each
-    failed with; by the next look they are no failures, as the file may be there by another name.
-    """
-
-    def __init__(
-        self,
-        store: FeatureStore,
-        stats: Stats,
-        again: Callable[[str], bool],
-        tell: bool = False,
-    ) -> None:
-        self._store, self._stats, self._tell = store, stats, tell
-        snapshot = store.snapshot()
-        records = [snapshot[video_id].record for video_id in snapshot]
-        self._known: dict[str, list[VideoRecord]] = {}
-        for record in records:
-            self._known.setdefault(record.path, []).append(record)
-        self._failed = {
-            failure.source: failure.time
-            for failure in snapshot.failures()
-            if not again(failure.reason)
-        }
-        self._taken: set[str] = set()
-        self._made: dict[str, str] = {}
-        self.met: dict[str, Met] = {}
-        self.changes = 0
-        self.copied: set[str] = set()
-        self.lock = threading.Lock()
-        self.settled = threading.Event()
-        self.lost: deque[tuple[Job, Exception]] = deque()
-
-    def unseen(self, source: str) -> bool:
-        """Whether a source is new as far as its name and state tell; counted if not."""
-        found = status(source)
-        record = self._there(source, found)
-        if record is not None:
-            if self._mute(record):
-                return True
-            self._meet(source, Met(record.id, record.mtime))
-            self._stats.present += 1
-            return False
-        # What failed is not tried again and again, but a file that was mended is.
-        if source in self._failed and (found is None or found[1] <= self._failed[source]):
-            self._stats.failed_before += 1
-            return False
-        return True
-
-    def pick(self, source: str) -> Job | None:
-        """A job for a source that is new; SourceError where it can't be read."""
-        if not self.unseen(source):
-            return None
-        record = self._there(source, status(source)) if self._tell else None
-        if record is not None and self._mute(record):
-            self._meet(source, Met(record.id, record.mtime))
-            return self._to_tell(source, record)
-        try:
-            content = identify(source)
-        except SourceError:
-            self.forget([source])
-            raise
-        video = content.sha256[:32]
-        self._meet(source, Met(video, content.mtime))
-        stale = {record.id for record in self._known.pop(source, [])}
-        with self.lock:
-            if video in self._taken or video in self._store:
-                self.copied.add(video)
-                if video in self._store and self._mute(there := self._store[video].record):
-                    return self._to_tell(source, there)
-                self._stats.duplicates += 1
-                return None
-        self._taken.add(video)
-        stale |= self._own(source)
-        self._made[source] = video
-        return Job(source, content, stale=tuple(stale))
-
-    def keep(self, record: VideoRecord) -> None:
-        """The store has this video now, so that its source is known if it comes again."""
-        self._known[record.path] = [record]
-
-    def forget(self, sources: Iterable[str]) -> None:
-        """What these held, they hold no more."""
-        for source in sources:
-            self.changes += self.met.pop(source, None) is not None
-
-    def anew(self) -> list[str]:
-        """Sources to look at once more: they hold what is lost under another name, or again."""
-        again: list[str] = []
-        while self.lost:
-            job, _ = self.lost.popleft()
-            video = job.content.sha256[:32]
-            self._taken.discard(video)
-            self._made.pop(job.source, None)
-            holders = [source for source, met in self.met.items() if met.id == video]
-            copies = len(holders) - (job.source in holders)
-            self._stats.found -= 1 + copies  # each is found when it is looked at
-            self._stats.duplicates -= copies
-            again += [source for source in holders if status(source) is not None]
-        return again
-
-    def _there(self, source: str, found: tuple[int, float] | None) -> VideoRecord | None:
-        """The record of a source that is in the state in which the store has it."""
-        for record in self._known.get(source, []):
-            if (record.size, record.mtime) == (found or (0, 0.0)) and self._has(record.id):
-                return record
-        return None
-
-    def _mute(self, record: VideoRecord) -> bool:
-        return self._tell and not record.captions and record.id not in self._taken
-
-    def _to_tell(self, source: str, record: VideoRecord) -> Job:
-        self._taken.add(record.id)
-        return Job(source, Content(record.content_hash, record.size, record.mtime), stored=record)
-
-    def _meet(self, source: str, met: Met) -> None:
-        if self.met.get(source) != met:
-            self.met[source] = met
-            self.changes += 1
-
-    def _has(self, video: str) -> bool:
-        """Whether the store still holds a video that it held when this run began."""
-        return not self._stats.removed or video in self._store
-
-    def _own(self, source: str) -> set[str]:
-        """What this run made of an earlier state of a source, which is free to come again."""
-        if source not in self._made:
-            return set()
-        self._taken.discard(self._made[source])
-        return {self._made[source]}
 
 
 class Decoders:
@@ -245,6 +86,7 @@ class Decoders:
         self._workers, self._timeout, self._tell = workers, timeout, tell
         self._stats, self._switch = stats, switch
         self._jobs: Channel[Job | None] = Channel(workers, switch)
+        self._picking = threading.Lock()  # a sieve is for one at a time
 
     def start(self, sources: Iterable[str | Look], sieve: Sieve) -> list[threading.Thread]:
         """Set to work. Of each worker, whose threads these are, an item that `is_last` comes."""
@@ -252,7 +94,8 @@ class Decoders:
         feeding.daemon = True  # it may wait for new files, or for stdin, when all is called off
         feeding.start()
         threads = [
-            threading.Thread(target=self._guarded, args=(self._work,)) for _ in range(self._workers)
+            threading.Thread(target=self._guarded, args=(self._work, sieve))
+            for _ in range(self._workers)
         ]
         for thread in threads:
             thread.start()
@@ -270,25 +113,32 @@ class Decoders:
         for source in sources:
             self._switch.check()
             if isinstance(source, Look):
-                sieve.forget(source.gone)
+                with self._picking:
+                    sieve.forget(source.gone)
                 if not source.changing:
                     self._settle(sieve)
-                for each in sieve.anew():
-                    self._pick(each, sieve)
+                with self._picking:
+                    again = sieve.anew()
+                for each in again:
+                    self._feed_one(each, sieve)
             else:
-                self._pick(source, sieve)
+                self._feed_one(source, sieve)
         for _ in range(self._workers):
             self._jobs.put(None)
 
-    def _pick(self, source: str, sieve: Sieve) -> None:
-        self._stats.found += 1
-        try:
-            job = sieve.pick(source)
-        except SourceError as error:
-            self.items.put(Ending(Job(source, Content("", 0, 0.0)), error))
-            return
-        if job is not None:
+    def _feed_one(self, source: str, sieve: Sieve) -> None:
+        if (job := self._pick(source, sieve)) is not None:
             self._jobs.put(job)
+
+    def _pick(self, source: str, sieve: Sieve) -> Job | None:
+        with self._picking:
+            self._stats.found += 1
+            try:
+                return sieve.pick(source)
+            except SourceError as raised:
+                error = raised
+        self.items.put(Ending(Job(source, Content("", 0, 0.0)), error))
+        return None
 
     def _settle(self, sieve: Sieve) -> None:
         """Wait until records agree with what was met: half of an exchange would be a loss."""
@@ -297,21 +147,38 @@ class Decoders:
         while not sieve.settled.wait(_PATIENCE):
             self._switch.check()
 
-    def _work(self) -> None:
+    def _work(self, sieve: Sieve) -> None:
         while (job := self._jobs.get()) is not None:
-            error: Exception | None = None
-            try:
-                if job.stored is not None:
-                    self._remember(job, job.stored)
-                else:
-                    self._decode(job)
-            except Stopped:
-                raise
-            except Exception as raised:  # one odd file must not take the other thousand with it
-                error = raised
-                job.vanished = job.stored is None and Gone()(job.source)
-            self.items.put(Ending(job, error))
+            if (written := self._do(job)) is None:
+                continue
+            while not written.undone.wait(_PATIENCE):
+                self._switch.check()
+            with self._picking:
+                sources = sieve.retake(job)
+            for source in sources:  # here, for who waits to put a job waits for the workers
+                if (again := self._pick(source, sieve)) is not None:
+                    self._do(again, last=True)
         self.items.put(Ending(_LAST))
+
+    def _do(self, job: Job, last: bool = False) -> Changed | None:
+        """Carry out a job; says so where its file was written over meanwhile, which is a failure
+        the `last` time."""
+        error: Exception | None = None
+        try:
+            if job.stored is not None:
+                self._remember(job, job.stored)
+            else:
+                self._decode(job)
+        except Stopped:
+            raise
+        except Exception as raised:  # one odd file must not take the other thousand with it
+            error = raised
+            job.vanished = job.stored is None and Gone()(job.source)
+        written = Changed(job.source) if job.stored is None and changed(job) else None
+        if written is not None:
+            error = SourceError(str(written)) if last else written
+        self.items.put(Ending(job, error))
+        return None if last else written
 
     def _remember(self, job: Job, record: VideoRecord) -> None:
         """What the store has of a video, to tell of it."""

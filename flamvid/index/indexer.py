@@ -26,19 +26,9 @@ from flamvid.errors import InputError
 from flamvid.index.channel import Channel, Stopped, Switch
 from flamvid.index.content import Gone
 from flamvid.index.encoder import FrameEncoder
-from flamvid.index.feed import (
-    REASONS,
-    Decoders,
-    Ending,
-    Item,
-    Job,
-    Piece,
-    Sieve,
-    is_last,
-    is_look,
-    reason_of,
-)
+from flamvid.index.feed import REASONS, Decoders, Ending, Item, Piece, is_last, is_look, reason_of
 from flamvid.index.lanes import Lanes
+from flamvid.index.sieve import Changed, Job, Sieve
 from flamvid.index.stats import Stats
 from flamvid.index.watch import Look
 from flamvid.store import StoreWriter
@@ -323,6 +313,8 @@ class _Writing:
             while (item := self.items.get()) is not None:
                 if isinstance(item, _Whole):
                     self._end(item)
+                    if isinstance(item.error, Changed):
+                        item.error.undone.set()
                 elif isinstance(item, _Looked):
                     self.settle()
                     self._sieve.settled.set()
@@ -385,6 +377,8 @@ class _Writing:
         if job.video is not None:
             with suppress(InputError):  # no chunk of it was full yet
                 self._writer.remove(job.content.sha256[:32])
+        if isinstance(error, Changed):
+            return
         if job.vanished:
             self._sieve.lost.append((job, error))
         else:

@@ -74,7 +74,9 @@ def _identity(path: Path) -> tuple[int, int]:
     try:
         status = path.stat()
     except OSError as error:
-        raise StoreError(f"can't open the store {path} ({error.strerror})") from error
+        raise StoreError(
+            f"can't open the store {path} ({error.strerror}); give one that `flamvid index` made"
+        ) from error
     if path.is_dir():
         raise StoreError(f"{path} is a folder; a store is one file")
     return status.st_dev, status.st_ino

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from flamvid import config
 from flamvid.errors import InputError
 
-__all__ = ["read_changed"]
+__all__ = ["differing", "read_changed"]
 
 
 def read_changed(path: Path, changes: Sequence[str]) -> dict[str, Any]:
@@ -22,6 +22,21 @@ def read_changed(path: Path, changes: Sequence[str]) -> dict[str, Any]:
     for change in changes:
         _change(table, change)
     return table
+
+
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Keys whose values differ in two whole recipes; of corpora the kind, `corpus`, alone.
+
+    Where data lie is no difference, nor is a key that one lacks, as those of an older version do.
+    """
+    found = []
+    for key in one.keys() & other.keys() - {"root"}:
+        mine, theirs = one[key], other[key]
+        if isinstance(mine, dict) and isinstance(theirs, dict):
+            found += [f"{key}.{name}" for name in differing(mine, theirs)]
+        elif mine != theirs:
+            found.append(key)
+    return sorted(found)
 
 
 def _change(table: dict[str, Any], change: str) -> None:

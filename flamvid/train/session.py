@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from flamvid import config
 from flamvid.data.features import FeatureSet, features_of
 from flamvid.errors import WeightsError
-from flamvid.train.attempt import Outcome, Read, attempt, writable
+from flamvid.train.attempt import Outcome, Read, attempt, finished, writable
 from flamvid.train.plan import Plan, read_plan
 from flamvid.train.precision import precision
 from flamvid.train.ready import LEDGER, Part, Ready, gates, parts
@@ -49,6 +49,7 @@ def run(
     `resume` goes on from the last snapshot in `out`, or begins where there is none; without it, the
     snapshots of an earlier run are removed. SIGTERM and SIGINT end it after a snapshot. Frozen
     features of a recipe of pairs lie beside `out`, where other runs find them.
+    A run that is finished trains nothing, and is refused where its recipe is another now.
     Raises ConfigError, before the first update, for what can't be read or written.
     """
     with _joined(recipe) as world:
@@ -58,6 +59,8 @@ def run(
                 (out / LEDGER).unlink(missing_ok=True)
         world.wait()
         say = log if world.first else _nothing
+        if resume and (over := finished(out, recipe.table(), _length(recipe))):
+            say(over)
 
         def read_features(shards: list[Path], model: LoadedModel) -> FeatureSet:
             return features_of(shards, _features(out), model, say)
@@ -84,16 +87,26 @@ def run(
             ) from error
 
 
-def try_out(recipe: Plan | Recipe, out: Path, updates: int = 2) -> Trial:
+def try_out(recipe: Plan | Recipe, out: Path, log: Log = print, updates: int = 2) -> Trial:
     """Load what a run in `out` needs, and make some updates of it, of which nothing is kept."""
     with _joined(recipe) as world, TemporaryDirectory() as scratch:
-        some = SomeFeatures(_features(out), Path(scratch))
+        say = log if world.first else _nothing
+        some = SomeFeatures(_features(out), Path(scratch), say)
+        say("loading the model and the data")
         job = _job(recipe, None, world, some, _nothing)
         steps, seconds = 0, 0.0
         for trainer in job.stages():
+            say(f"making {updates} updates of {trainer.run.steps:,}")
             steps += trainer.run.steps
             seconds += trainer.trial(updates)
         return Trial(tuple(job.parts()), steps, seconds, some.seconds)
+
+
+def _length(recipe: Plan | Recipe) -> str:
+    """The key of a run's number of updates, in its last stage."""
+    if isinstance(recipe, Plan):
+        return "run.steps"
+    return "contrastive.steps" if recipe.contrastive else "captions.steps"
 
 
 class _Job(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,14 +40,15 @@ class SomeFeatures:
     seconds: what those of all would take that are not in `cache`.
     """
 
-    def __init__(self, cache: Path, scratch: Path) -> None:
-        self.cache, self.scratch, self.seconds = cache, scratch, 0.0
+    def __init__(self, cache: Path, scratch: Path, log: Callable[[str], None]) -> None:
+        self.cache, self.scratch, self.log, self.seconds = cache, scratch, log, 0.0
 
     def __call__(self, shards: list[Path], model: LoadedModel) -> FeatureSet:
         """Features of a shard that is missing, or all of the first one if none is."""
         missing = missing_features(shards, self.cache, model)
         if not missing:
             return features_of(shards[:1], self.cache, model, _silent)
+        self.log(f"features of {_SAMPLES} samples of {missing[0]}")
         begun = time.perf_counter()
         found = features_of(missing[:1], self.scratch, model, _silent, _SAMPLES)
         took = time.perf_counter() - begun

@@ -182,6 +182,20 @@ def test_search_usage(
     assert len(result.stderr.splitlines()) == 1
 
 
+def test_the_videos_of_a_store_are_listed(folder: Path, store: Path) -> None:
+    """By what `store rm` takes."""
+    listed = CliRunner().invoke(app, ["store", "list", str(store)])
+    held = FeatureStore(store)
+    wanted = {video: held[video].record for video in held}
+    rows = [line.split("  ") for line in listed.stdout.splitlines()]
+    assert {video: path for video, _, path in rows} == {v: r.path for v, r in wanted.items()}
+    assert [path for *_, path in rows] == sorted(path for *_, path in rows)
+    as_json = CliRunner().invoke(app, ["store", "list", str(store), "--json"])
+    assert {row["id"]: row["duration"] for row in json.loads(as_json.stdout)} == {
+        video: record.duration for video, record in wanted.items()
+    }
+
+
 def test_no_store(folder: Path) -> None:
     result = run(folder, "search", folder / "none.lmdb", "a dog")
     assert result.exit_code == 1

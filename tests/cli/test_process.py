@@ -100,3 +100,17 @@ def test_the_package_is_a_command_and_loads_lazily() -> None:
     assert done.stdout == f"flamvid {flamvid.__version__}\n"
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = flamvid.nonsense  # type: ignore[attr-defined]
+
+
+def test_a_terminal_is_told_what_is_done_and_a_pipe_is_not() -> None:
+    script = "from flamvid.cli.progress import working\nwith working('reading x'): print('data')"
+    command = [sys.executable, "-c", script]
+    piped = subprocess.run(command, capture_output=True, check=True)
+    assert (piped.stdout, piped.stderr) == (b"data\n", b"")
+    terminal, end = os.openpty()
+    environment = {**os.environ, "TERM": "xterm"}
+    shown = subprocess.run(command, stdout=subprocess.PIPE, stderr=end, env=environment, check=True)
+    os.close(end)
+    assert shown.stdout == b"data\n"
+    assert b"reading x" in os.read(terminal, 1 << 16)
+    os.close(terminal)

@@ -77,9 +77,15 @@ def test_a_dry_run_prints_a_recipe_that_can_be_read(
     run: Any, loop: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts = (Part("resampler", 1200, 1200),)
-    monkeypatch.setattr(session, "try_out", lambda recipe, out: Trial(parts, 2400, 90.0, 3700.0))
+
+    def try_out(recipe: Any, out: Path, log: Callable[[str], None]) -> Trial:
+        log("loading")
+        return Trial(parts, 2400, 90.0, 3700.0)
+
+    monkeypatch.setattr(session, "try_out", try_out)
     result = run("train", "my.toml", "--dry-run")
     assert (result.exit_code, loop.calls) == (0, [])
+    assert result.stderr.splitlines()[-1] == "loading"
     Path("again.toml").write_text(result.stdout)
     assert session.read(Path("again.toml")) == replace(
         session.read(Path("my.toml")), name="again", data=session.read(Path("again.toml")).data

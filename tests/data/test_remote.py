@@ -166,6 +166,19 @@ def test_images_of_the_web_are_packed_side_by_side_and_silent_servers_are_left(
     assert [shown(document) for document in found] == [["a", "R"]] * 4
 
 
+def test_pictures_of_a_list_are_packed_side_by_side_and_in_order(
+    tmp_path: Path, meeting: str
+) -> None:
+    names = ["silent", "red", "0", "blue", "1"]
+    rows = [{"image": f"{meeting}/{name}.webp", "caption": name} for name in names]
+    (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    [_, bad] = pack(corpus("manifest", "m.jsonl"), tmp_path, tmp_path / "out")
+    assert "silent.webp" in str(bad)
+    found = documents(open_corpus(corpus("images", "out/*.tar"), tmp_path))
+    said = [(*shown(document), *document.texts) for document in found]
+    assert said == [("R", "red"), ("R", "0"), ("B", "blue"), ("R", "1")]
+
+
 def test_images_of_the_web_are_verified_side_by_side_and_told_in_order(
     tmp_path: Path, meeting: str
 ) -> None:

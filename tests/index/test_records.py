@@ -8,12 +8,14 @@ import shutil
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from flamvid import library
 from flamvid.api import Captioner
 from flamvid.index import indexer
-from flamvid.index.feed import Sieve
+from flamvid.index.feed import Decoders
+from flamvid.index.sieve import Job, Sieve
 from flamvid.index.stats import Stats
 from flamvid.index.windows import open_windows
 from flamvid.store import FeatureStore, StoreWriter
@@ -195,3 +197,44 @@ def test_samples_of_shards_that_are_packed_anew(
     one.write_bytes(b"being written")  # what is in it can't be told
     stats = library.index([one, two], store, model=captioner)
     assert set(ids(store)) == {f"{one}#a.mp4", f"{two}#b.mp4"}
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_file_that_is_written_over_before_it_is_decoded(
+    tmp_path: Path,
+    videos: Path,
+    captioner: Captioner,
+    monkeypatch: pytest.MonkeyPatch,
+    times: int,
+) -> None:
+    """It is indexed as what it is, or not at all while it goes on; a copy of what it was, too."""
+    folder, store = tmp_path / "library", tmp_path / "s.lmdb"
+    folder.mkdir()
+    a, copy = folder / "a.mp4", folder / "b.mp4"
+    before = Path(shutil.copy(videos / "red 0.mp4", a)).read_bytes()
+    copy.write_bytes(before)
+    over = [(videos / f"{name}.mp4").read_bytes() for name in ("blue 2", "aqua 4")[:times]]
+    decode, present = Decoders._decode, over.copy()
+
+    def late(self: Decoders, job: Job) -> None:
+        if job.source == str(a) and present:
+            a.write_bytes(present.pop(0))
+        decode(self, job)
+
+    monkeypatch.setattr(Decoders, "_decode", late)
+    stats = library.index(folder, store, model=captioner)
+    wanted = {str(copy): before}
+    if times == 1:
+        wanted[str(a)] = over[0]
+    else:
+        [failure] = FeatureStore(store).failures()
+        assert failure.message == f"{a} is being written; index it when that is done"
+    named = {path: hashlib.sha256(data).hexdigest()[:32] for path, data in wanted.items()}
+    assert ids(store) == named
+    assert (stats.found, stats.indexed, stats.duplicates) == (2, len(wanted), 0)
+    assert not verify(store).findings
+    alone = tmp_path / "alone.lmdb"
+    library.index([*wanted], alone, model=captioner)
+    for video in named.values():
+        mine, other = FeatureStore(store)[video], FeatureStore(alone)[video]
+        np.testing.assert_array_equal(mine.features(), other.features())

@@ -20,7 +20,8 @@ from flamvid.api import Captioner
 from flamvid.errors import InputError
 from flamvid.index import feed
 from flamvid.index.content import Gone
-from flamvid.index.feed import Decoders, Job
+from flamvid.index.feed import Decoders
+from flamvid.index.sieve import Job
 from flamvid.index.watch import Look, watched
 from flamvid.store import FeatureStore
 from flamvid.store.audit import verify

@@ -321,8 +321,14 @@ def test_a_trial_keeps_nothing_and_knows_what_is_encoded(
     make_recipe: MakeRecipe, tmp_path: Path
 ) -> None:
     recipe, out = session.read(make_recipe()), tmp_path / "runs" / "run"
-    trial = session.try_out(recipe, out)
+    lines: list[str] = []
+    trial = session.try_out(recipe, out, lines.append)
     assert not out.parent.exists()
+    loading, *encoding, words, captions = lines
+    assert loading == "loading the model and the data"
+    assert len(encoding) == 3
+    assert all(line.startswith("features of 64 samples of ") for line in encoding)
+    assert (words, captions) == ("making 2 updates of 40", "making 2 updates of 40")
     assert isinstance(recipe, Recipe)
     assert trial.updates == recipe.words.steps + recipe.captions.steps
     assert trial.seconds > 0

@@ -137,6 +137,32 @@ def test_a_run_in_two_is_a_run_in_one(recipe: Path, tmp_path: Path) -> None:
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
+def test_a_finished_run_keeps_the_recipe_of_its_weights(recipe: Path, tmp_path: Path) -> None:
+    out, lines = tmp_path / "run", list[str]()
+    run(read_plan(recipe), out)
+    planned = (out / "plan.toml").read_bytes()
+    assert run(read_plan(recipe), out, log=lines.append).step == 6
+    assert lines[0].startswith(f"{out} is finished, after 6 updates: nothing is left to train; ")
+    for change, key in (
+        ("optim.learning_rate=1e-3", "optim.learning_rate"),
+        ("run.steps=4", "run.steps"),
+        ("corpus.clips.weight=0.5", "corpus"),
+    ):
+        with pytest.raises(InputError, match=rf"finished.* \({key}\).*; --fresh .*run.steps"):
+            run(read_plan(recipe, [change]), out)
+    assert (out / "plan.toml").read_bytes() == planned
+    # Nor does one that is refused change what the weights in the folder are said to be of.
+    with pytest.raises(ConfigError):
+        run(read_plan(recipe, ["run.steps=8", "corpus.clips.batch=3"]), out)
+    assert (out / "plan.toml").read_bytes() == planned
+
+    lines.clear()
+    assert run(read_plan(recipe, ["run.steps=8"]), out, log=lines.append).step == 8
+    assert f"resumed from {out / 'step-00000006'} with other settings (run.steps)" in lines
+    assert read_plan(out / "plan.toml", root=tmp_path).run.steps == 8
+    assert load_adapter(out / "adapter.safetensors")[1]["step"] == 8
+
+
 def test_features_are_encoded_once_in_all_epochs(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,8 +35,9 @@ from flamvid.cli.process import prepare
 from flamvid.index import indexer
 from flamvid.index.channel import Switch
 from flamvid.index.encoder import FrameEncoder
-from flamvid.index.feed import Decoders, Piece, Sieve, is_last
+from flamvid.index.feed import Decoders, Piece, is_last
 from flamvid.index.indexer import IndexConfig, index_videos
+from flamvid.index.sieve import Sieve
 from flamvid.index.stats import Stats
 from flamvid.store import StoreWriter
 from flamvid.video import isolate
