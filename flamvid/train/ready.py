@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from flamvid.data.collate import Batch
 from flamvid.data.corpus import CorpusConfig
+from flamvid.data.features import digest_of
 from flamvid.data.mixture import Mixture
 from flamvid.errors import ConfigError
 from flamvid.models.build import read_model_config
@@ -21,7 +22,7 @@ from flamvid.models.gated_xattn import GatedCrossAttention
 from flamvid.models.lm import decoder_layers
 from flamvid.models.vision import TimmEncoder
 from flamvid.train.chunks import chunks
-from flamvid.train.feature_cache import FeatureCache, digest_of
+from flamvid.train.feature_cache import FeatureCache
 from flamvid.train.lora import add_lora
 from flamvid.train.objective import Objective, checkpoint_layers
 from flamvid.train.optimizer import make_optimizer
