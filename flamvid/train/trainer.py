@@ -113,7 +113,7 @@ class Trainer:
             clock.updates += 1
             for corpus, loss in updated.losses.items():
                 clock.losses.setdefault(corpus, []).append(loss)
-            self._complain(step + 1, updated)
+            self._complain(step + 1, updated, journal)
 
             done = step + 1
             ending = self._agreed(stop.asked)
@@ -169,9 +169,12 @@ class Trainer:
             ledger.share([n for text in world.texts(json.dumps(news)) for n in json.loads(text)])
         return stops > 0
 
-    def _complain(self, step: int, updated: Updated) -> None:
-        if not self.parallel.world.first:
+    def _complain(self, step: int, updated: Updated, journal: Journal | None) -> None:
+        if not self.parallel.world.first or (updated.applied and not updated.skipped):
             return
+        if journal is not None:
+            left_out = {"skipped": list(updated.skipped), "applied": updated.applied}
+            journal.write({"step": step, **left_out})
         for corpus in updated.skipped:
             self.log(f"update {step}: the loss of {corpus} is no finite number; it was left out")
         if not updated.applied:
