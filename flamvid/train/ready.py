@@ -106,7 +106,10 @@ class Ready:
         self.model.flamingo.eval()
         loss, tokens = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
         for _ in range(self.plan.run.validation_batches):
-            for batch in next(data):
+            with self.world.agreed():
+                update = next(data)
+            data.ledger.share(self.world.gathered(data.ledger.news))
+            for batch in update:
                 loss[batch.corpus] += self.parallel(self.prepare(batch)).item()
                 tokens[batch.corpus] += batch.scored
         self.model.flamingo.train()
@@ -130,7 +133,7 @@ class Ready:
             workers=0 if held_out else run.workers,
             ledger=ledger,
             augment=not held_out,
-            together=self.world.size > 1 and not held_out,
+            together=self.world.size > 1,
         )
 
     def _encode(self, pictures_X3HW: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -151,7 +150,8 @@ class Trainer:
     def _batches(self, clock: _Clock) -> Iterator[Samples]:
         for _ in range(self.run.accumulate):
             start = time.perf_counter()
-            batches = next(self.data)
+            with self.parallel.world.agreed():
+                batches = next(self.data)
             clock.waited += time.perf_counter() - start
             for batch in batches:
                 start = time.perf_counter()
@@ -166,7 +166,7 @@ class Trainer:
         news = ledger.news if ledger else ()
         stops, met = world.sum([float(asked), float(len(news))])
         if met and ledger:  # rare: the names take exchanges of their own
-            ledger.share([n for text in world.texts(json.dumps(news)) for n in json.loads(text)])
+            ledger.share(world.gathered(news))
         return stops > 0
 
     def _complain(self, step: int, updated: Updated, journal: Journal | None) -> None:
