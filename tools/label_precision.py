@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from flamvid.data.features import cache_name, load_features
+from flamvid.data.features import cache_name, encoder_of, load_features
 from flamvid.data.shards import expand
 from flamvid.models.vision import TimmEncoder
 from flamvid.train.labels import label_media
@@ -36,7 +36,7 @@ def main() -> None:
     seen: Counter[str] = Counter()
     said: Counter[str] = Counter()
     for shard in expand(_SHARDS, options.data):
-        media = load_features(options.cache / cache_name(shard, model.config.vision.features))
+        media = load_features(options.cache / cache_name(shard, encoder_of(model)))
         found = label_media(media.plain(), encoder, model.labels)
         for labels, captions in zip(found, media.plain().captions, strict=True):
             for label in labels:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from flamvid.data.samples import Document, Media
 from flamvid.data.shards import read_shard
@@ -30,6 +30,8 @@ __all__ = [
     "FeatureShard",
     "Thin",
     "compute_features",
+    "digest_of",
+    "encoder_of",
     "features_of",
     "load_features",
     "missing_features",
@@ -113,6 +115,24 @@ class FeatureSet:
         )
 
 
+def digest_of(module: nn.Module) -> str:
+    """Of some numbers of each of its tensors: an encoder trained anew has the name that it had."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in module.state_dict().items():
+        some = tensor.detach().flatten()[:: max(1, tensor.numel() // 64)]
+        digest.update(f"{name} {some.double().tolist()}".encode())
+    return digest.hexdigest()
+
+
+def encoder_of(model: LoadedModel) -> str:
+    """What features depend on, as text; weights on disk may be others next time, named ones not."""
+    look = model.config.vision
+    places = (look.weights, look.encoder.partition(":")[2])
+    if any(place and Path(place).expanduser().exists() for place in places):
+        return f"{look.features} {digest_of(model.flamingo.vision)}"
+    return look.features
+
+
 def cache_name(shard: Path, encoder: str) -> str:
     """File name of a shard's features: other content, or another encoder, has another name."""
     digest = hashlib.sha256(encoder.encode())
@@ -180,7 +200,7 @@ def features_of(
 ) -> FeatureSet:
     """Features of all shards, from the cache where they lie there; if not, of `most` samples."""
     cache.mkdir(parents=True, exist_ok=True)
-    encoder = model.config.vision.features
+    encoder = encoder_of(model)
 
     def encode(pictures: list[Tensor]) -> Tensor:
         ready = torch.cat([model.transform(picture[None]) for picture in pictures])
@@ -208,7 +228,7 @@ def features_of(
 
 def missing_features(shards: list[Path], cache: Path, model: LoadedModel) -> list[Path]:
     """The shards whose features are not in the cache."""
-    encoder = model.config.vision.features
+    encoder = encoder_of(model)
     return [shard for shard in shards if not (cache / cache_name(shard, encoder)).exists()]
 
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+import signal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import count
+from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
@@ -110,11 +114,14 @@ class Mixture:
             batch_size=None,
             sampler=_Endless(self._done),
             num_workers=self.workers,
-            worker_init_fn=_single_thread,
+            worker_init_fn=_begin_worker,
             # Or it would take a number from the process's own, and a resumed run draw others.
             generator=torch.Generator(),
         )
-        return iter(loader)
+        others = set(active_children())
+        ahead = iter(loader)
+        Finalize(None, _end, (set(active_children()) - others,), exitpriority=0)
+        return ahead
 
 
 class _Updates(Dataset[tuple[Batch, ...]]):
@@ -183,5 +190,18 @@ class _Endless(Sampler[int]):
         return count(self.first)
 
 
-def _single_thread(worker: int) -> None:
+def _begin_worker(worker: int) -> None:
     torch.set_num_threads(1)
+    # Ctrl-C and SLURM's SIGTERM reach all processes of a run, but it is the parent who says when
+    # it is over: its last update may need this worker's batch.
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)
+
+
+def _end(workers: Iterable[BaseProcess]) -> None:
+    """End workers that the exit of their parent found alive: it would wait for them, after a
+    SIGTERM that they ignore."""
+    for worker in workers:
+        if worker.is_alive():
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises an error
+            worker.kill()

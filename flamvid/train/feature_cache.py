@@ -17,12 +17,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flamvid.data.collate import Batch
 from flamvid.errors import ConfigError
 
-__all__ = ["FeatureCache", "digest_of"]
+__all__ = ["FeatureCache"]
 
 _log = logging.getLogger("flamvid.train")
 
@@ -135,15 +135,6 @@ class FeatureCache:
                 self._file.executemany("INSERT OR IGNORE INTO features VALUES (?, ?, ?)", rows)
         except sqlite3.Error:  # a full disk; what lies there can still be read
             self.limit = 0
-
-
-def digest_of(module: nn.Module) -> str:
-    """Of some numbers of each of its tensors: an encoder trained anew has the name that it had."""
-    digest = blake2b(digest_size=16)
-    for name, tensor in module.state_dict().items():
-        some = tensor.detach().flatten()[:: max(1, tensor.numel() // 64)]
-        digest.update(f"{name} {some.double().tolist()}".encode())
-    return digest.hexdigest()
 
 
 def _open(path: Path) -> sqlite3.Connection:

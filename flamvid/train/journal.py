@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ LOG = "log.jsonl"
 class Journal:
     """One line for each entry in `log.jsonl`; entries after `step` are those of a run that was cut.
 
-    Losses are under "loss", by corpus; gates are [[attention, feed-forward], ...] by layer.
+    Losses are under "loss", by corpus; gates are [[attention, feed-forward], ...] by layer. An
+    update that left something out has an entry too: "skipped" are corpora whose loss was no finite
+    number, "applied" is false where the gradient was none. Such a number itself is null.
     """
 
     def __init__(self, folder: Path, step: int, tensorboard: bool = False, wandb: str = "") -> None:
@@ -35,7 +38,7 @@ class Journal:
     def write(self, entry: Mapping[str, Any]) -> None:
         """Write it everywhere. A disk that is full stops no run: `problem` says that it is."""
         try:
-            self._file.write(f"{json.dumps(entry)}\n")
+            self._file.write(f"{json.dumps(_finite(entry))}\n")
             self._file.flush()
         except OSError as error:
             self.problem = f"can't write {self._file.name}: {error.strerror}"
@@ -92,6 +95,15 @@ def flat(entry: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
         elif isinstance(value, int | float) and not isinstance(value, bool) and key != "step":
             out[f"{prefix}{key}"] = float(value)
     return out
+
+
+def _finite(value: Any) -> Any:
+    """The same with None for numbers that JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: _finite(x) for key, x in value.items()}
+    if isinstance(value, list):
+        return [_finite(x) for x in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _board(folder: Path, step: int) -> Any:

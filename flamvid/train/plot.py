@@ -58,6 +58,8 @@ def _curves(entries: list[dict[str, Any]], key: str) -> dict[str, tuple[list[int
     curves: dict[str, tuple[list[int], list[float]]] = {}
     for entry in entries:
         for name, value in (entry.get(key) or {}).items():
+            if value is None:  # it was no finite number
+                continue
             steps, values = curves.setdefault(name, ([], []))
             steps.append(entry["step"])
             values.append(value)

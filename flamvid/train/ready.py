@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from flamvid.data.collate import Batch
 from flamvid.data.corpus import CorpusConfig
+from flamvid.data.features import digest_of
 from flamvid.data.mixture import Mixture
 from flamvid.errors import ConfigError
 from flamvid.models.build import read_model_config
@@ -21,7 +22,7 @@ from flamvid.models.gated_xattn import GatedCrossAttention
 from flamvid.models.lm import decoder_layers
 from flamvid.models.vision import TimmEncoder
 from flamvid.train.chunks import chunks
-from flamvid.train.feature_cache import FeatureCache, digest_of
+from flamvid.train.feature_cache import FeatureCache
 from flamvid.train.lora import add_lora
 from flamvid.train.objective import Objective, checkpoint_layers
 from flamvid.train.optimizer import make_optimizer
@@ -105,7 +106,10 @@ class Ready:
         self.model.flamingo.eval()
         loss, tokens = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
         for _ in range(self.plan.run.validation_batches):
-            for batch in next(data):
+            with self.world.agreed():
+                update = next(data)
+            data.ledger.share(self.world.gathered(data.ledger.news))
+            for batch in update:
                 loss[batch.corpus] += self.parallel(self.prepare(batch)).item()
                 tokens[batch.corpus] += batch.scored
         self.model.flamingo.train()
@@ -129,7 +133,7 @@ class Ready:
             workers=0 if held_out else run.workers,
             ledger=ledger,
             augment=not held_out,
-            together=self.world.size > 1 and not held_out,
+            together=self.world.size > 1,
         )
 
     def _encode(self, pictures_X3HW: Tensor) -> Tensor:

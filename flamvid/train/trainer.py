@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -113,7 +112,7 @@ class Trainer:
             clock.updates += 1
             for corpus, loss in updated.losses.items():
                 clock.losses.setdefault(corpus, []).append(loss)
-            self._complain(step + 1, updated)
+            self._complain(step + 1, updated, journal)
 
             done = step + 1
             ending = self._agreed(stop.asked)
@@ -151,7 +150,8 @@ class Trainer:
     def _batches(self, clock: _Clock) -> Iterator[Samples]:
         for _ in range(self.run.accumulate):
             start = time.perf_counter()
-            batches = next(self.data)
+            with self.parallel.world.agreed():
+                batches = next(self.data)
             clock.waited += time.perf_counter() - start
             for batch in batches:
                 start = time.perf_counter()
@@ -166,12 +166,15 @@ class Trainer:
         news = ledger.news if ledger else ()
         stops, met = world.sum([float(asked), float(len(news))])
         if met and ledger:  # rare: the names take exchanges of their own
-            ledger.share([n for text in world.texts(json.dumps(news)) for n in json.loads(text)])
+            ledger.share(world.gathered(news))
         return stops > 0
 
-    def _complain(self, step: int, updated: Updated) -> None:
-        if not self.parallel.world.first:
+    def _complain(self, step: int, updated: Updated, journal: Journal | None) -> None:
+        if not self.parallel.world.first or (updated.applied and not updated.skipped):
             return
+        if journal is not None:
+            left_out = {"skipped": list(updated.skipped), "applied": updated.applied}
+            journal.write({"step": step, **left_out})
         for corpus in updated.skipped:
             self.log(f"update {step}: the loss of {corpus} is no finite number; it was left out")
         if not updated.applied:

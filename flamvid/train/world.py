@@ -6,15 +6,17 @@ is which. They meet through NCCL on GPUs and through gloo on CPUs.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from flamvid.errors import ConfigError
+from flamvid.errors import ConfigError, FlamvidError, SourceError
 
 __all__ = ["World", "joined"]
 
@@ -72,6 +74,23 @@ class World:
         yield
         if self.first:
             self.wait()
+
+    def gathered(self, items: Sequence[Any]) -> list[Any]:
+        """Every process's items, as JSON has them, by its rank."""
+        return [item for text in self.texts(json.dumps(items)) for item in json.loads(text)]
+
+    @contextmanager
+    def agreed(self) -> Iterator[None]:
+        """What one process can't read here ends all, by the same SourceError: none waits for it."""
+        problem = ""
+        try:
+            yield
+        except FlamvidError as error:
+            if self.size == 1:
+                raise
+            problem = str(error)
+        if self.any(bool(problem)):
+            raise SourceError(next(filter(None, self.texts(problem))))
 
     def wait(self) -> None:
         """Until all have come here."""

@@ -7,11 +7,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
-from flamvid.data.features import FeatureSet, cache_name, compute_features, load_features
+from flamvid.data.features import (
+    FeatureSet,
+    cache_name,
+    compute_features,
+    digest_of,
+    features_of,
+    load_features,
+)
 from flamvid.errors import SourceError
-from tests.tiny import encode, picture, write_tar
+from flamvid.weights.load import load_model
+from tests.tiny import encode, make_model, picture, write_colours, write_tar
 
 
 def colours(pictures: list[Tensor]) -> Tensor:
@@ -126,3 +135,34 @@ def test_another_encoder_or_another_shard_has_another_name(tmp_path: Path) -> No
         cache_name(shard(tmp_path / "a-0.tar", [9] * 9), "timm:x|w|224|squash"),
     ]
     assert len({name, *others}) == 5
+
+
+def test_an_encoder_trained_anew_is_another() -> None:
+    encoder = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16))
+    before = digest_of(encoder)
+    assert digest_of(encoder) == before
+    with torch.no_grad():
+        encoder[0].weight += 1e-6
+    after = digest_of(encoder)
+    assert after != before
+    encoder[1].running_mean += 1
+    assert digest_of(encoder) != after
+
+
+def test_features_of_weights_that_changed_in_their_folder_are_made_anew(tmp_path: Path) -> None:
+    toml, path = str(make_model(tmp_path)), write_colours(tmp_path / "a.tar", 2, 1, 0)
+
+    def made() -> Tensor:
+        model = load_model(toml, trained=False)
+        return features_of([path], tmp_path / "cache", model, told.append).shards[0]
+
+    told: list[str] = []
+    before = made()
+    assert torch.equal(made(), before)
+    assert len(told) == 1
+    weights = tmp_path / "vision" / "model.safetensors"
+    tensors = {name: tensor.clone() for name, tensor in load_file(weights).items()}
+    tensors["conv_stem.weight"] *= 2
+    save_file(tensors, weights)
+    assert not torch.equal(made(), before)
+    assert len(told) == 2

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from itertools import combinations
@@ -148,6 +150,22 @@ def test_validation_draws_nothing(
     )
     assert same(next(one), next(other))
     assert not any(batch.attend_next.any() for batch in next(one))
+
+
+def test_a_process_with_workers_can_end(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text('{"text": "text"}')
+    script = f"""
+from pathlib import Path
+from flamvid.text.prompt import PromptFormat
+from tests.data.conftest import corpus
+from tests.data.test_mixture import mixture
+from tests.tiny import make_tokenizer
+prompts = PromptFormat(make_tokenizer(), 1, 2, 3)
+updates = mixture([corpus("text", "t.jsonl")], prompts, Path({str(tmp_path)!r}), workers=2)
+print(len(next(updates)))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"1\n", b"")
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -16,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.processes import wait_for
 from tests.tiny import caption, encode, make_model, picture, write_colours, write_tar
 from tests.train.processes import writing
 from tests.train.recipes import write_recipe
@@ -67,7 +70,9 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def begin(recipe: Path, out: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "flamvid", "train", str(recipe), f"--out={out}", "--resume"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(
+        command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True
+    )
 
 
 def finish(recipe: Path, out: Path) -> None:
@@ -137,3 +142,45 @@ def test_no_kill_shows_in_the_end(recipe: Path, whole: Path, tmp_path: Path, kil
     told = (out / "unreadable.jsonl").read_text()
     assert told == (whole / "unreadable.jsonl").read_text()
     assert len(told.splitlines()) == 1
+
+
+def group(child: subprocess.Popen[bytes]) -> list[int]:
+    """The processes of a child's group that are alive."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # gone by now
+            state, _, of, *_ = stat.read_text().rpartition(")")[2].split()
+            found += [int(stat.parent.name)] if of == str(child.pid) and state != "Z" else []
+    return found
+
+
+def reach(update: int, out: Path, child: subprocess.Popen[bytes]) -> None:
+    wait_for(lambda: last(out) >= update, child)
+    assert len(group(child)) == 3  # with its two workers
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_all_processes_ends_the_run_after_a_snapshot(
+    recipe: Path, tmp_path: Path, signum: signal.Signals
+) -> None:
+    out = tmp_path / "run"
+    with begin(recipe, out) as child:
+        reach(1, out, child)
+        os.killpg(child.pid, signum)
+        assert child.wait(60) == 130
+    assert group(child) == []
+    assert last(out) < STEPS
+    assert (out / f"step-{last(out):08}" / "state.json").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
+def test_workers_outlive_no_run(recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with begin(recipe, out) as child:
+        reach(1, out, child)
+        child.kill()
+    deadline = time.monotonic() + 60
+    while group(child):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

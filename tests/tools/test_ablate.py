@@ -158,13 +158,13 @@ def test_features_of_whole_shards_serve_as_well(
     places: corpora.Places, model: LoadedModel, tmp_path: Path
 ) -> None:
     """Those that `flamvid train` left and those that are made here are the same."""
-    from flamvid.data.features import cache_name, compute_features
+    from flamvid.data.features import cache_name, compute_features, encoder_of
 
     def encode(pictures: list[torch.Tensor]) -> torch.Tensor:
         return model.flamingo.encode(torch.cat([model.transform(p[None]) for p in pictures]))
 
     shard = places.data / corpora.HELD_OUT
-    compute_features(shard, tmp_path / cache_name(shard, model.config.vision.features), encode)
+    compute_features(shard, tmp_path / cache_name(shard, encoder_of(model)), encode)
     (tmp_path / "work").mkdir()
     read = replace(places, features=tmp_path, work=tmp_path / "work")
     pairs = zip(*(corpora.held_out(x, SCALE, model) for x in (places, read)), strict=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from flamvid.errors import ConfigError
@@ -36,6 +36,17 @@ size = 32
 steps = 3
 precision = "float32"
 cache = ""
+"""
+HELD_OUT = """
+validate_every = 1
+
+[[validation]]
+name = "held-out"
+kind = "images"
+sources = ["held-out.tar"]
+batch = 4
+size = 32
+max_bad = 0
 """
 PAGES = """
 [model]
@@ -122,7 +133,7 @@ def test_bad_samples_are_counted_over_all_processes(tiny: Path, tmp_path: Path) 
     said = {}
     for limit in (1, 2):
         out = tmp_path / f"limit-{limit}"
-        together(2, run_limited, recipe, out, limit)
+        together(2, run_limited, recipe, out, [f"corpus.walls.max_bad={limit}"])
         said[limit] = [(out / f"said-{rank}").read_text() for rank in (0, 1)]
     assert said[2] == ["after 3", "after 3"]
     assert len({*said[1]}) == 1  # neither is left waiting for the other
@@ -130,6 +141,46 @@ def test_bad_samples_are_counted_over_all_processes(tiny: Path, tmp_path: Path) 
     for rank in (0, 1):
         place = tmp_path / "limit-2" / "step-00000003" / f"data-{rank}.json"
         assert len(json.loads(place.read_text())["bad"]["walls"]) == 2
+
+
+def ends_of_both(recipe: Path, out: Path, changes: list[str]) -> list[str]:
+    out.mkdir()
+    together(2, run_limited, recipe, out, changes)
+    return [(out / f"said-{rank}").read_text() for rank in (0, 1)]
+
+
+def walls(path: Path, bad: int | None = None) -> None:
+    members = []
+    for at in range(4):
+        data = b"no picture" if at == bad else encode(picture((60 * at, 9, 9)))
+        members += [(f"{at}.webp", data), (f"{at}.txt", b"red paint")]
+    write_tar(path, members)
+
+
+def test_a_bad_validation_sample_of_one_process_ends_both_alike(tiny: Path, tmp_path: Path) -> None:
+    walls(tmp_path / "walls.tar")
+    walls(tmp_path / "held-out.tar", bad=3)
+    recipe = tmp_path / "walls.toml"
+    recipe.write_text(WALLS.format(model=tiny) + HELD_OUT)
+    first, second = ends_of_both(recipe, tmp_path / "run", ["run.engine=fsdp"])
+    assert first == second
+    assert first.startswith("corpus held-out: 1 samples can't be read, max_bad is 0; the last is")
+
+
+def test_a_batch_that_is_none_in_one_process_ends_both_alike(tiny: Path, tmp_path: Path) -> None:
+    for at, width in enumerate((256, 256, 256, 128)):
+        tensors = {
+            "features": torch.zeros(1, 4, width, dtype=torch.float16),
+            "counts": torch.ones(1, dtype=torch.int32),
+        }
+        about = {"ids": f'["{at}"]', "captions": '[["red paint"]]'}
+        save_file(tensors, tmp_path / f"{at}.safetensors", metadata=about)
+    recipe = tmp_path / "walls.toml"
+    recipe.write_text(WALLS.format(model=tiny))
+    changes = ["corpus.walls.kind=features", 'corpus.walls.sources=["*.safetensors"]']
+    first, second = ends_of_both(recipe, tmp_path / "run", changes)
+    assert first == second
+    assert "a corpus's features must be of one encoder" in first
 
 
 @pytest.mark.parametrize("engine", ["ddp", "fsdp"])

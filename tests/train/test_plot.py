@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import errno
+import json
+import math
 import sys
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+import torch
 from PIL import Image
 
+from flamvid.data.collate import Batch
 from flamvid.errors import InputError
 from flamvid.train.journal import LOG, Journal, flat, read_journal
+from flamvid.train.optimizer import OptimConfig
+from flamvid.train.parallel import Parallel
+from flamvid.train.plan import RunConfig
+from flamvid.train.snapshot import Snapshots
+from flamvid.train.stop import Stop
+from flamvid.train.trainer import Trainer
+from flamvid.train.update import Updater
+from flamvid.train.world import World
+from tests.train.toy import Linear, Stream
 
 
 def write(folder: Path, first: int, steps: int) -> None:
@@ -50,6 +65,51 @@ def test_a_picture_of_losses_and_gates(tmp_path: Path) -> None:
     journal.close()
     with Image.open(plot_run(tmp_path / "plain", tmp_path / "plain.png")) as picture:
         assert picture.size[0] < wide[0]  # without gates there is one panel, not three
+
+
+def test_losses_that_are_no_numbers_are_told_and_left_out(tmp_path: Path) -> None:
+    """By what makes the updates; the picture and a resumed run can read it."""
+    pytest.importorskip("matplotlib")
+    from flamvid.train.plot import plot_run
+
+    class Broken(Stream):
+        """Whose second update has a corpus without a finite loss."""
+
+        def __next__(self) -> list[Batch]:
+            pages, videos = super().__next__()
+            assert videos.features is not None
+            videos.features[0] *= math.inf if self.number == 2 else 1
+            return [pages, videos]
+
+    toy = Linear()
+    parallel = Parallel(toy, World())
+    trainer = Trainer(
+        parallel=parallel,
+        updater=Updater(
+            parallel, torch.optim.AdamW(toy.parameters()), {"pages": 1.0, "videos": 0.3}, 1.0
+        ),
+        data=Broken(),
+        run=RunConfig(steps=3, save_every=9, log_every=1, validate_every=2),
+        optim=OptimConfig(),
+        snapshots=Snapshots(tmp_path),
+        validate=lambda: {"held out": math.nan},
+        log=lambda _: None,
+    )
+    for group in trainer.updater.optimizer.param_groups:
+        group["peak"] = 1e-3
+    with closing(Journal(tmp_path, 0)) as journal:
+        trainer(0, journal, Stop())
+
+    def strict(line: str) -> dict[str, Any]:
+        return cast(dict[str, Any], json.loads(line, parse_constant=pytest.fail))
+
+    entries = [strict(line) for line in (tmp_path / LOG).read_text().splitlines()]
+    told = [entry for entry in entries if "skipped" in entry]
+    assert told == [{"step": 2, "skipped": ["videos"], "applied": True}]
+    assert {"step": 2, "validation": {"held out": None}} in entries
+    assert plot_run(tmp_path, tmp_path / "plot.png").exists()
+    Journal(tmp_path, 3).close()
+    assert read_journal(tmp_path) == entries
 
 
 def test_a_folder_without_a_run_is_one_line(tmp_path: Path) -> None:

@@ -81,9 +81,9 @@ def train_all(jobs: Sequence[Job]) -> None:
             world.wait()
 
 
-def run_limited(recipe: Path, out: Path, limit: int) -> None:
-    """A whole run that may meet so many bad samples; how it ended goes into a file."""
-    plan = session.read(recipe, [f"corpus.walls.max_bad={limit}"])
+def run_limited(recipe: Path, out: Path, changes: Sequence[str]) -> None:
+    """A whole run, of which samples may be bad; how it ended goes into a file."""
+    plan = session.read(recipe, changes)
     try:
         said = f"after {session.run(plan, out, True, lambda _: None).step}"
     except SourceError as error:

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from ablations.scale import Scale
 from flamvid.data.collate import Batch, collate, make_row
 from flamvid.data.corpus import CorpusConfig
-from flamvid.data.features import FeatureSet, cache_name, load_features
+from flamvid.data.features import FeatureSet, cache_name, encoder_of, load_features
 from flamvid.data.samples import Document, Media, Part
 from flamvid.data.shards import read_shard
 from flamvid.text.prompt import PromptFormat
@@ -110,7 +110,7 @@ def documents_of(
 ) -> list[Document]:
     """The first `limit` pairs of a shard; their features are computed once, and kept."""
     path = places.data / shard
-    name = cache_name(path, model.config.vision.features)
+    name = cache_name(path, encoder_of(model))
     few = places.work / f"{limit}-{scale.frames}-{scale.grid}-{name}"
     if not few.exists():
         whole = places.features / name
