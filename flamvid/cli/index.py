@@ -163,6 +163,8 @@ def index(
     except KeyboardInterrupt:  # what was done until then is in the store
         typer.echo(json.dumps(stats.report()))
         raise
+    if not stats.found:
+        say("flamvid: nothing was indexed: no video is there, or in this part, or failed so before")
     if stats.failed_before:
         say(
             f"flamvid: {stats.failed_before} sources failed before and were left alone; "

@@ -37,7 +37,9 @@ def live(
     on_demand: Annotated[
         bool, typer.Option(help="Speak when a line comes on stdin; one with words is a question.")
     ] = False,
-    ask: Annotated[str, typer.Option(help="Answer this each time, instead of a caption.")] = "",
+    ask: Annotated[
+        str | None, typer.Option(help="Answer this each time, instead of a caption.")
+    ] = None,
     alert: Annotated[
         list[str] | None, typer.Option(help="Tell when what is seen matches this text.")
     ] = None,
@@ -105,6 +107,8 @@ def live(
 
     Cues go to stdout as they are made, or to every --sink. Ctrl-C ends it after a last caption.
     """
+    if ask is not None and not ask.strip():
+        raise InputError("--ask is empty; give a question, in quotes")
     text = opt.TextOptions(
         beams=beams,
         max_tokens=max_tokens,
@@ -123,7 +127,7 @@ def live(
         long=long,
         max_memory=_bytes("--max-memory", max_memory),
         context=context,
-        ask=ask.strip(),
+        ask=(ask or "").strip(),
         alerts=tuple(alert or ()),
         alert_threshold=alert_threshold,
         budget=_seconds("--latency-budget", latency_budget),

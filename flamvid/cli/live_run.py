@@ -78,6 +78,8 @@ class LiveOptions:
             value = getattr(self, name)
             if value is not None and not 0 < value <= _MOST:
                 raise InputError(f"--{name} is {value:g}; must be above 0 and at most {_MOST:g}")
+        if self.state is not None and self.state.is_dir():
+            raise InputError(f"--state is {self.state}, a folder; give the name of a file")
         if self.queue < 1:
             raise InputError(f"--queue is {self.queue}; must be at least 1")
 

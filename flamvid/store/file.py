@@ -90,7 +90,8 @@ def frontier(fd: int, path: Path) -> int:
             raise StoreError(
                 f"{path} is no feature store, but empty; give one that `flamvid index` made"
             )
-        magic, version, page, last, txn = _META.unpack_from(data)
+        meta = _META.unpack_from(data) if len(data) >= _META.size else (0,) * 5
+        magic, version, page, last, txn = meta
         if magic != _LMDB_MAGIC:
             raise StoreError(f"{path} is no feature store; give one that `flamvid index` made")
         twin = _META.unpack_from(data, page) if page in (4096, 8192, 16384, 32768) else None

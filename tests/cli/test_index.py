@@ -87,6 +87,12 @@ def test_usage(folder: Path, arguments: list[str], says: str) -> None:
     assert not (folder / "other.lmdb").exists()
 
 
+def test_a_folder_without_a_video(folder: Path, tmp_path: Path) -> None:
+    result = run(folder, "index", tmp_path, "--store", tmp_path / "none.lmdb")
+    assert (result.exit_code, json.loads(result.stdout)["found"]) == (0, 0)
+    assert result.stderr.startswith("flamvid: nothing was indexed: no video is there")
+
+
 def test_interrupted(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a watch always ends: the counts come all the same, and what there is can be used."""
 

@@ -183,6 +183,8 @@ def test_a_closed_reader_is_no_failure(live: Live, clip: Path) -> None:
         (["--record=/dev/null/parts"], "can't be recorded to"),
         (["--sink=no/such/a.vtt"], "--sink is no/such/a.vtt, but the folder"),
         (["--sink=."], "--sink is ., a folder"),
+        (["--state=."], "--state is ., a folder"),
+        (["--ask= "], "--ask is empty"),
         (["--on-demand", "-"], "--on-demand reads stdin"),
     ],
 )
