@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,20 @@ def _board(folder: Path, step: int) -> Any:
         raise ConfigError(
             "run.tensorboard needs the package tensorboard; pip install 'flamvid[train]'"
         ) from error
+    _silence_board()
     return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+
+
+def _silence_board() -> None:
+    """Let TensorBoard's thread print no traceback on a full disk: `Journal.write` tells of it."""
+    tell = threading.excepthook
+
+    def hook(what: threading.ExceptHookArgs) -> None:
+        theirs = type(what.thread).__module__.startswith("tensorboard.")
+        if not (theirs and isinstance(what.exc_value, OSError)):
+            tell(what)
+
+    threading.excepthook = hook
 
 
 def _wandb(folder: Path, project: str) -> Any:

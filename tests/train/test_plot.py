@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import sys
+import threading
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -159,6 +160,33 @@ def test_a_full_disk_ends_tensorboard_alone(
     journal.write({"step": 2, "loss": {"pages": 2.0}})
     journal.close()
     assert [entry["step"] for entry in read_journal(tmp_path)] == [1, 2]
+
+
+def test_the_thread_of_a_board_on_a_full_disk_prints_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = pytest.importorskip("tensorboard.summary.writer.record_writer")
+    told: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", told.append)
+    journal = Journal(tmp_path, 0, tensorboard=True)
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(written.RecordWriter, "write", full)
+    others = set(threading.enumerate()) - {threading.main_thread()}
+    journal.write({"step": 1, "loss": {"pages": 3.0}})
+    for thread in others:
+        if type(thread).__module__.startswith("tensorboard."):
+            thread.join(60)
+    journal.write({"step": 2, "loss": {"pages": 2.0}})
+    assert journal.problem == "can't write for TensorBoard: No space left on device"
+    journal.close()
+    assert told == []
+    failed = threading.Thread(target=full)  # of anyone else it is told
+    failed.start()
+    failed.join()
+    assert len(told) == 1
 
 
 def test_weights_and_biases_knows_a_run_by_its_place(
