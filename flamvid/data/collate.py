@@ -103,8 +103,11 @@ def _pair(document: Document, config: CorpusConfig, rng: random.Random | None) -
 def _tokens(
     parts: Sequence[Part], prompts: PromptFormat, paired: bool
 ) -> tuple[list[int], list[Part]]:
-    """`<BOS><media>text<EOC>`; in a page, `<EOC>` stands before each media too (section 2.4)."""
-    special = {prompts.media_id, prompts.end_id, prompts.bos_id, prompts.around_id}
+    """`<BOS><media>text<EOC><EOS>`; in a page, `<EOC>` stands before each media too (section 2.4).
+
+    Without the `<EOS>` for a model whose `<EOC>` is the LM's own.
+    """
+    special = _special(prompts)
     around = [] if prompts.around_id is None else [prompts.around_id]
     ids: list[int] = [] if prompts.bos_id is None else [prompts.bos_id]
     opening = len(ids)
@@ -119,7 +122,12 @@ def _tokens(
             ids.append(prompts.end_id)
         ids += [*(around if ids[-1:] != around else []), prompts.media_id, *around]
         media.append(part)
-    return [*ids, prompts.end_id], media
+    closing = [] if prompts.eos_id is None else [prompts.eos_id]
+    return [*ids, prompts.end_id, *closing], media
+
+
+def _special(prompts: PromptFormat) -> set[int | None]:
+    return {prompts.media_id, prompts.end_id, prompts.bos_id, prompts.around_id, prompts.eos_id}
 
 
 def _window(
@@ -151,7 +159,7 @@ def _window(
 
 
 def _scored(ids: Sequence[int], prompts: PromptFormat) -> bool:
-    special = (prompts.media_id, prompts.end_id, prompts.bos_id, prompts.around_id)
+    special = _special(prompts)
     return any(token not in special for token in ids[1:])
 
 
@@ -171,7 +179,7 @@ def collate(
     size: of an empty picture where no row has media, so that a row is what it is beside others;
     0 leaves such a batch to the language model alone.
 
-    Loss is on text and `<EOC>` alone: not on media, what stands around them, or padding.
+    Loss is on text, `<EOC>` and `<EOS>`: not on media, what stands around them, or padding.
     """
     keys = tuple(row.key for row in rows)
     rows = rows or [Row("", (prompts.end_id, prompts.end_id), ())]
@@ -183,7 +191,7 @@ def collate(
         if keys:
             targets[at, : len(row.ids) - 1] = torch.tensor(row.ids[1:])
     for token in (prompts.media_id, prompts.bos_id, prompts.around_id):
-        if token is not None:
+        if token is not None and token != prompts.eos_id:  # some have one for BOS and EOS
             targets[targets == token] = _UNSCORED
     ahead = torch.tensor([row.attend_next for row in rows])
     batch = Batch(corpus, keys, ids, targets, ahead, bad=tuple(bad))

@@ -48,7 +48,8 @@ class PromptFormat:
 
     A pair is `<BOS><media>text<EOC>`. Text follows its media with a leading space, as the
     tokenizer of the LM wants a word in the middle of a line. bos_id: None for none; around_id:
-    stands before and behind each media. The layouts hold `{media}` and `{question}`.
+    stands before and behind each media. The layouts hold `{media}` and `{question}`. eos_id: what
+    the LM ends a text with where `<EOC>` is another, as in the paper: learnt, never generated.
     """
 
     tokenizer: Any
@@ -58,6 +59,7 @@ class PromptFormat:
     around_id: int | None = None
     caption_layout: str = "{media}"
     question_layout: str = "{media} Question: {question} Answer:"
+    eos_id: int | None = None
 
     def encode(self, parts: Sequence[str | Media]) -> list[int]:
         """Token ids of interleaved parts, opened by BOS, open at the end for generation."""

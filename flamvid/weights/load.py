@@ -225,7 +225,8 @@ def _prompts(tokenizer: Any, config: ModelConfig) -> PromptFormat:
     if media is None or end is None:
         raise ConfigError(f"model {config.name} names no media or no end token; it needs both")
     layouts = config.prompt.caption, config.prompt.question
-    return PromptFormat(tokenizer, bos, media, end, around, *layouts)
+    eos = tokenizer.eos_token_id if tokens.end in tokens.added else None
+    return PromptFormat(tokenizer, bos, media, end, around, *layouts, eos_id=eos)
 
 
 def _computed(device: torch.device) -> torch.dtype:

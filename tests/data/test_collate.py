@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -43,6 +44,23 @@ def test_a_pair_is_bos_media_text_end(prompts: PromptFormat) -> None:
     assert "".join(scored) == " a red wall<end>"
     assert batch.targets[0, 0] == -100  # the media that follows <bos>
     assert batch.targets[0, -1] == -100  # nothing follows the end
+
+
+@pytest.mark.parametrize("eos", ["<unk>", "<bos>"])  # some have one token for BOS and EOS
+def test_a_text_ends_in_the_eos_of_the_language_model_too(eos: str, prompts: PromptFormat) -> None:
+    """Where `<EOC>` was added to its tokens: the paper's `<BOS><image>text<EOC><EOS>`."""
+    prompts = replace(prompts, eos_id=prompts.tokenizer.convert_tokens_to_ids(eos))
+    pair = Document("a", (still(1),), ("a red wall",))
+    page = Document("p", (still(1), f" green{eos}", still(2), " blue"))
+    for document, config, text in (
+        (pair, corpus("images", "x"), f" a red wall<end>{eos}"),
+        (page, PAGES, f" green<end> blue<end>{eos}"),
+    ):
+        row = make_row(document, config, prompts, None)
+        targets = collate("c", [row], prompts).targets[0].tolist()
+        assert "".join(said([t], prompts) for t in targets if t >= 0) == text
+    with pytest.raises(SourceError, match="has no text"):
+        make_row(Document("p", (still(1), eos)), PAGES, prompts, None)
 
 
 @pytest.mark.parametrize(

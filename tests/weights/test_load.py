@@ -18,6 +18,7 @@ from flamvid.weights import hub
 from flamvid.weights.adapter import load_adapter, save_adapter
 from flamvid.weights.load import load_model, load_trained, torch_dtype
 from flamvid.weights.source import source_config
+from tests.tiny import make_model, make_tokenizer
 
 
 @torch.inference_mode()
@@ -57,6 +58,18 @@ def test_without_an_adapter_the_gates_are_closed(tiny: Path) -> None:
     gates = [p for name, p in loaded.flamingo.trained() if name.endswith("gate")]
     assert len(gates) == 4
     assert not any(gates)
+
+
+def test_an_end_that_is_added_leaves_the_language_model_its_own(tmp_path: Path) -> None:
+    toml = make_model(tmp_path)
+    tokenizer = make_tokenizer()
+    tokenizer.eos_token = "<end>"
+    tokenizer.save_pretrained(tmp_path / "lm")
+    assert load_model(str(toml)).prompts.eos_id is None
+    added = toml.read_text().replace('end = "<end>"', 'end = "<EOC>"\nadded = ["<EOC>"]')
+    toml.write_text(added)
+    prompts = load_model(str(toml), trained=False).prompts
+    assert prompts.eos_id == tokenizer.convert_tokens_to_ids("<end>") != prompts.end_id
 
 
 def test_a_vocabulary_becomes_the_head(tiny: Path, tmp_path: Path) -> None:
