@@ -20,6 +20,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 import make_shapes
 
+from flamvid.cli.process import prepare
 from flamvid.cli.training import line
 from flamvid.data.features import FeatureSet, features_of
 from flamvid.generate.config import GenerationConfig
@@ -79,6 +80,7 @@ def main() -> int:
     parser.add_argument("--clips", type=int, default=2016, help="to train on")
     parser.add_argument("--seed", type=int, default=0, help="of the clips")
     options = parser.parse_args()
+    prepare()  # as the command does
     began = time.monotonic()
 
     def log(text: str) -> None:
