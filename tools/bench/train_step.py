@@ -158,7 +158,7 @@ def our_step(every: int, half: bool) -> Step:
         halve_frozen(decoder_layers(lm))
     parallel = Parallel(Objective(flamingo, MEDIA), World())
     optimizer = make_optimizer(parallel.trained(), OptimConfig())
-    updater = Updater(parallel, optimizer, WEIGHTS, 1.0, partial(chunks, most=128))  # as on any CPU
+    updater = Updater(parallel, optimizer, WEIGHTS, 1.0, partial(chunks, most=256))  # as on any CPU
     return lambda update: dict(updater(update).losses)
 
 
