@@ -11,6 +11,7 @@ Legend: R rows (one token each), D width, F inner width, H heads, G key heads, d
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,20 +64,6 @@ def _feed_few(
     return x + _gated(gate, _linear(inner, down))
 
 
-@_feed_few.register_fake
-def _(
-    x: Tensor,
-    norm: Sequence[Tensor],
-    eps: float,
-    rms: bool,
-    up: Sequence[Tensor],
-    down: Sequence[Tensor],
-    activation: str,
-    gate: Tensor | None,
-) -> Tensor:
-    return torch.empty_like(x)
-
-
 @torch.library.custom_op("flamvid::cross_few", mutates_args=())
 def _cross_few(
     x: Tensor,
@@ -99,22 +86,6 @@ def _cross_few(
     q = q.view(P, -1, H, keys.shape[3]).transpose(1, 2)
     read = media_attention(q, keys, values, index.view(P, -1), latents)
     return x + _gated(gate, _linear(read.transpose(1, 2).reshape(x.shape[0], -1), to_out))
-
-
-@_cross_few.register_fake
-def _(
-    x: Tensor,
-    norm: Sequence[Tensor],
-    eps: float,
-    to_q: Sequence[Tensor],
-    keys: Tensor,
-    values: Tensor,
-    index: Tensor,
-    latents: int,
-    to_out: Sequence[Tensor],
-    gate: Tensor | None,
-) -> Tensor:
-    return torch.empty_like(x)
 
 
 @torch.library.custom_op("flamvid::self_few", mutates_args=("keys", "values"))
@@ -175,27 +146,12 @@ def _turned(x_RH1d: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     return x_RH1d * cosine[:, None, None] + other * sine[:, None, None]
 
 
-@_self_few.register_fake
-def _(
-    x: Tensor,
-    norm: Sequence[Tensor],
-    eps: float,
-    rms: bool,
-    qkv: Sequence[Tensor],
-    q_norm: Sequence[Tensor],
-    k_norm: Sequence[Tensor],
-    turn: Sequence[Tensor],
-    slopes: Tensor | None,
-    keys: Tensor,
-    values: Tensor,
-    length: int,
-    real: Tensor | None,
-    heads: int,
-    scale: float,
-    out: Sequence[Tensor],
-) -> Tensor:
+def _like(x: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(x)
 
+
+for _operation in (_feed_few, _cross_few, _self_few):
+    _operation.register_fake(_like)
 
 Operation = Callable[..., Tensor]
 feed_few: Operation = torch.ops.flamvid.feed_few.default

@@ -165,8 +165,8 @@ class _Captions(nn.Module):
         lm = self.flamingo.lm
         self.head = lm.head_of(self.vocabulary)
         self.beginnings: Beginnings | None = None
-        width = lm.lm.config.hidden_size
-        if lm.unmoved and not model.labels and _come_again(recipe, media, width):
+        few = lm.unmoved and not model.labels
+        if few and _come_again(recipe, media, lm.lm.config.hidden_size):
             self.beginnings = Beginnings(lm)
 
     def texts(self, texts: Sequence[str], labels: Sequence[Sequence[str]]) -> TextBatch:
