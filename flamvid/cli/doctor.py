@@ -198,6 +198,7 @@ def _operations() -> list[Callable[[], Check]]:
             "feed_few",
             "cross_few",
             "self_few",
+            "token_loss_",
         )
     ]
 

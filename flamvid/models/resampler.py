@@ -132,14 +132,17 @@ class ResamplerBlock(nn.Module):
     ) -> Tensor:
         """media [B,K,D]; or [X,D], the media of all rows end to end, `lengths` of each."""
         latents = self.norm_latents(latents_BLD)
-        media = self.norm_media(media)
         q = self._split(self.to_q(latents))
         if lengths is None:
-            keys = torch.cat([media, latents], dim=1)  # B x (K + L) x D
-            k, v = (self._split(x) for x in self.to_kv(keys).chunk(2, dim=-1))
+            if torch.is_grad_enabled() and not media.requires_grad:
+                kv = torch.cat([self._folded(media), self.to_kv(latents)], dim=1)
+            else:
+                kv = self.to_kv(torch.cat([self.norm_media(media), latents], dim=1))
+            k, v = (self._split(x) for x in kv.chunk(2, dim=-1))  # B x H x (K + L) x d
             attended = attention(self.norm_q(q), self.norm_k(k), v).transpose(1, 2)  # B x L x H x d
         else:
             # A row's keys are its own frames and its latents; nothing is padded.
+            media = self.norm_media(media)
             pairs = zip(media.split(list(lengths)), latents, strict=True)
             keys = torch.cat([part for pair in pairs for part in pair])[None]
             k, v = (self._split(x) for x in self.to_kv(keys).chunk(2, dim=-1))
@@ -152,6 +155,16 @@ class ResamplerBlock(nn.Module):
         latents_BLD = latents_BLD + self.to_out(attended.flatten(2))
         out: Tensor = latents_BLD + self.ffw(latents_BLD)
         return out
+
+    def _folded(self, media_BKD: Tensor) -> Tensor:
+        """Keys and values of media that learn nothing, by the norm's gain and bias in the weights.
+
+        The gain and bias then have their gradients without one by the media, which is as much work
+        as the keys and values themselves.
+        """
+        norm, weight_CD = self.norm_media, self.to_kv.weight
+        plain = F.layer_norm(media_BKD, norm.normalized_shape, eps=norm.eps)
+        return F.linear(plain, weight_CD * norm.weight, weight_CD @ norm.bias)
 
     def _split(self, x: Tensor) -> Tensor:
         heads: Tensor = x.unflatten(-1, (self.heads, -1)).transpose(1, 2)

@@ -7,6 +7,7 @@ from flamvid.ops.linear_int8 import GROUP, Int8, dequantise_int8, linear_int8, q
 from flamvid.ops.media_attention import media_attention
 from flamvid.ops.media_index import Attend, media_index
 from flamvid.ops.step import cross_few, feed_few, self_few
+from flamvid.ops.token_loss import token_loss_
 
 __all__ = [
     "GROUP",
@@ -28,6 +29,7 @@ __all__ = [
     "media_index",
     "quantise_int8",
     "self_few",
+    "token_loss_",
 ]
 
 load()

@@ -1,7 +1,8 @@
 """Softmax attention, dense or packed, by the best backend that works on the device.
 
-xformers serves half precision on CUDA once a probe has succeeded, torch's own
-scaled_dot_product_attention the rest; the reference is the formula, for tests.
+xformers serves half precision on CUDA once a probe has succeeded, our own kernel many keys on CPUs,
+where a segment is one media whose latents all its queries see; torch's scaled_dot_product_attention
+serves the rest. The reference is the formula, for tests.
 
 Legend: B batch, H heads, S queries, K keys, d head width.
 """
@@ -22,12 +23,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flamvid.errors import InputError
-from flamvid.ops.kernels import Implementation
+from flamvid.ops.kernels import Implementation, implementation
+from flamvid.ops.media_attention import WIDEST, media_attention
 
 __all__ = ["Backend", "attention", "attention_backend"]
 
-Backend = Literal["auto", "xformers", "sdpa", "reference"]
+Backend = Literal["auto", "xformers", "kernel", "sdpa", "reference"]
 Lengths = tuple[Sequence[int], Sequence[int]]
+
+_MANY_KEYS = 128  # fewer leave the kernel's tiles half empty, and torch is as quick
 
 
 def attention(
@@ -49,14 +53,21 @@ def attention(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if backend == "auto":
         grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-        backend = "xformers" if _xformers_serves(q.device, q.dtype, grad)[0] else "sdpa"
+        if _xformers_serves(q.device, q.dtype, grad)[0]:
+            backend = "xformers"
+        else:
+            backend = "kernel" if _kernel_is_better(q, k, lengths) else "sdpa"
     if backend == "xformers":
         works, why = _xformers_serves(q.device, q.dtype, False)
         if not works:
             raise InputError(f"backend xformers can't serve: {why}; use backend 'auto'")
         return _xformers(q, k, v, lengths, scale)
+    if backend == "kernel":
+        return _kernel(q, k, v, lengths, scale)
     if backend not in ("sdpa", "reference"):
-        raise InputError(f"backend is {backend!r}; must be auto, xformers, sdpa or reference")
+        raise InputError(
+            f"backend is {backend!r}; must be auto, xformers, kernel, sdpa or reference"
+        )
     dense = _sdpa if backend == "sdpa" else _reference
     if lengths is None:
         return dense(q, k, v, scale)
@@ -64,9 +75,12 @@ def attention(
 
 
 def attention_backend(device: str, dtype: torch.dtype = torch.float32) -> Implementation:
-    """Which backend `auto` takes on a device for a dtype, and why."""
+    """Which backend `auto` takes on a device for many keys of a dtype, and why."""
     works, why = _xformers_serves(torch.device(device), dtype, False)
-    return Implementation("xformers" if works else "sdpa", why)
+    if works:
+        return Implementation("xformers", why)
+    ours, reason = _kernel_serves(torch.device(device), dtype)
+    return Implementation("kernel", reason) if ours else Implementation("sdpa", why)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths | None) -> None:
@@ -120,6 +134,30 @@ def _by_length(
         for at, row in zip(members, done.split(1), strict=True):
             out[at] = row
     return torch.cat(out, dim=2) if out else q
+
+
+def _kernel(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths | None, scale: float) -> Tensor:
+    """Each segment's keys are the latents of a media of its own."""
+    if lengths is None:
+        seen = torch.zeros(q.shape[0], q.shape[2], dtype=torch.int32, device=q.device)
+        return media_attention(q, k, v, seen, max(k.shape[2], 1), scale)
+    queries, keys = lengths
+    media = torch.tensor([at if n else -1 for at, n in enumerate(keys)], dtype=torch.int32)
+    seen = media.repeat_interleave(torch.tensor(queries)).to(q.device)[None]
+    return media_attention(q, k, v, seen, list(keys), scale)
+
+
+def _kernel_is_better(q: Tensor, k: Tensor, lengths: Lengths | None) -> bool:
+    segments = 1 if lengths is None else max(len(lengths[1]), 1)
+    many = k.shape[2] >= _MANY_KEYS * segments and q.shape[3] <= WIDEST
+    return many and _kernel_serves(q.device, q.dtype)[0]
+
+
+def _kernel_serves(device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
+    if device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16):
+        return False, f"the kernel serves float32 and bfloat16 on CPUs, not {dtype} on {device}"
+    served = implementation("media_attention_forward")
+    return served.name == "kernel", served.why
 
 
 def _xformers(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths | None, scale: float) -> Tensor:

@@ -22,6 +22,7 @@ OPERATIONS = (
     "feed_few",
     "cross_few",
     "self_few",
+    "token_loss_",
 )
 _LOADED = "flamvid._C is loaded"
 

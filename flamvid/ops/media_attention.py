@@ -17,10 +17,10 @@ from torch import Tensor
 
 from flamvid.errors import InputError
 
-__all__ = ["media_attention"]
+__all__ = ["WIDEST", "media_attention"]
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_WIDEST = 256
+WIDEST = 256
 
 
 def media_attention(
@@ -70,8 +70,8 @@ def _offsets(latents: SupportsIndex | Sequence[int], k: Tensor) -> Tensor:
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, index: Tensor, media: int) -> None:
-    if q.dim() != 4 or not 1 <= q.shape[3] <= _WIDEST:
-        raise InputError(f"q has shape {tuple(q.shape)}; must be [B,H,S,d], d from 1 to {_WIDEST}")
+    if q.dim() != 4 or not 1 <= q.shape[3] <= WIDEST:
+        raise InputError(f"q has shape {tuple(q.shape)}; must be [B,H,S,d], d from 1 to {WIDEST}")
     B, H, S, d = q.shape
     if k.shape != v.shape or k.shape[:2] != (B, H) or k.shape[3] != d:
         shapes = f"k {tuple(k.shape)} and v {tuple(v.shape)}"

@@ -17,7 +17,9 @@ from torch.utils.checkpoint import checkpoint
 from flamvid.data.collate import Batch
 from flamvid.models.flamingo import Flamingo
 from flamvid.models.lm import decoder_layers
-from flamvid.ops import media_index
+from flamvid.models.new_tokens import NewHead
+from flamvid.ops import media_index, token_loss_
+from flamvid.train.precision import is_halved
 from flamvid.train.world import World
 
 __all__ = ["Objective", "checkpoint_layers", "no_loss"]
@@ -115,19 +117,19 @@ class _TokenLoss(torch.autograd.Function):
         parts = []
         for hidden, targets in zip(hidden_XD.split(_CHUNK), targets_X.split(_CHUNK), strict=True):
             with torch.enable_grad():
-                leaf = hidden.detach().requires_grad_()
+                leaf = _as_multiplied(hidden.detach(), head).requires_grad_()
                 logits_XV = head(leaf)
-            loss, grad_XV = _cross_entropy(logits_XV.detach().float(), targets)
-            total += loss
+            grad_XV = logits_XV.detach()  # the same memory
+            total += token_loss_(grad_XV, targets).sum()
             if any(ctx.needs_input_grad):
                 part, *rest = torch.autograd.grad(
                     logits_XV,
                     [leaf, *learnt],
-                    grad_XV.to(logits_XV.dtype),
+                    grad_XV,
                     allow_unused=True,
                     materialize_grads=True,
                 )
-                parts.append(part)
+                parts.append(part.to(hidden_XD.dtype))
                 for grad, more in zip(grads, rest, strict=True):
                     grad += more
         ctx.save_for_backward(torch.cat(parts) if parts else torch.zeros_like(hidden_XD), *grads)
@@ -139,18 +141,10 @@ class _TokenLoss(torch.autograd.Function):
         return None, None, hidden_XD * grad.to(hidden_XD.dtype), *[x * grad for x in learnt]
 
 
-def _cross_entropy(logits_XV: Tensor, targets_X: Tensor) -> tuple[Tensor, Tensor]:
-    """The summed loss, and its gradient by the logits, written over them: softmax less one-hot.
-
-    torch's own keeps three tables as large as this one.
-    """
-    at_X1 = targets_X[:, None]
-    logits_XV -= logits_XV.amax(1, keepdim=True)
-    asked_X1 = logits_XV.gather(1, at_X1)
-    sums_X1 = logits_XV.exp_().sum(1, keepdim=True)
-    loss = (sums_X1.log() - asked_X1).sum()
-    logits_XV /= sums_X1
-    return loss, logits_XV.scatter_add_(1, at_X1, -torch.ones_like(asked_X1))
+def _as_multiplied(hidden_XD: Tensor, head: nn.Module) -> Tensor:
+    """In the dtype of the head's products: its logits are then theirs, and not widened for us."""
+    plain = isinstance(head.head if isinstance(head, NewHead) else head, nn.Linear)
+    return hidden_XD.bfloat16() if plain and is_halved() else hidden_XD
 
 
 def checkpoint_layers(flamingo: Flamingo) -> None:

@@ -14,13 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
+from torch.overrides import (
+    TorchFunctionMode,
+    _get_current_function_mode_stack,
+)
 
-__all__ = ["HalfLinear", "halve_frozen", "halves", "has_fast_bfloat16", "precision"]
+__all__ = ["HalfLinear", "halve_frozen", "halves", "has_fast_bfloat16", "is_halved", "precision"]
 
 
 class HalfLinear(TorchFunctionMode):
-    """Within this context `F.linear` multiplies in bfloat16 and gives back float32.
+    """Within this context `F.linear` multiplies in bfloat16 and gives back the dtype of its input.
 
     Frozen weights are kept in bfloat16 for as long as the context object lives.
     """
@@ -36,10 +39,10 @@ class HalfLinear(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if func is F.linear and not kwargs and args[0].dtype == torch.float32:
+        if func is F.linear and not kwargs and args[0].dtype in (torch.float32, torch.bfloat16):
             x, weight, *bias = args
             bias_16 = [b if b is None else b.bfloat16() for b in bias]
-            return func(x.bfloat16(), self._half(weight), *bias_16).float()
+            return func(x.bfloat16(), self._half(weight), *bias_16).to(x.dtype)
         return func(*args, **(kwargs or {}))
 
     def _half(self, weight: Tensor) -> Tensor:
@@ -49,6 +52,11 @@ class HalfLinear(TorchFunctionMode):
         if known is None or known[0] is not weight:
             known = self._frozen[id(weight)] = (weight, weight.bfloat16())
         return known[1]
+
+
+def is_halved() -> bool:
+    """Whether `F.linear` is now called within a `HalfLinear`."""
+    return any(isinstance(mode, HalfLinear) for mode in _get_current_function_mode_stack())
 
 
 def has_fast_bfloat16() -> bool:

@@ -73,7 +73,10 @@ def test_every_operation_is_named_with_who_serves_it_and_why(
         who = found[op]["detail"].split(" on cpu: ")[0]
         assert who in ("kernel", "reference")
     if not torch.cuda.is_available():
-        assert found["attention"]["detail"] == "sdpa on cpu: xformers is for CUDA, not cpu"
+        kernels = "kernel on cpu: flamvid._C is loaded"
+        sdpa = "sdpa on cpu: xformers is for CUDA, not cpu"
+        served = found["media_attention_forward"]["detail"].startswith("kernel")
+        assert found["attention"]["detail"] == (kernels if served else sdpa)
 
     monkeypatch.setattr("flamvid.ops.kernels._reason", "flamvid._C does not load: no such symbol")
     _, found = rows(run)

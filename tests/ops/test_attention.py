@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from flamvid.ops import attention, attention_backend
+from flamvid.ops import attention, attention_backend, implementation
 
 CUDA = pytest.mark.needs_cuda
 CASES = [
     ("cpu", "sdpa", torch.float32, 1e-5),
+    ("cpu", "kernel", torch.float32, 1e-5),
+    ("cpu", "kernel", torch.bfloat16, 2e-2),
     ("cpu", "reference", torch.float32, 1e-5),
     ("cpu", "auto", torch.bfloat16, 2e-2),
     pytest.param("cuda", "sdpa", torch.float32, 1e-5, marks=CUDA),
@@ -97,9 +101,22 @@ def test_bad_input_is_named() -> None:
             attention(*bad, **keywords)
 
 
-def test_the_choice_has_a_reason() -> None:
-    served = attention_backend("cpu", torch.bfloat16)
+def test_the_choice_has_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    served = attention_backend("cpu", torch.float16)
     assert (served.name, served.why) == ("sdpa", "xformers is for CUDA, not cpu")
+    served = attention_backend("cpu")
+    kernels = implementation("media_attention_forward")
+    assert served.name == ("kernel" if kernels.name == "kernel" else "sdpa")
+    called = []
+    module = importlib.import_module("flamvid.ops.attention")  # its name is the function's too
+    monkeypatch.setattr(module, "_kernel", lambda q, *_: called.append(q) or q)
+    q, few, many = (torch.zeros(1, 2, n, 8) for n in (4, 127, 256))
+    attention(q, few, few)
+    attention(q, many, many, ([2, 1, 1], [200, 50, 6]))
+    assert not called
+    attention(q, many, many)
+    attention(q, many, many, ([2, 2], [200, 56]))
+    assert len(called) == (2 if kernels.name == "kernel" else 0)
 
 
 @CUDA

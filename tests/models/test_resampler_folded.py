@@ -1,0 +1,36 @@
+"""Where media learn nothing, a block takes its norm's gain and bias into the weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from flamvid.models.resampler import PerceiverResampler, ResamplerBlock, ResamplerConfig
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_values_and_gradients_are_those_of_the_plain_formula(qk_norm: bool) -> None:
+    torch.manual_seed(0)
+    sizes = ResamplerConfig(
+        features=24, width=24, depth=2, heads=3, head_width=8, latents=5, frames=0, project=False,
+        qk_norm=qk_norm,
+    )  # fmt: skip
+    resampler = PerceiverResampler(sizes).double()
+    for parameter in resampler.parameters():  # gains and biases that matter
+        parameter.data.add_(0.3 * torch.randn_like(parameter))
+    features = 2 + 3 * torch.randn(3, 2, 7, 24, dtype=torch.float64)
+    slope = torch.randn(3, 5, 24, dtype=torch.float64)
+    folded = []
+    own = ResamplerBlock._folded
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ResamplerBlock, "_folded", lambda *x: folded.append(0) or own(*x))
+        got = resampler(features)
+        mine = torch.autograd.grad(got, list(resampler.parameters()), slope)
+        assert len(folded) == 2
+        # Media that ask for a gradient take the plain formula.
+        want = resampler(features.requires_grad_())
+        assert len(folded) == 2
+    theirs = torch.autograd.grad(want, list(resampler.parameters()), slope)
+    torch.testing.assert_close(got, want)
+    for mine_, theirs_ in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(mine_, theirs_)
