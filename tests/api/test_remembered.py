@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from flamvid.api import Captioner, Example, Shot
+from flamvid.api import Captioner, Example, Shot, load
 from flamvid.models.cache import KeyValueCache
+from tests.tiny import make_model
 
 
 @pytest.fixture
@@ -49,6 +50,16 @@ def test_the_tenth_of_a_folder_is_captioned_as_if_it_were_the_first(
         assert captioner.caption(one, shots=list(shots), beams=beams) == found
     assert captioner.ask(seen[0], "What?", shots=list(shots)) == asked[1]
     assert len({(one.text, one.logprob) for [one] in run}) == 3
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_so_it_is_in_other_dtypes(clip: Path, tmp_path: Path, dtype: str) -> None:
+    captioner = load(str(make_model(tmp_path)), device="cpu", dtype=dtype)
+    shots = captioner.examples([Shot(str(clip), "red", end=2.0), Shot(str(clip), "b", start=4)])
+    for at in (0.0, 2.0, 4.0):
+        one = captioner.see(clip, start=at, end=at + 1)
+        found = captioner.caption(one, shots=shots)
+        assert captioner.caption(one, shots=list(shots)) == found
 
 
 def test_a_turn_reads_what_is_new_until_all_is_forgotten(captioner: Captioner, clip: Path) -> None:

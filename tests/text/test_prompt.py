@@ -65,6 +65,27 @@ def test_shots_are_closed_pairs_in_front(prompts: PromptFormat) -> None:
     assert text_of(prompts, ids) == asked
 
 
+def test_shots_end_where_what_is_captioned_or_asked_about_begins(prompts: PromptFormat) -> None:
+    shots = [(["wall"], "a red wall"), ([], "blue paint")]
+    one = prompts.caption("so", ["dog", "swing"], shots)
+    two = prompts.caption("", ["cat"], shots)
+    end = prompts.shots_end(one)
+    assert end == prompts.shots_end(two)
+    assert one[:end] == two[:end]
+    assert text_of(prompts, one[end:]) == " dog, swing.<media> so"
+    # A layout may hold the end token itself.
+    form = PromptFormat(
+        prompts.tokenizer,
+        prompts.bos_id,
+        prompts.media_id,
+        prompts.end_id,
+        question_layout="U: {media}{question}<end>A:",
+    )
+    ids = form.question("now?", [("colour?", "red"), ("size?", "big")])
+    assert text_of(prompts, ids[form.shots_end(ids) :]) == "U: <media>now?<end>A:"
+    assert form.shots_end(form.question("now?")) == form.shots_end([7, 8]) == 0
+
+
 @pytest.fixture(scope="module")
 def llamas() -> PromptFormat:
     """By a tokenizer like Llama's, which begins whatever it is given with a space."""
