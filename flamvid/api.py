@@ -13,10 +13,11 @@ from torch import Tensor
 from flamvid.errors import InputError
 from flamvid.generate.config import Generated, GenerationConfig, Search
 from flamvid.generate.favour import Favour, favours_of
+from flamvid.generate.memory import PromptMemory
 from flamvid.generate.prompt import Prompt
 from flamvid.generate.tell import OnText, Teller
 from flamvid.live.look import Looker, View
-from flamvid.live.seen import Example, Seen, Source
+from flamvid.live.seen import Example, Examples, Seen, Source, memory_of
 from flamvid.live.segments import look_at_segments
 from flamvid.text.dialogue import recent
 from flamvid.text.prompt import MEDIA, Media, Turn
@@ -144,10 +145,11 @@ class Captioner:
         opening = prompt.strip() if prompt else ""
         before = [shot.seen for shot in shots]
         said = [(tuple(shot.seen.labels), shot.text) for shot in shots]
+        memory = memory_of(shots)
         for seen in self._look(source, view, len(before)):
             ids = self.model.prompts.caption(opening, tuple(seen.labels), said)
             favours = favours_of(self.model, seen.labels)
-            for made in self._continue([*before, seen], ids, config, favours=favours):
+            for made in self._continue([*before, seen], ids, config, None, favours, memory, True):
                 yield self._caption(seen, made, opening)
 
     def ask(
@@ -172,7 +174,8 @@ class Captioner:
         view = View(frames=frames, fps=fps, start=start, end=end, timeout=decode_timeout)
         ids = self.model.prompts.question(question, [(shot.question, shot.text) for shot in shots])
         seen = next(self._look(source, view, len(shots)))
-        [made] = self._continue([*(s.seen for s in shots), seen], ids, config, on_text)[:1]
+        media = [*(shot.seen for shot in shots), seen]
+        made = self._continue(media, ids, config, on_text, (), memory_of(shots), True)[0]
         return self._caption(seen, made, "")
 
     def choose(
@@ -253,6 +256,7 @@ class Captioner:
     ) -> list[Example]:
         """Look at the sources of shots, once for all that is captioned or asked with them.
 
+        The list keeps what the language model made of them, so that it reads them once, too.
         frames, fps: as of what comes after them.
         """
         out = []
@@ -262,7 +266,7 @@ class Captioner:
             )
             seen = next(self._look(shot.source, view, place))
             out.append(Example(seen, shot.text, shot.question))
-        return out
+        return Examples(out)
 
     def chat(self, **search: Unpack[Search]) -> Chat:
         """A conversation about media, which it keeps in mind."""
@@ -304,10 +308,16 @@ class Captioner:
         config: GenerationConfig,
         on_text: OnText | None = None,
         favours: Sequence[Favour] = (),
+        memory: PromptMemory | None = None,
+        shots: bool = False,
     ) -> list[Generated]:
-        """The texts after a prompt with these media, the best first."""
+        """The texts after a prompt with these media, the best first.
+
+        shots: what the memory is to keep is those that the prompt begins with, and not all of it.
+        """
         teller = Teller(self.model.prompts, on_text) if on_text else None
-        prompt = Prompt(self.model, [one.latents for one in seen], ids)
+        again = self.model.prompts.shots_end(ids) if shots else 0
+        prompt = Prompt(self.model, [one.latents for one in seen], ids, memory, again)
         texts = prompt.search(config, favours, teller)
         if teller is not None:
             teller.end()
@@ -333,6 +343,7 @@ class Chat:
         self.turns: list[Turn] = []
         self.left_out = 0  # turns that the language model had no more room for
         self._new = 0  # media shown since the last turn
+        self._memory = PromptMemory()
 
     def show(
         self, source: str | PathLike[str], start: float | None = None, end: float | None = None
@@ -357,7 +368,7 @@ class Chat:
         room = None if positions is None else positions - self.config.max_tokens
         turns, gone = recent(prompts, [*self.turns, Turn(self._new, question)], room)
         seen, ids = self.seen[gone:], prompts.dialogue(turns)
-        [made] = self.captioner._continue(seen, ids, self.config, on_text)[:1]
+        made = self.captioner._continue(seen, ids, self.config, on_text, memory=self._memory)[0]
         answer = prompts.decode(made.ids)
         self.left_out += len(self.turns) + 1 - len(turns)
         self.turns = [*turns[:-1], replace(turns[-1], answer=answer)]
@@ -369,6 +380,7 @@ class Chat:
         self.seen.clear()
         self.turns.clear()
         self._new = 0
+        self._memory = PromptMemory()
 
 
 def _favour_length(search: Search) -> Search:

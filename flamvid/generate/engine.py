@@ -15,6 +15,7 @@ from flamvid.errors import InputError, WeightsError
 from flamvid.generate.choose import draw, forbid
 from flamvid.generate.config import Generated, GenerationConfig
 from flamvid.generate.favour import Favour, Favoured, favour
+from flamvid.generate.memory import Begun
 from flamvid.models.flamingo import Flamingo
 from flamvid.models.lm import MediaContext, TokenHead
 from flamvid.ops import media_index
@@ -90,6 +91,7 @@ def search(
     media_id: int | None = None,
     favours: Sequence[Sequence[Favour]] | None = None,
     on_token: OnToken | None = None,
+    begun: Begun | None = None,
 ) -> list[list[Generated]]:
     """`config.returns` continuations of each prompt, the best first, to `end_id` or `max_tokens`.
 
@@ -98,21 +100,26 @@ def search(
     `media_id` a media token that is written moves its beam on to the next media, as in a prompt.
     favours: for each prompt, words that its texts should rather say, by the ids of their tokens.
     on_token hears of every token at once, which beams can't: they change their mind.
+    begun: what is read of one prompt already. Its cache is extended by the rest, and by the text if
+    there is but one row of it.
     """
     if on_token and (config.beams > 1 or config.returns > 1):
         raise InputError("tokens can't be told one by one of several beams or texts; ask for one")
     # Draws of one prompt are prompts of their own, each with the one beam that it is.
     draws = config.returns if config.draws else 1
     B, K = input_ids.shape[0] * draws, config.beams
-    cache = model.lm.new_cache()
     mask = attention_mask
     to_logits = head or model.lm.head
     end = int(head.columns(torch.tensor(end_id, device=input_ids.device))) if head else end_id
-    media = model.read(latents_BMLD, index_BS)
+    read = begun or Begun(model.lm.new_cache(), model.read(latents_BMLD, index_BS).layers, 0)
+    cache, layers, past = read.cache, read.layers, read.tokens
 
     # Read the prompts once, then let each stand for its beams or draws.
-    hidden = model.lm(input_ids, media, mask, cache)[:, -1]  # B x D
+    media = MediaContext(layers, index_BS[:, past:])
+    hidden = model.lm(input_ids[:, past:], media, mask, cache)[:, -1]  # B x D
     rows_each = K * draws
+    if begun and rows_each > 1:
+        cache = model.lm.beginning(cache, input_ids.shape[1])
     cache.batch_repeat_interleave(rows_each)
     # What the last token sees, the next ones see.
     index = index_BS[:, -1:].repeat_interleave(rows_each, 0)
@@ -185,7 +192,7 @@ def search(
             # Past the last media there is nothing new to see.
             seen = index[:, 0] + 1
             index = media_index(token_ids, media_id, seen=seen).clamp_max(M - 1)
-        hidden = model.lm(token_ids, MediaContext(media.layers, index), mask, cache)[:, -1]
+        hidden = model.lm(token_ids, MediaContext(layers, index), mask, cache)[:, -1]
 
     for b in range(B):
         if not done[b]:  # out of tokens: what is still running competes as it stands

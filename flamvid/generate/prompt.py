@@ -15,6 +15,7 @@ from flamvid.errors import InputError
 from flamvid.generate.config import Generated, GenerationConfig
 from flamvid.generate.engine import OnToken, search
 from flamvid.generate.favour import Favour
+from flamvid.generate.memory import PromptMemory
 from flamvid.generate.score import score_options
 from flamvid.ops import media_index
 from flamvid.weights.load import LoadedModel
@@ -24,11 +25,17 @@ __all__ = ["Prompt"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prompt:
-    """Token ids, and latents [1,L,D] of each of the media among them."""
+    """Token ids, and latents [1,L,D] of each of the media among them.
+
+    memory: what prompts before it left behind. again: so many of its first tokens come again in
+    others; 0: all of them do, and the text that is found, as in a conversation.
+    """
 
     model: LoadedModel
     latents: Sequence[Tensor]
     ids: Sequence[int]
+    memory: PromptMemory | None = None
+    again: int = 0
 
     def search(
         self,
@@ -37,18 +44,27 @@ class Prompt:
         on_token: OnToken | None = None,
     ) -> list[Generated]:
         """`config.returns` texts that go on from it, the best first; see `engine.search`."""
-        prompts = self.model.prompts
+        prompts, flamingo, memory = self.model.prompts, self.model.flamingo, self.memory
         self._check_room(config.max_tokens)
+        latents, input_ids, index = self._inputs()
+        begun = None
+        if memory is not None:
+            begun = memory.begin(flamingo, self._media(), input_ids, index, self.again)
         [texts] = search(
-            self.model.flamingo,
-            *self._inputs(),
+            flamingo,
+            latents,
+            input_ids,
+            index,
             prompts.end_id,
             config,
             head=self.model.head,
             media_id=prompts.media_id,
             favours=[favours],
             on_token=on_token,
+            begun=begun,
         )
+        if memory is not None and begun is not None and not self.again:
+            memory.keep(flamingo, self._media(), [*self.ids, *texts[0].ids], begun)
         return texts
 
     def score(self, options: Sequence[Sequence[int]]) -> list[list[float]]:
@@ -72,8 +88,12 @@ class Prompt:
         """Latents [1,M,L,D], ids [1,S] and which of the media each token sees, [1,S]."""
         input_ids = torch.tensor([list(self.ids)], device=self.model.device)
         index = media_index(input_ids, self.model.prompts.media_id)
+        return torch.cat(self._media())[None], input_ids, index
+
+    def _media(self) -> list[Tensor]:
+        """At least one."""
         if self.latents:
-            return torch.cat(list(self.latents))[None], input_ids, index
+            return list(self.latents)
         sizes = self.model.flamingo.resampler.config  # of one that no token sees
-        nothing = torch.zeros(1, 1, sizes.latents, sizes.latent_width)
-        return nothing.to(self.model.device, self.model.dtype), input_ids, index
+        nothing = torch.zeros(1, sizes.latents, sizes.latent_width)
+        return [nothing.to(self.model.device, self.model.dtype)]

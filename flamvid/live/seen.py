@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 
 from torch import Tensor
 
+from flamvid.generate.memory import PromptMemory
 from flamvid.types import Segment
 
-__all__ = ["Example", "Seen", "Source"]
+__all__ = ["Example", "Examples", "Seen", "Source", "memory_of"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,3 +38,21 @@ class Example:
     seen: Seen
     text: str
     question: str = ""
+
+
+class Examples(list[Example]):
+    """Shots that were looked at. What the model made of them is kept here, once they were used.
+
+    How large that is, `PromptMemory` says; it goes when this list goes.
+    """
+
+    def __init__(self, shots: Iterable[Example] = ()) -> None:
+        super().__init__(shots)
+        self.memory = PromptMemory()
+
+
+def memory_of(shots: Sequence[Example]) -> PromptMemory | None:
+    """That of the examples; of other shots a new one, and none without shots."""
+    if not shots:
+        return None
+    return shots.memory if isinstance(shots, Examples) else PromptMemory()

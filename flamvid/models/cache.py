@@ -73,6 +73,17 @@ class KeyValueCache:
             grown[:, :, : self.length] = buffer[:, :, : self.length]
         return grown
 
+    def beginning(self, tokens: int) -> KeyValueCache:
+        """A cache of the first tokens: what either is given from now on, the other never sees."""
+        begun = KeyValueCache(len(self._keys))
+        begun.length = tokens
+        # Views without room: for its next tokens it takes buffers of its own.
+        begun._keys, begun._values = (
+            [None if buffer is None else buffer[:, :, :tokens] for buffer in buffers]
+            for buffers in (self._keys, self._values)
+        )
+        return begun
+
     def batch_repeat_interleave(self, times: int) -> None:
         """Each row `times` times in succession."""
         if times > 1:

@@ -5,14 +5,15 @@ Legend: B batch, M media, T frames, N patches, F feature width, L latents, S tok
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from flamvid.models.encoder import VisionEncoder
-from flamvid.models.gated_xattn import GatedCrossAttention, XattnConfig
+from flamvid.models.gated_xattn import GatedCrossAttention, MediaKeyValues, XattnConfig
 from flamvid.models.graft import GraftedLayer
 from flamvid.models.idefics import IdeficsCrossAttention
 from flamvid.models.linear import quicken
@@ -80,10 +81,16 @@ class Flamingo(nn.Module, Pretrained):
         latents: Tensor = self.resampler(features_BMTNF.flatten(0, 1), counts, places)
         return latents.view(B, M, *latents.shape[1:])
 
-    def read(self, latents_BMLD: Tensor, index_BS: Tensor) -> MediaContext:
-        """The media as the inserted layers want them; in decoding, made once and kept."""
+    def read(
+        self, latents_BMLD: Tensor, index_BS: Tensor, known: Sequence[MediaKeyValues] = ()
+    ) -> MediaContext:
+        """The media as the inserted layers want them; in decoding, made once and kept.
+
+        known: what each layer has of media before these.
+        """
         xattns = (x for x in self.lm.inserted if isinstance(x, GatedCrossAttention))
-        return MediaContext(tuple(x.read(latents_BMLD) for x in xattns), index_BS)
+        pairs = zip_longest(xattns, known)
+        return MediaContext(tuple(x.read(latents_BMLD, has) for x, has in pairs), index_BS)
 
     def forward(
         self,

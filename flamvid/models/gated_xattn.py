@@ -6,7 +6,7 @@ the latents.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -93,6 +93,11 @@ class MediaKeyValues:
     latents: int
     step: _Step | None = None
 
+    def first(self, media: int) -> MediaKeyValues:
+        """Those of the first media, without the layer's weights."""
+        end = media * self.latents
+        return MediaKeyValues(self.keys[:, :, :end], self.values[:, :, :end], self.latents)
+
 
 class GatedCrossAttention(nn.Module):
     """x + tanh(a) attention(x, media); x + tanh(b) ffw(x). Gates and ffw by the configuration."""
@@ -118,13 +123,21 @@ class GatedCrossAttention(nn.Module):
         if config.gated and config.dense:
             self.ffw_gate = nn.Parameter(torch.zeros(()))
 
-    def read(self, latents_BMLD: Tensor) -> MediaKeyValues:
-        """Keys and values of the media, to be used for every token that is ever generated."""
-        L = latents_BMLD.shape[2]
+    def read(self, latents_BMLD: Tensor, known: MediaKeyValues | None = None) -> MediaKeyValues:
+        """Keys and values of the media, to be used for every token that is ever generated.
+
+        known: those of media before these, which are not read again.
+        """
+        M, L = latents_BMLD.shape[1:3]
+        step = None if torch.is_grad_enabled() else self._step()
+        if known is not None and not M:
+            return replace(known, step=step)
         latents_BMLD = latents_BMLD.to(next(self.norm.parameters()).device)
         k, v = self.to_kv(latents_BMLD.flatten(1, 2)).chunk(2, dim=-1)
-        step = None if torch.is_grad_enabled() else self._step()
-        return MediaKeyValues(self.norm_k(self._split(k)), self._split(v), L, step)
+        k, v = self.norm_k(self._split(k)), self._split(v)
+        if known is not None:
+            k, v = torch.cat([known.keys, k], 2), torch.cat([known.values, v], 2)
+        return MediaKeyValues(k, v, L, step)
 
     def forward(self, x_BSD: Tensor, media: MediaKeyValues, index_BS: Tensor) -> Tensor:
         """B rows, in order so many of each prompt of the media; index int32 [B,S]."""

@@ -33,9 +33,9 @@ class GraftedLayer(GatedCrossAttention):
 class GraftedCache:
     """The host's cache, and one for the self-attention of the grafted layers."""
 
-    def __init__(self, host: Any, layers: int) -> None:
+    def __init__(self, host: Any, own: KeyValueCache) -> None:
         self.host = host
-        self.own = KeyValueCache(layers)
+        self.own = own
 
     def get_seq_length(self) -> int:
         """How many tokens the cache holds."""

@@ -9,6 +9,7 @@ Legend: B batch, S tokens, D width, V vocabulary.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
@@ -157,7 +158,7 @@ class LanguageModel(nn.Module):
     def new_cache(self) -> Any:
         """An empty cache of keys and values, as `forward` extends it."""
         host = self._host_cache()
-        return GraftedCache(host, len(self.grafted)) if self.grafted else host
+        return GraftedCache(host, KeyValueCache(len(self.grafted))) if self.grafted else host
 
     def _host_cache(self) -> Any:
         if getattr(self.lm, "takes_own_cache", False):
@@ -165,6 +166,18 @@ class LanguageModel(nn.Module):
         from transformers import DynamicCache
 
         return DynamicCache(config=self.lm.config)
+
+    def beginning(self, cache: Any, tokens: int) -> Any:
+        """A cache of the first tokens of one, which is left as it is; None where that can't be.
+
+        What either is given from now on, the other never sees.
+        """
+        if isinstance(cache, KeyValueCache):
+            return cache.beginning(tokens)
+        if isinstance(cache, GraftedCache):
+            host = self.beginning(cache.host, tokens)
+            return None if host is None else GraftedCache(host, cache.own.beginning(tokens))
+        return _beginning(cache, tokens)
 
     def train(self, mode: bool = True) -> LanguageModel:
         """Train the inserted layers; the frozen part stays in evaluation mode."""
@@ -256,6 +269,20 @@ def _insert(xattn: nn.Module, hidden: Tensor, media: MediaContext, slot: int) ->
     place = read.keys.device
     out: Tensor = xattn(hidden.to(place), read, media.index.to(place))
     return out
+
+
+def _beginning(cache: Any, tokens: int) -> Any:
+    """Of transformers' cache; None if some layer keeps a window, or a state instead of keys."""
+    from transformers.cache_utils import DynamicLayer
+
+    begun = copy.copy(cache)
+    begun.layers = [copy.copy(layer) for layer in cache.layers]
+    for layer in begun.layers:
+        if type(layer) is not DynamicLayer:
+            return None
+        if layer.is_initialized:  # it never writes into these, but makes others
+            layer.keys, layer.values = layer.keys[:, :, :tokens], layer.values[:, :, :tokens]
+    return begun
 
 
 def decoder_layers(lm: nn.Module) -> nn.ModuleList:

@@ -136,6 +136,11 @@ class PromptFormat:
                 parts += [self._text(turn.answer), _END]
         return self._join(parts)
 
+    def shots_end(self, ids: Sequence[int]) -> int:
+        """How many tokens of a prompt are those of the shots; 0 if there are none."""
+        last = max((at for at, token in enumerate(ids) if token == self.media_id), default=0)
+        return max((at + 1 for at in range(last) if ids[at] == self.end_id), default=0)
+
     def _pair(self, labels: Sequence[str]) -> list[_Part]:
         """What stands in front of a caption."""
         said: list[_Part] = [self._text(f"{', '.join(labels)}.")] if labels else []

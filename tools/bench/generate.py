@@ -9,7 +9,8 @@ values of all media and the dense mask anew for each token, and pictures repeate
 Its LM has torch's own linear layers. Where it would give logits of every token of a prompt, this
 one gives the last alone, which spares the peer work. Both sides must write the same tokens. Beside
 them ours with int8 weights, as `--dtype int8` has them, and how many of its tokens are the same.
-Medians of one run, interleaved.
+"The same shots again": all but the last of the media, and their texts, were read in a call before;
+the peer reads them again. Medians of one run, interleaved.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from transformers import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from flamvid.generate.config import GenerationConfig
-from flamvid.generate.engine import generate
+from flamvid.generate.engine import generate, search
+from flamvid.generate.memory import PromptMemory
 from flamvid.models.flamingo import Flamingo
 from flamvid.models.mosaic import MosaicForCausalLM
 from flamvid.ops import implementation, media_index
@@ -126,6 +128,7 @@ class Case:
         self.ids[:, ::16] = MEDIA
         self.index = media_index(self.ids, MEDIA)
         self.latents = self.ours_latents()
+        self.media, self.memory = self.latents[0].split(1), PromptMemory()
         # Once, uncounted: the first run of a shape is slower.
         self.ours_from_latents(self.latents, 1, 2)
         self.int8_from_latents(self.latents, 1, 2)
@@ -136,6 +139,14 @@ class Case:
 
     def ours_from_latents(self, latents: Tensor, beams: int, tokens: int) -> list[int]:
         return self._write(self.ours, latents, beams, tokens)
+
+    def ours_again(self, tokens: int) -> list[int]:
+        """The first media and their texts are read once for all calls, the last anew."""
+        config, shots = GenerationConfig(beams=1, max_tokens=tokens), self.ids.shape[1] - 16
+        prompt = (self.ids, self.index)
+        begun = self.memory.begin(self.ours, self.media, *prompt, shots)
+        found = search(self.ours, self.latents, *prompt, END, config, media_id=MEDIA, begun=begun)
+        return list(found[0][0].ids)
 
     def int8_from_latents(self, latents: Tensor, beams: int, tokens: int) -> list[int]:
         return self._write(self.int8, latents, beams, tokens)
@@ -182,6 +193,10 @@ def medians(
 def compare(case: Case, rounds: int, clock: str) -> float:
     """Prints greedy figures of one number of media; gives how many times as fast ours is."""
     n, latents = case.tokens, case.latents
+    media = latents.shape[1]
+    if media > 1:
+        case.ours_again(2)
+    again = {"ours, again": lambda: case.ours_again(n)} if media > 1 else {}
     took, wrote = medians(
         {
             "ours": lambda: case.ours_from_latents(latents, 1, n),
@@ -192,13 +207,17 @@ def compare(case: Case, rounds: int, clock: str) -> float:
             "peer, resampler": lambda: case.peer.resample(case.features),
             "int8": lambda: case.int8_from_latents(latents, 1, n),
             "int8, one token": lambda: case.int8_from_latents(latents, 1, 1),
+            **again,
         },
         rounds,
         clock,
     )
     if wrote["ours"] != wrote["peer"] or len(wrote["ours"]) != n:
         raise SystemExit(f"ours wrote {wrote['ours']}, the peer {wrote['peer']}: must be the same")
-    media = case.latents.shape[1]
+    if again and wrote["ours, again"] != wrote["ours"]:
+        raise SystemExit(
+            f"with the shots known ours wrote {wrote['ours, again']}: must be the same"
+        )
     print(f"{media} media, {case.ids.shape[1]} tokens of prompt; {n} new tokens, the same of both")
     rates: list[tuple[str, float, float]] = [
         ("from latents", n / took["ours"], n / took["peer"]),
@@ -213,6 +232,8 @@ def compare(case: Case, rounds: int, clock: str) -> float:
             n / (took["peer"] + took["peer, resampler"]),
         ),
     ]
+    if again:  # the peer has no such thing: its time is what it was
+        rates.append(("the same shots again", n / took["ours, again"], rates[0][2]))
     for name, ours, theirs in rates:
         print(f"  {name:26}ours {ours:7.2f} tokens/s, peer {theirs:7.2f}: {ours / theirs:6.2f}x")
     for name, ours, (_, _, theirs) in (
