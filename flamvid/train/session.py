@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 
 from flamvid import config
 from flamvid.data.features import FeatureSet, features_of
+from flamvid.data.workers import none_lost
 from flamvid.errors import WeightsError
 from flamvid.train.attempt import Outcome, Read, attempt, finished, writable
 from flamvid.train.plan import Plan, read_plan
@@ -52,7 +53,7 @@ def run(
     A run that is finished trains nothing, and is refused where its recipe is another now.
     Raises ConfigError, before the first update, for what can't be read or written.
     """
-    with _joined(recipe) as world:
+    with _joined(recipe) as world, none_lost():
         if world.first:
             writable(out)
             if not resume:
@@ -89,7 +90,7 @@ def run(
 
 def try_out(recipe: Plan | Recipe, out: Path, log: Log = print, updates: int = 2) -> Trial:
     """Load what a run in `out` needs, and make some updates of it, of which nothing is kept."""
-    with _joined(recipe) as world, TemporaryDirectory() as scratch:
+    with _joined(recipe) as world, none_lost(), TemporaryDirectory() as scratch:
         say = log if world.first else _nothing
         some = SomeFeatures(_features(out), Path(scratch), say)
         say("loading the model and the data")
