@@ -92,7 +92,7 @@ def test_a_worker_that_ends_within_a_batch_is_told(monkeypatch: pytest.MonkeyPat
 
     batches = told(ahead())
     assert next(batches) == "a batch"
-    with pytest.raises(SourceError, match="was lost .*lower run.workers"):
+    with pytest.raises(SourceError, match="a process that reads data ahead was lost"):
         next(batches)
 
 
