@@ -102,7 +102,7 @@ def run(
         raise InputError("--on-demand reads stdin, and so does the source -; give only one of them")
     if wanted.on_demand:
         check_stdin("--on-demand")
-    check_sinks(wanted.sinks, source)
+    check_sinks(wanted.sinks, source, wanted.format)
     record = Record(wanted.record) if wanted.record else None
     log_to_stderr()
     with progress(1) as bar:

@@ -13,6 +13,7 @@ import typer
 from flamvid.cli import hits
 from flamvid.cli import options as opt
 from flamvid.cli.failure import guarded, log_to_stderr, say
+from flamvid.cli.output import format_for
 from flamvid.cli.progress import working
 from flamvid.errors import InputError
 
@@ -85,8 +86,7 @@ def search(
     A hit is a range of time, with the command that cuts it out. html and png are contact sheets
     with a picture of each.
     """
-    ending = output.suffix.removeprefix(".").lower() if output else ""
-    kind = format or (Format(ending) if ending in set(Format) else Format.text)
+    kind = format_for(Format, format, output)
     if kind is Format.png and output is None:
         raise InputError("a png is no text; give --output FILE.png as well")
     if verbose:

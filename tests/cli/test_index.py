@@ -170,6 +170,7 @@ def test_sheets(folder: Path, store: Path, tmp_path: Path) -> None:
         ([], 2, "give a text"),
         (["a dog", "--after=soon"], 2, "must be a date"),
         (["a dog", "--format=png"], 2, "give --output"),
+        (["a dog", "--output=a.csv"], 2, "end its name in .json, .jsonl, .html, .png or .txt"),
         (["--like=nowhere.mp4"], 1, "nowhere.mp4 does not exist"),
         (["--like={red}", "--top=0"], 2, "top is 0"),
         (["--like={red}", "--top=0", "--approximate=ivf"], 2, "top is 0"),
