@@ -189,6 +189,37 @@ def test_search_usage(
     assert len(result.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("search none.lmdb dog", "can't open the store none.lmdb"),
+        ("search text.lmdb dog", "text.lmdb is no feature store"),
+        ("search {store} dog --window=0", "window is 0.0 s; must be above 0"),
+        ("search {store} --like=none.mp4", "none.mp4 does not exist"),
+        ("search {store} dog -o none/hits.html", "the folder none does not exist"),
+        ("index . --store=text.lmdb", "text.lmdb is no feature store"),
+        ("index . --store=none/s.lmdb", "the folder none does not exist"),
+        ("live a.mp4 --store=text.lmdb", "text.lmdb is no feature store"),
+        ("live a.mp4 --store=none/s.lmdb", "the folder none does not exist"),
+        ("live a.mp4 --context=-1", "context is -1 captions"),
+        ("live a.mp4 --memory=merge --long=0", "the long memory has 0 places"),
+        ("live a.mp4 --alert=fire --alert-threshold=2", "the threshold of an alert is 2"),
+        ("live a.mp4 --hwaccel=A!", "hwaccel is 'A!'"),
+    ],
+)
+def test_what_is_wrong_is_told_before_a_model_is_loaded(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, says: str
+) -> None:
+    """There is no such model, which would be the complaint."""
+    monkeypatch.chdir(tmp_path)
+    Path("text.lmdb").write_text("no store")
+    arguments = [word.replace("{store}", str(store)) for word in words.split()]
+    result = CliRunner().invoke(app, [*arguments, "--model=no-such-model"])
+    assert result.exit_code in (1, 2)
+    assert says in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
 def test_the_videos_of_a_store_are_listed(folder: Path, store: Path) -> None:
     """By what `store rm` takes."""
     listed = CliRunner().invoke(app, ["store", "list", str(store)])
