@@ -15,7 +15,7 @@ from flamvid import config
 from flamvid.data.features import FeatureSet, features_of
 from flamvid.data.workers import none_lost
 from flamvid.errors import WeightsError
-from flamvid.train.attempt import Outcome, Read, attempt, finished, writable
+from flamvid.train.attempt import Outcome, Read, attempt, finished, in_order, writable
 from flamvid.train.plan import Plan, read_plan
 from flamvid.train.precision import precision
 from flamvid.train.ready import LEDGER, Part, Ready, gates, parts
@@ -62,6 +62,8 @@ def run(
         say = log if world.first else _nothing
         if resume and (over := finished(out, recipe.table(), _length(recipe))):
             say(over)
+        if resume:
+            in_order(out, recipe.table())
 
         def read_features(shards: list[Path], model: LoadedModel) -> FeatureSet:
             return features_of(shards, _features(out), model, say)
