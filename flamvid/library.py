@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from os import PathLike
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flamvid import video
 from flamvid.api import Captioner, load
-from flamvid.errors import InputError, StoreError
+from flamvid.errors import InputError, SourceError, StoreError
 from flamvid.index.cluster import Cluster, claimed, index_on_cluster, merge_left_over
 from flamvid.index.content import on_disk
 from flamvid.index.encoder import FrameEncoder
@@ -24,10 +24,11 @@ from flamvid.index.search import Filter, Hit, search_windows
 from flamvid.index.sieve import Sieve
 from flamvid.index.stats import Stats
 from flamvid.index.watch import Look, watched
-from flamvid.index.windows import open_windows
+from flamvid.index.windows import check, open_windows
 from flamvid.models.contrastive import mean_vector
 from flamvid.store import FeatureStore, Provenance
 from flamvid.store.maintain import provenance_of
+from flamvid.store.places import gone
 from flamvid.types import Caption, Segment
 from flamvid.video.sample import Uniform
 
@@ -177,6 +178,12 @@ def _check_part(path: str, held: Provenance, made: Provenance) -> None:
 _loaded = cache(load)  # a process of the cluster does many tasks
 
 
+def _captioner(model: str | Captioner | Callable[[], Captioner]) -> Captioner:
+    if isinstance(model, str):
+        return load(model)
+    return model if isinstance(model, Captioner) else model()
+
+
 def _vector_of(
     source: str, encoder: FrameEncoder, start: float | None, end: float | None
 ) -> Tensor:
@@ -209,7 +216,7 @@ def search(
     chosen: Filter | None = None,
     approximate: str | None = None,
     effort: int | None = None,
-    model: str | Captioner = "flamvid-base",
+    model: str | Captioner | Callable[[], Captioner] = "flamvid-base",
 ) -> list[Hit]:
     """The parts of a store's videos that are most like a text, or a picture or clip; best first.
 
@@ -217,7 +224,8 @@ def search(
     every: seconds that a hit is long, and that one begins (by default half a window). chosen: which
     videos are searched. approximate, effort: by a FAISS index of this kind (`Approximate`), for
     stores whose exact search takes too long. The store may be written meanwhile: what it holds now
-    is searched. The first search of a store takes longer, to cut it into windows.
+    is searched. The first search of a store takes longer, to cut it into windows. model: loaded, or
+    what loads it, which is asked for when all else is known to be right.
     """
     if (query is None) == (like is None):
         raise InputError("give a text to search for, or a picture or clip, and not both")
@@ -231,7 +239,10 @@ def search(
         raise InputError(f"effort is {effort} without an approximate index; choose ivf or hnsw too")
     store = store if isinstance(store, FeatureStore) else FeatureStore(store)
     held = store.provenance
-    captioner = load(model) if isinstance(model, str) else model
+    check(store.path, held, window, window / 2 if every is None else every)
+    if like is not None and gone(str(like)):
+        raise SourceError(f"{like} does not exist; check the path")
+    captioner = _captioner(model)
     encoder = FrameEncoder(captioner.model)
     if held.embedder and held.embedder != encoder.embedder.name:
         raise InputError(

@@ -107,8 +107,9 @@ def caption(
         decode_timeout=decode_timeout,
     )
     where = opt.ModelOptions(model=model, device=device, dtype=dtype, device_map=device_map)
-    kind = format_for(format, output)
     wanted = expand(sources)
+    check_target(output, wanted)
+    kind = format_for(Format, format, output)
     if kind in (Format.srt, Format.vtt) and len(wanted) > 1:
         raise InputError(
             f"--format {kind} describes one source, but {len(wanted)} are given; "
@@ -123,7 +124,6 @@ def caption(
         raise InputError(
             f"--every {every:g} and --segments, which end where scenes do, exclude each other"
         )
-    check_target(output, wanted)
     examples = read_shots(shots, questions=False) if shots else []
     if verbose:
         tail = [f"--format={kind}", *([f"--output={output}"] if output else [])]

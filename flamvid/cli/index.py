@@ -111,6 +111,7 @@ def index(
         from flamvid import library
         from flamvid.index.indexer import IndexConfig
         from flamvid.index.manifest import Shard
+        from flamvid.store.writer import check_target
 
     config = IndexConfig(
         fps=1.0 if fps is None else fps,
@@ -120,6 +121,7 @@ def index(
         timeout=decode_timeout,
         retry=(reason or "") if retry_failed else None,
     )
+    check_target(store)
     part = Shard.parse(shard) if shard is not None else None
     log_to_stderr(logging.INFO if verbose else logging.WARNING)
 

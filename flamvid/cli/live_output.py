@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 __all__ = ["CueEncoder", "StdoutSink", "check_sinks", "open_sink"]
 
 _WEB, _EVENTS = ("http://", "https://"), "sse:"
-_ELSEWHERE = (*_WEB, _EVENTS)
 _NOT_LIVE = "--format json is one array, which a stream never closes; choose jsonl"
 
 
@@ -108,20 +107,31 @@ def open_sink(target: str, chosen: Format | None, bell: Bell, *, resume: bool) -
     if target.startswith(_WEB):
         return WebHook(target)
     if target.startswith(_EVENTS):
-        host, _, port = target.removeprefix(_EVENTS).rpartition(":")
-        if not port.isdecimal() or int(port) > 65535:
-            raise InputError(f"--sink is {target!r}; must be sse:PORT or sse:HOST:PORT")
-        return EventServer(int(port), bell, host or "127.0.0.1")
+        host, port = _address(target)
+        return EventServer(port, bell, host or "127.0.0.1")
     path = Path(target)
-    kind = format_for(chosen, path)
+    kind = format_for(Format, chosen, path)
     ending = b"\n\n" if kind in (Format.srt, Format.vtt) else b"\n"
     kept = whole_cues(path, ending) if resume else b""
     encoding = CueEncoder(kind, kept.count(b" --> "))
     return FileSink(path, encoding.encode, encoding.head, len(kept))
 
 
-def check_sinks(targets: Sequence[str], source: str) -> None:
-    """Refuse, before any work is done, files that can't be or would destroy the source."""
+def _address(target: str) -> tuple[str, int]:
+    """The host and the port of an event server."""
+    host, _, port = target.removeprefix(_EVENTS).rpartition(":")
+    if not port.isdecimal() or int(port) > 65535:
+        raise InputError(f"--sink is {target!r}; must be sse:PORT or sse:HOST:PORT")
+    return host, int(port)
+
+
+def check_sinks(targets: Sequence[str], source: str, chosen: Format | None) -> None:
+    """Refuse, before any work is done, sinks that can't be, or would destroy the source."""
     for target in targets:
-        if target != "-" and not target.startswith(_ELSEWHERE):
-            check_target(Path(target), [source], "--sink")
+        if target.startswith(_EVENTS):
+            _address(target)
+        elif not target.startswith(_WEB):
+            file = None if target == "-" else target
+            if file is not None:
+                check_target(Path(file), [source], "--sink")
+            CueEncoder(format_for(Format, chosen, file))

@@ -7,7 +7,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from types import FrameType
@@ -18,14 +18,14 @@ from flamvid.cli.caption import load
 from flamvid.cli.failure import FAILED, INTERRUPTED, OutputError, log_to_stderr, report, say
 from flamvid.cli.live_output import check_sinks, open_sink
 from flamvid.cli.output import Format
-from flamvid.cli.progress import progress
+from flamvid.cli.progress import progress, quiet_libraries
 from flamvid.cli.stdin import check_stdin, stdin_lines
 from flamvid.errors import FlamvidError, InputError
 from flamvid.video.record import Record
 
 if TYPE_CHECKING:
     from flamvid.api import Captioner
-    from flamvid.live.captioner import LiveCaptioner
+    from flamvid.live.captioner import LiveCaptioner, LiveConfig
     from flamvid.live.keep import Keeper
     from flamvid.live.sinks import Sink
     from flamvid.video.stream import Stream
@@ -102,12 +102,18 @@ def run(
         raise InputError("--on-demand reads stdin, and so does the source -; give only one of them")
     if wanted.on_demand:
         check_stdin("--on-demand")
-    check_sinks(wanted.sinks, source)
+    check_sinks(wanted.sinks, source, wanted.format)
     record = Record(wanted.record) if wanted.record else None
+    if wanted.store is not None:
+        from flamvid.store.writer import check_target
+
+        check_target(wanted.store)
     log_to_stderr()
+    quiet_libraries()
+    config = _config(wanted)
     with progress(1) as bar:
         captioner = load(where, bar, verbose)
-    watcher = _captioner(captioner, wanted, text)
+    watcher = _captioner(captioner, config, wanted, text)
 
     from flamvid.live.checkpoint import restore
     from flamvid.video.stream import open_stream
@@ -175,31 +181,19 @@ def _tell_lost(sinks: list[Sink]) -> None:
             say(f"flamvid: {sink.lost} cues were not delivered")
 
 
-def _captioner(captioner: Captioner, wanted: LiveOptions, text: opt.TextOptions) -> LiveCaptioner:
-    """The live captioner that the options describe, its cap said on stderr."""
-    from flamvid.generate.config import GenerationConfig
+def _config(wanted: LiveOptions) -> LiveConfig:
+    """What the options say, checked before a model is loaded, which says how much is remembered."""
     from flamvid.live.alarm import Alert
-    from flamvid.live.captioner import LiveCaptioner, LiveConfig, sizes_of
+    from flamvid.live.captioner import LiveConfig
     from flamvid.live.memory import MemoryConfig
     from flamvid.live.policies import Policy
     from flamvid.live.trigger import ChangeConfig
-    from flamvid.weights.embed import load_embedder
+    from flamvid.video.live_graph import Wishes
 
-    model = captioner.model
-    usual = model.config.frames or model.config.resampler.frames or 1
-    recent = usual if wanted.window is None else max(1, round(wanted.window * wanted.fps))
-    memory = MemoryConfig(policy=Policy(wanted.memory.value), recent=recent, long=wanted.long)
-    sizes = sizes_of(model)
-    if wanted.max_memory is not None:
-        memory = sizes.within(memory, wanted.max_memory)
-    behind = "" if memory.policy is Policy.WINDOW else f", {memory.long} places behind them"
-    say(
-        f"flamvid: memory {memory.policy}: {memory.recent} recent frames{behind}, at most "
-        f"{sizes.most(memory) / 1e6:.1f} MB (the model and what is being decoded aside)"
-    )
-    config = LiveConfig(
+    Wishes(hwaccel=wanted.hwaccel)
+    return LiveConfig(
         fps=wanted.fps,
-        memory=memory,
+        memory=MemoryConfig(policy=Policy(wanted.memory.value), long=wanted.long),
         every=wanted.by_clock,
         on_change=ChangeConfig() if wanted.on_change else None,
         when_different=wanted.when_different,
@@ -208,6 +202,30 @@ def _captioner(captioner: Captioner, wanted: LiveOptions, text: opt.TextOptions)
         context=wanted.context,
         budget=wanted.budget,
     )
+
+
+def _captioner(
+    captioner: Captioner, config: LiveConfig, wanted: LiveOptions, text: opt.TextOptions
+) -> LiveCaptioner:
+    """The live captioner that the options describe, its cap said on stderr."""
+    from flamvid.generate.config import GenerationConfig
+    from flamvid.live.captioner import LiveCaptioner, sizes_of
+    from flamvid.live.policies import Policy
+    from flamvid.weights.embed import load_embedder
+
+    model = captioner.model
+    usual = model.config.frames or model.config.resampler.frames or 1
+    recent = usual if wanted.window is None else max(1, round(wanted.window * wanted.fps))
+    memory = replace(config.memory, recent=recent)
+    sizes = sizes_of(model)
+    if wanted.max_memory is not None:
+        memory = sizes.within(memory, wanted.max_memory)
+    behind = "" if memory.policy is Policy.WINDOW else f", {memory.long} places behind them"
+    say(
+        f"flamvid: memory {memory.policy}: {memory.recent} recent frames{behind}, at most "
+        f"{sizes.most(memory) / 1e6:.1f} MB (the model and what is being decoded aside)"
+    )
+    config = replace(config, memory=memory)
     search = GenerationConfig(**text.search())
     embedder = load_embedder(model) if wanted.alerts or wanted.store else None
     return LiveCaptioner(model, config, search, embedder)

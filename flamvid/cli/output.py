@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any, Protocol, TypeVar
 
 from flamvid.cli.failure import ClosedPipe, OutputError, one_line
 from flamvid.errors import FlamvidError, InputError
@@ -41,6 +41,9 @@ class Format(StrEnum):
     jsonl = "jsonl"
     srt = "srt"
     vtt = "vtt"
+
+
+Kind = TypeVar("Kind", bound=StrEnum)
 
 
 class Encoder(Protocol):
@@ -145,10 +148,23 @@ def encoder(kind: Format, *, many: bool = False, timed: bool = False) -> Encoder
             return _Vtt()
 
 
-def format_for(chosen: Format | None, target: Path | None) -> Format:
-    """The chosen format, else the one that the file's name ends in, else text."""
-    ending = target.suffix.removeprefix(".").lower() if target else ""
-    return chosen or (Format(ending) if ending in set(Format) else Format.text)
+def format_for(kinds: type[Kind], chosen: Kind | None, target: Path | str | None) -> Kind:
+    """The chosen format, else the one that the file's name ends in; text for .txt and no ending.
+
+    Raises InputError for another ending: who names a file .csv expects no plain text in it.
+    """
+    if chosen is not None:
+        return chosen
+    ending = Path(target or "").suffix.removeprefix(".").lower()
+    if ending in ("", "txt"):
+        return kinds("text")
+    if ending not in set(kinds):
+        *known, last = [f".{kind}" for kind in kinds if kind != "text"] + [".txt"]
+        raise InputError(
+            f"{target} ends in .{ending}, which is no format; end its name in "
+            f"{', '.join(known)} or {last}, or give --format"
+        )
+    return kinds(ending)
 
 
 class Output:

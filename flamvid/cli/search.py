@@ -13,6 +13,7 @@ import typer
 from flamvid.cli import hits
 from flamvid.cli import options as opt
 from flamvid.cli.failure import guarded, log_to_stderr, say
+from flamvid.cli.output import check_target, format_for
 from flamvid.cli.progress import working
 from flamvid.errors import InputError
 
@@ -85,13 +86,14 @@ def search(
     A hit is a range of time, with the command that cuts it out. html and png are contact sheets
     with a picture of each.
     """
-    ending = output.suffix.removeprefix(".").lower() if output else ""
-    kind = format or (Format(ending) if ending in set(Format) else Format.text)
+    kind = format_for(Format, format, output)
     if kind is Format.png and output is None:
         raise InputError("a png is no text; give --output FILE.png as well")
+    check_target(output, [])
+    where = opt.ModelOptions(model=model, device=device, dtype=dtype)
     if verbose:
         log_to_stderr()
-    with working(f"loading {model}"):
+    with working(f"searching {store}"):
         from flamvid import library
         from flamvid.index.search import Filter
 
@@ -102,9 +104,7 @@ def search(
         after=_date("--after", after, -math.inf),
         before=_date("--before", before, math.inf),
     )
-    with working(f"loading {model}"):
-        loaded = opt.ModelOptions(model=model, device=device, dtype=dtype).load()
-    with working(f"searching {store}"):
+    with working(f"searching {store} by {model}"):
         found = library.search(
             store,
             query,
@@ -117,7 +117,7 @@ def search(
             chosen=chosen,
             approximate=approximate,
             effort=effort,
-            model=loaded,
+            model=where.load,
         )
     if not found:
         say("flamvid: nothing was found: the store is empty, or no video passes the filters")

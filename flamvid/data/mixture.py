@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import random
-import signal
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from multiprocessing import active_children
-from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from flamvid.data.corpus import CorpusConfig
 from flamvid.data.ledger import Ledger
 from flamvid.data.order import Order, unchanged
 from flamvid.data.sources import Samples, open_corpus
+from flamvid.data.workers import Told, begin_worker, end, told
 from flamvid.errors import ConfigError, FlamvidError
 from flamvid.text.prompt import PromptFormat
 
@@ -110,18 +109,18 @@ class Mixture:
         if self.workers == 0:
             return map(self._updates.__getitem__, count(self._done))
         loader = DataLoader(
-            self._updates,
+            Told(self._updates),
             batch_size=None,
             sampler=_Endless(self._done),
             num_workers=self.workers,
-            worker_init_fn=_begin_worker,
+            worker_init_fn=begin_worker,
             # Or it would take a number from the process's own, and a resumed run draw others.
             generator=torch.Generator(),
         )
         others = set(active_children())
         ahead = iter(loader)
-        Finalize(None, _end, (set(active_children()) - others,), exitpriority=0)
-        return ahead
+        Finalize(None, end, (set(active_children()) - others,), exitpriority=0)
+        return told(ahead)
 
 
 class _Updates(Dataset[tuple[Batch, ...]]):
@@ -188,20 +187,3 @@ class _Endless(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         return count(self.first)
-
-
-def _begin_worker(worker: int) -> None:
-    torch.set_num_threads(1)
-    # Ctrl-C and SLURM's SIGTERM reach all processes of a run, but it is the parent who says when
-    # it is over: its last update may need this worker's batch.
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, signal.SIG_IGN)
-
-
-def _end(workers: Iterable[BaseProcess]) -> None:
-    """End workers that the exit of their parent found alive: it would wait for them, after a
-    SIGTERM that they ignore."""
-    for worker in workers:
-        if worker.is_alive():
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises an error
-            worker.kill()

@@ -7,9 +7,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import webdataset
 from PIL import Image
 from torch import Tensor
 
+from flamvid.data.ahead import ahead
 from flamvid.data.collate import Bad
 from flamvid.data.corpus import CorpusConfig
 from flamvid.data.files import Held, suffix_of
@@ -31,7 +30,6 @@ from flamvid.video.pictures import PictureFile, opened, read_picture
 __all__ = ["pack", "unpacked"]
 
 _QUALITY = 95
-_THREADS = 32
 _SUFFIXES = {"jpeg": "jpg", "mpo": "jpg"}  # MPO: a JPEG with others behind it, as phones take
 
 
@@ -96,51 +94,26 @@ def _packed(
     samples: Samples, config: CorpusConfig, videos: bool, bad: list[Bad], counts: Counter[str]
 ) -> Iterator[dict[str, Any]]:
     places = ((shard, at) for shard, size in enumerate(samples.counts) for at in range(size))
-    step = 1 if config.kind == "features" else 2 * _THREADS  # those are in memory with the sample
-    pool = ThreadPoolExecutor(_THREADS)
-    try:
-        while some := list(islice(places, step)):
-            made = [_making(_document(samples, *place), config, videos, pool) for place in some]
-            for (shard, at), members_of in zip(some, made, strict=True):
-                try:
-                    members, missing = members_of()
-                except FlamvidError as error:
-                    bad.append(Bad(samples.name(shard, at), str(error)))
-                    continue
-                yield {"__key__": f"{counts['samples']:09d}", **members}
-                counts["samples"] += 1
-                counts["missing"] += missing
-    finally:
-        pool.shutdown(cancel_futures=True)
+
+    def members_of(document: Document) -> tuple[dict[str, bytes], int]:
+        """What a shard holds of a sample, and how many images it lacks."""
+        return (_pair(document, config, videos), 0) if document.is_pair else _page(document)
+
+    ready = ahead(places, lambda at: samples.document(*at), members_of, _afar, config.kind)
+    for place, made in ready:
+        try:
+            members, missing = made()
+        except FlamvidError as error:
+            bad.append(Bad(samples.name(*place), str(error)))
+            continue
+        yield {"__key__": f"{counts['samples']:09d}", **members}
+        counts["samples"] += 1
+        counts["missing"] += missing
 
 
-def _making(
-    document: Document | FlamvidError, config: CorpusConfig, videos: bool, pool: ThreadPoolExecutor
-) -> Callable[[], tuple[dict[str, bytes], int]]:
-    """By a thread from now on what may wait for other machines, the rest in its turn: half of the
-    web's servers are slow to say no."""
-    make = partial(_members, document, config, videos)
-    if isinstance(document, FlamvidError):
-        return make
-    afar = not document.is_pair or any(map(is_afar, document.parts))
-    return pool.submit(make).result if afar else make
-
-
-def _document(samples: Samples, shard: int, at: int) -> Document | FlamvidError:
-    """A sample; shards are not for several threads."""
-    try:
-        return samples.document(shard, at)
-    except FlamvidError as error:
-        return error
-
-
-def _members(
-    document: Document | FlamvidError, config: CorpusConfig, videos: bool
-) -> tuple[dict[str, bytes], int]:
-    """What a shard holds of a sample, and how many images it lacks."""
-    if isinstance(document, FlamvidError):
-        raise document
-    return (_pair(document, config, videos), 0) if document.is_pair else _page(document)
+def _afar(document: Document) -> bool:
+    """Whether it may wait for other machines."""
+    return not document.is_pair or any(map(is_afar, document.parts))
 
 
 def _pair(document: Document, config: CorpusConfig, videos: bool) -> dict[str, bytes]:

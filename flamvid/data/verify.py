@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import lru_cache
 from hashlib import blake2b, file_digest, sha256
 from pathlib import Path
 
 from torch import Tensor
 
+from flamvid.data.ahead import ahead
 from flamvid.data.corpus import CorpusConfig
 from flamvid.data.files import Piece, failing, is_remote
 from flamvid.data.media import Clip, Pictures, is_afar
 from flamvid.data.samples import Document, Look, Media
-from flamvid.data.sources import Shard, files_of, open_shard
+from flamvid.data.sources import files_of, open_shard
 from flamvid.data.stored import Span
 from flamvid.errors import FlamvidError
 
 __all__ = ["Problem", "verify"]
 
-_THREADS = 32  # as `pack` has: half of the web's servers are slow to say no
-_Reading = Callable[[], tuple[Document, list[bytes]]]
 Count = Callable[[str, CorpusConfig, int, int], None]
 
 
@@ -87,48 +85,22 @@ def _checked(config: CorpusConfig, root: Path, splits: Sequence[_Split]) -> Iter
         except FlamvidError as error:
             yield Problem(split, config.name, file, str(error))
             continue
-        for at, read in _ahead(shard, config):
+
+        def read(document: Document) -> tuple[Document, list[bytes]]:
+            return document, _media(document, config)
+
+        for at, made in ahead(range(len(shard)), shard.document, read, _afar, config.kind):
             place = _Place(config.name, f"{file}#{shard.name(at)}")
             try:
-                document, media = read()
+                document, media = made()
                 reason = _known(document, media, place, splits)
             except FlamvidError as error:
                 reason = str(error)
             yield Problem(split, config.name, place.sample, reason) if reason else document.missing
 
 
-def _ahead(shard: Shard, config: CorpusConfig) -> Iterator[tuple[int, _Reading]]:
-    """All samples in order, each with how to read it: pictures of the web are on their way."""
-    step = 1 if config.kind == "features" else 2 * _THREADS  # those are in memory with the sample
-    pool = ThreadPoolExecutor(_THREADS)
-    try:
-        for first in range(0, len(shard), step):
-            some = range(first, min(first + step, len(shard)))
-            yield from [(at, _reading(_document(shard, at), config, pool)) for at in some]
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _document(shard: Shard, at: int) -> Document | FlamvidError:
-    try:
-        return shard.document(at)
-    except FlamvidError as error:
-        return error
-
-
-def _reading(
-    document: Document | FlamvidError, config: CorpusConfig, pool: ThreadPoolExecutor
-) -> _Reading:
-    """By a thread from now on what waits for other machines, the rest in its turn."""
-    read = partial(_read, document, config)
-    afar = isinstance(document, Document) and any(map(is_afar, document.parts))
-    return pool.submit(read).result if afar else read
-
-
-def _read(document: Document | FlamvidError, config: CorpusConfig) -> tuple[Document, list[bytes]]:
-    if isinstance(document, FlamvidError):
-        raise document
-    return document, _media(document, config)
+def _afar(document: Document) -> bool:
+    return any(map(is_afar, document.parts))
 
 
 def _known(

@@ -25,10 +25,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flamvid.errors import InputError, StoreError
-from flamvid.store import FeatureStore, Snapshot, StoredVideo
+from flamvid.store import FeatureStore, Provenance, Snapshot, StoredVideo
 from flamvid.weights.hub import cache_dir
 
-__all__ = ["ROW", "Clip", "Part", "Windows", "cut", "load_part", "open_windows"]
+__all__ = ["ROW", "Clip", "Part", "Windows", "check", "cut", "load_part", "open_windows"]
 
 _MOST_PARTS = 16  # before they are made into one
 ROW = np.dtype([("video", "<u4"), ("start", "<f8"), ("end", "<f8")])
@@ -99,13 +99,9 @@ def open_windows(
     they can't be kept.
     """
     every = size / 2 if every is None else every
-    for name, value in (("window", size), ("every", every)):
-        if not (math.isfinite(value) and value > 0):
-            raise InputError(f"{name} is {value} s; must be above 0")
     # Windows are kept: what is damaged must not get into them, and one that is no number hides all.
     snapshot = FeatureStore(store.path, check=True).snapshot()
-    if not snapshot.provenance.embedding:
-        raise InputError(f"{store.path} holds no vectors to search by; index it with flamvid index")
+    check(store.path, snapshot.provenance, size, every)
     home = (folder or cache_dir() / "search") / _key(store.path, snapshot, size, every)
     try:
         return _opened(home, snapshot, size, every)
@@ -114,6 +110,15 @@ def open_windows(
             f"can't keep what is searched in {home} ({error.strerror}); make room there, or name "
             "another folder by FLAMVID_HOME"
         ) from error
+
+
+def check(path: Path, made: Provenance, size: float, every: float) -> None:
+    """InputError for a store, by how it was made, and windows that can't be."""
+    for name, value in (("window", size), ("every", every)):
+        if not (math.isfinite(value) and value > 0):
+            raise InputError(f"{name} is {value} s; must be above 0")
+    if not made.embedding:
+        raise InputError(f"{path} holds no vectors to search by; index it with flamvid index")
 
 
 def _opened(home: Path, snapshot: Snapshot, size: float, every: float) -> Windows:

@@ -16,7 +16,7 @@ from flamvid.errors import ConfigError
 from flamvid.models.few import feed_parts, hooked, linear_parts, norm_parts
 from flamvid.models.linear import Linear
 from flamvid.models.resampler import check_activation, feed_forward
-from flamvid.ops import cross_few, feed_few, few_rows, media_attention
+from flamvid.ops import check_index, cross_few, feed_few, few_rows, media_attention
 
 __all__ = ["GatedCrossAttention", "MediaKeyValues", "XattnConfig"]
 
@@ -177,7 +177,11 @@ class GatedCrossAttention(nn.Module):
         norm, eps, q, out, gate, feed, feed_gate = step
         keys, values, index = media.keys, media.values, index_BS.reshape(-1)
         x_RD = x_BSD.reshape(-1, x_BSD.shape[-1])
-        x_RD = cross_few(x_RD, norm, eps, q, keys, values, index, media.latents, out, gate)
+        try:
+            x_RD = cross_few(x_RD, norm, eps, q, keys, values, index, media.latents, out, gate)
+        except RuntimeError:  # all that C++ can raise; a check before it would cost every step
+            check_index(index, keys.shape[2] // media.latents)
+            raise
         if feed is None:
             return self.feed(x_RD.view(x_BSD.shape))
         return feed_few(x_RD, *feed, feed_gate).view(x_BSD.shape)

@@ -4,7 +4,7 @@ from flamvid.ops.attention import attention, attention_backend
 from flamvid.ops.kernels import OPERATIONS, Implementation, implementation, load
 from flamvid.ops.linear import few_rows, linear
 from flamvid.ops.linear_int8 import GROUP, Int8, dequantise_int8, linear_int8, quantise_int8
-from flamvid.ops.media_attention import media_attention
+from flamvid.ops.media_attention import check_index, media_attention
 from flamvid.ops.media_index import Attend, media_index
 from flamvid.ops.step import cross_few, feed_few, self_few
 from flamvid.ops.token_loss import token_loss_
@@ -17,6 +17,7 @@ __all__ = [
     "Int8",
     "attention",
     "attention_backend",
+    "check_index",
     "cross_few",
     "dequantise_int8",
     "feed_few",

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from flamvid.errors import InputError
 
-__all__ = ["WIDEST", "media_attention"]
+__all__ = ["WIDEST", "check_index", "media_attention"]
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 WIDEST = 256
@@ -89,11 +89,16 @@ def _check(q: Tensor, k: Tensor, v: Tensor, index: Tensor, media: int) -> None:
     # A subclass is a stand-in of a trace, without values.
     read = type(index) is Tensor and index.device.type == "cpu" and index.numel()
     if read and not torch.compiler.is_compiling():
-        low, high = (int(x) for x in index.aminmax())
-        if low < -1 or high >= media:
-            raise InputError(
-                f"index spans {low}..{high}; must be from -1 (none) to {media - 1}, the last media"
-            )
+        check_index(index, media)
+
+
+def check_index(index: Tensor, media: int) -> None:
+    """InputError for an index, of at least one token, that names a media that is not there."""
+    low, high = (int(x) for x in index.aminmax())
+    if low < -1 or high >= media:
+        raise InputError(
+            f"index spans {low}..{high}; must be from -1 (none) to {media - 1}, the last media"
+        )
 
 
 def _weights(

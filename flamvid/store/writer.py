@@ -37,7 +37,7 @@ from flamvid.store.schema import (
 )
 from flamvid.types import Caption
 
-__all__ = ["StoreWriter", "VideoWriter", "failure_key"]
+__all__ = ["StoreWriter", "VideoWriter", "check_target", "failure_key"]
 
 _CLOSED = b"closed"
 
@@ -48,6 +48,21 @@ Put = tuple[str, bytes, bytes | None]
 def failure_key(source: str) -> bytes:
     """Where a source stands in the ledger."""
     return hashlib.sha256(source.encode("utf-8", "surrogateescape")).digest()[:16]
+
+
+def check_target(path: Path) -> None:
+    """Raise the StoreError that a writer of this store would, before there is anything to write."""
+    _has_folder(path)
+    if path.exists():
+        with translated(path):
+            open_file(path, write=True)
+            with exclusive(path):
+                pass
+
+
+def _has_folder(path: Path) -> None:
+    if not path.exists() and not path.absolute().parent.is_dir():
+        raise StoreError(f"the folder {path.parent} does not exist; create it first")
 
 
 class StoreWriter:
@@ -65,8 +80,7 @@ class StoreWriter:
         self._pid = os.getpid()
         self._dirty = self._closed = False
         self._exit = ExitStack()
-        if not self.path.exists() and not self.path.absolute().parent.is_dir():
-            raise StoreError(f"the folder {self.path.parent} does not exist; create it first")
+        _has_folder(self.path)
         try:
             with translated(self.path):
                 self._file = open_file(self.path, write=True)

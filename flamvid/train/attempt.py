@@ -21,7 +21,7 @@ from flamvid.train.stop import on_signals
 from flamvid.train.trainer import Done, Trainer
 from flamvid.weights.load import LoadedModel
 
-__all__ = ["Outcome", "Read", "attempt", "finished", "writable"]
+__all__ = ["Outcome", "Read", "attempt", "finished", "in_order", "writable"]
 
 PLAN = "plan.toml"
 
@@ -88,6 +88,18 @@ def finished(out: Path, recipe: Mapping[str, Any], length: str) -> str:
     if other := differing(_planned(out), _plain(recipe)):
         raise InputError(f"{said}{_with_other(other)}: nothing is left to train; {ways}")
     return f"{said}: nothing is left to train; {ways}"
+
+
+def in_order(out: Path, recipe: Mapping[str, Any]) -> None:
+    """Raise InputError for a run that is to learn words for longer, but learns captions already:
+    its snapshot would take the place of what the first stage has trained."""
+    found, before = Snapshots(out).latest(), _planned(out).get("words", {}).get("steps")
+    now = recipe.get("words", {}).get("steps")
+    if found is not None and before is not None and now is not None and now > before:
+        raise InputError(
+            f"words.steps is {now}, but {out} learns captions already, after {before} updates on "
+            "words: more would be lost; leave it as it was, or --fresh starts anew"
+        )
 
 
 def _step(snapshot: Path) -> int:

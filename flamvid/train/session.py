@@ -13,8 +13,9 @@ from safetensors import SafetensorError
 
 from flamvid import config
 from flamvid.data.features import FeatureSet, features_of
+from flamvid.data.workers import none_lost
 from flamvid.errors import WeightsError
-from flamvid.train.attempt import Outcome, Read, attempt, finished, writable
+from flamvid.train.attempt import Outcome, Read, attempt, finished, in_order, writable
 from flamvid.train.plan import Plan, read_plan
 from flamvid.train.precision import precision
 from flamvid.train.ready import LEDGER, Part, Ready, gates, parts
@@ -52,7 +53,7 @@ def run(
     A run that is finished trains nothing, and is refused where its recipe is another now.
     Raises ConfigError, before the first update, for what can't be read or written.
     """
-    with _joined(recipe) as world:
+    with _joined(recipe) as world, none_lost():
         if world.first:
             writable(out)
             if not resume:
@@ -61,6 +62,8 @@ def run(
         say = log if world.first else _nothing
         if resume and (over := finished(out, recipe.table(), _length(recipe))):
             say(over)
+        if resume:
+            in_order(out, recipe.table())
 
         def read_features(shards: list[Path], model: LoadedModel) -> FeatureSet:
             return features_of(shards, _features(out), model, say)
@@ -89,7 +92,7 @@ def run(
 
 def try_out(recipe: Plan | Recipe, out: Path, log: Log = print, updates: int = 2) -> Trial:
     """Load what a run in `out` needs, and make some updates of it, of which nothing is kept."""
-    with _joined(recipe) as world, TemporaryDirectory() as scratch:
+    with _joined(recipe) as world, none_lost(), TemporaryDirectory() as scratch:
         say = log if world.first else _nothing
         some = SomeFeatures(_features(out), Path(scratch), say)
         say("loading the model and the data")

@@ -6,17 +6,44 @@
 namespace flamvid::step::FLAMVID_ISA {
 
 inline constexpr int LANES = FLAMVID_LANES;
+inline constexpr float LOG2E = 1.44269504f;
 
 typedef float V __attribute__((vector_size(4 * FLAMVID_LANES)));
 typedef float Loose __attribute__((vector_size(4 * FLAMVID_LANES), aligned(4), may_alias));
+typedef uint32_t Bits __attribute__((vector_size(4 * FLAMVID_LANES)));
+typedef float Four __attribute__((vector_size(16)));
+
+FLAMVID_FN V all(float value) {
+  V out;
+  for (int e = 0; e < LANES; ++e) out[e] = value;
+  return out;
+}
+
+#include "../exp2.h"
 
 FLAMVID_FN V load(const float* at) { return *reinterpret_cast<const Loose*>(at); }
 FLAMVID_FN void store(float* at, V v) { *reinterpret_cast<Loose*>(at) = v; }
 
+// The first `count` floats, and zeros.
+FLAMVID_FN V load_some(const float* at, int64_t count) {
+  if (count == LANES) return load(at);
+  V v{};
+  for (int64_t e = 0; e < count; ++e) v[e] = at[e];
+  return v;
+}
+FLAMVID_FN void store_some(float* at, V v, int64_t count) {
+  if (count == LANES) return store(at, v);
+  for (int64_t e = 0; e < count; ++e) at[e] = v[e];
+}
+
 FLAMVID_FN float total(V v) {
-  float sum = 0;
-  for (int e = 0; e < LANES; ++e) sum += v[e];
-  return sum;
+  union {
+    V whole;
+    Four parts[LANES / 4];
+  } u = {v};
+  Four sum = u.parts[0];
+  for (int part = 1; part < LANES / 4; ++part) sum += u.parts[part];
+  return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
 // Sum of (x - shift)^power over n.
@@ -82,9 +109,34 @@ FLAMVID_FN void add(const Dense& w, const float* y, const float* x, float gate, 
   }
 }
 
-FLAMVID_FN float activate(Activation kind, float x) {
-  if (kind == Activation::gelu) return x * 0.5f * (1 + std::erf(x * 0.70710678f));
-  const float above = x < 0 ? 0 : x;  // what is no number stays none
+// The error function, to 5e-7: from 4 on it is 1. A quotient of polynomials, as Eigen has it.
+FLAMVID_FN V erf_of(V x) {
+  const V most = all(4.0f), least = all(-4.0f);
+  x = x > most ? most : x;
+  x = x < least ? least : x;
+  const V z = x * x;
+  V p = z * -2.72614225801306e-10f + 2.77068142495902e-08f;
+  p = p * z - 2.10102402082508e-06f;
+  p = p * z - 5.69250639462346e-05f;
+  p = p * z - 7.34990630326855e-04f;
+  p = p * z - 2.95459980854025e-03f;
+  p = p * z - 1.60960333262415e-02f;
+  V q = z * -1.45660718464996e-05f - 2.13374055278905e-04f;
+  q = q * z - 1.68282697438203e-03f;
+  q = q * z - 7.37332916720468e-03f;
+  q = q * z - 1.42647390514189e-02f;
+  return x * p / q;
+}
+
+// x / (1 + e^-x).
+FLAMVID_FN V silu_of(V x) {
+  const V most = all(126.0f), power = x * -LOG2E;
+  return x / (1.0f + exp2_of(power > most ? most : power));
+}
+
+FLAMVID_FN V activated(Activation kind, V x) {
+  if (kind == Activation::gelu) return x * 0.5f * (1.0f + erf_of(x * 0.70710678f));
+  const V none{}, above = x < none ? none : x;  // what is no number stays none
   return kind == Activation::relu ? above : above * above;
 }
 
@@ -96,11 +148,13 @@ FLAMVID_FN void feed(const Feed& f, Team& team, int64_t member, Scratch& own) {
   const bool gated = f.activation == Activation::silu_gated;
   if (gated) multiply(f.up, x, f.rows, f.wide, {part.first + inner, part.last + inner}, own);
   for (int64_t r = 0; r < f.rows; ++r) {
-    for (int64_t i = part.first; i < part.last; ++i) {
-      const float value = f.wide[r * wide + i];
-      f.hidden[r * inner + i] =
-          gated ? value / (1 + std::exp(-value)) * f.wide[r * wide + inner + i]
-                : activate(f.activation, value);
+    for (int64_t i = part.first; i < part.last; i += LANES) {
+      const int64_t count = std::min<int64_t>(LANES, part.last - i);
+      const float* from = f.wide + r * wide + i;
+      const V x = load_some(from, count);
+      store_some(f.hidden + r * inner + i,
+                 gated ? silu_of(x) * load_some(from + inner, count) : activated(f.activation, x),
+                 count);
     }
   }
   team.wait();
@@ -140,20 +194,26 @@ FLAMVID_FN void attend(const Sight& see, const float* q, float scale, int64_t d,
     score<4>(q, see.keys + k * see.key_step, see.key_step, d, weights + k);
   }
   for (; k < see.count; ++k) score<1>(q, see.keys + k * see.key_step, see.key_step, d, weights + k);
-  float most = -std::numeric_limits<float>::infinity(), sum = 0;
+  const float none = -std::numeric_limits<float>::infinity();
+  float most = none;
   for (int64_t i = 0; i < see.count; ++i) {
     if (see.real && !see.real[i] && i + 1 < see.count) {  // a token always sees itself
-      weights[i] = -std::numeric_limits<float>::infinity();
+      weights[i] = none;
       continue;
     }
     weights[i] = weights[i] * scale + see.slope * static_cast<float>(i + 1 - see.count);
     most = weights[i] > most ? weights[i] : most;
   }
-  for (int64_t i = 0; i < see.count; ++i) {
-    weights[i] = std::exp(weights[i] - most);
-    sum += weights[i];
+  V sums{};
+  for (k = 0; k < see.count; k += LANES) {
+    const int64_t count = std::min<int64_t>(LANES, see.count - k);
+    const V power = (load_some(weights + k, count) - most) * LOG2E;
+    V weight = power < all(-125.0f) ? V{} : exp2_of(power);  // nothing of what is hidden
+    for (int64_t e = count; e < LANES; ++e) weight[e] = 0;
+    store_some(weights + k, weight, count);
+    sums += weight;
   }
-  const float share = 1 / sum;
+  const float share = 1 / total(sums);
   int64_t e = 0;
   for (; e + 4 * LANES <= d; e += 4 * LANES) {
     V sums[4] = {};

@@ -124,6 +124,7 @@ def test_subtitles_are_of_one_source(run: Any, fake: Any) -> None:
         ("-o none/out.txt", "the folder none does not exist; create it first"),
         ("-o .", "--output is ., a folder"),
         ("-o a.mp4", "--output is a.mp4, which is a source"),
+        ("-o a.csv", "a.csv ends in .csv, which is no format; end its name in .json"),
     ],
 )
 def test_wrong_flags_are_refused_at_the_door(run: Any, fake: Any, flags: str, says: str) -> None:

@@ -170,6 +170,7 @@ def test_sheets(folder: Path, store: Path, tmp_path: Path) -> None:
         ([], 2, "give a text"),
         (["a dog", "--after=soon"], 2, "must be a date"),
         (["a dog", "--format=png"], 2, "give --output"),
+        (["a dog", "--output=a.csv"], 2, "end its name in .json, .jsonl, .html, .png or .txt"),
         (["--like=nowhere.mp4"], 1, "nowhere.mp4 does not exist"),
         (["--like={red}", "--top=0"], 2, "top is 0"),
         (["--like={red}", "--top=0", "--approximate=ivf"], 2, "top is 0"),
@@ -184,6 +185,37 @@ def test_search_usage(
     red = str(folder / "videos" / "red 0.mp4")
     result = run(folder, "search", store, *(a.replace("{red}", red) for a in arguments))
     assert result.exit_code == code
+    assert says in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("search none.lmdb dog", "can't open the store none.lmdb"),
+        ("search text.lmdb dog", "text.lmdb is no feature store"),
+        ("search {store} dog --window=0", "window is 0.0 s; must be above 0"),
+        ("search {store} --like=none.mp4", "none.mp4 does not exist"),
+        ("search {store} dog -o none/hits.html", "the folder none does not exist"),
+        ("index . --store=text.lmdb", "text.lmdb is no feature store"),
+        ("index . --store=none/s.lmdb", "the folder none does not exist"),
+        ("live a.mp4 --store=text.lmdb", "text.lmdb is no feature store"),
+        ("live a.mp4 --store=none/s.lmdb", "the folder none does not exist"),
+        ("live a.mp4 --context=-1", "context is -1 captions"),
+        ("live a.mp4 --memory=merge --long=0", "the long memory has 0 places"),
+        ("live a.mp4 --alert=fire --alert-threshold=2", "the threshold of an alert is 2"),
+        ("live a.mp4 --hwaccel=A!", "hwaccel is 'A!'"),
+    ],
+)
+def test_what_is_wrong_is_told_before_a_model_is_loaded(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, says: str
+) -> None:
+    """There is no such model, which would be the complaint."""
+    monkeypatch.chdir(tmp_path)
+    Path("text.lmdb").write_text("no store")
+    arguments = [word.replace("{store}", str(store)) for word in words.split()]
+    result = CliRunner().invoke(app, [*arguments, "--model=no-such-model"])
+    assert result.exit_code in (1, 2)
     assert says in result.stderr
     assert len(result.stderr.splitlines()) == 1
 

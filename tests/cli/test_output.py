@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from flamvid.cli.failure import OutputError
 from flamvid.cli.output import Format, Output, encoder, format_for, open_output
-from flamvid.errors import FlamvidError
+from flamvid.errors import FlamvidError, InputError
 from flamvid.types import Caption
 
 SECONDS = st.floats(0, 2e6, allow_nan=False)
@@ -102,10 +102,16 @@ def test_text_says_as_much_as_is_needed() -> None:
 
 
 def test_the_name_chooses_the_format() -> None:
-    assert format_for(None, None) is Format.text
-    assert format_for(None, Path("a.VTT")) is Format.vtt
-    assert format_for(None, Path("a.mp4.txt")) is Format.text
-    assert format_for(Format.json, Path("a.vtt")) is Format.json
+    assert format_for(Format, None, None) is Format.text
+    assert format_for(Format, None, Path("a.VTT")) is Format.vtt
+    assert format_for(Format, None, Path("a.mp4.txt")) is Format.text
+    assert format_for(Format, None, Path("/dev/stdout")) is Format.text
+    assert format_for(Format, Format.json, Path("a.vtt")) is Format.json
+    assert format_for(Format, Format.text, Path("a.csv")) is Format.text
+    with pytest.raises(
+        InputError, match=r"a\.csv .* in \.json, \.jsonl, \.srt, \.vtt or \.txt, or"
+    ):
+        format_for(Format, None, Path("a.csv"))
 
 
 def test_a_file_appears_whole_and_keeps_its_mode(tmp_path: Path) -> None:

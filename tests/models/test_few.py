@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import parametrizations, prune
 
+from flamvid.errors import InputError
 from flamvid.generate.engine import Generated, GenerationConfig, search
 from flamvid.models import few, gated_xattn, llama, mosaic
 from flamvid.models.cache import KeyValueCache
 from flamvid.models.flamingo import Flamingo
-from flamvid.models.gated_xattn import XattnConfig
+from flamvid.models.gated_xattn import GatedCrossAttention, XattnConfig
 from flamvid.models.int8 import make_int8
 from flamvid.models.llama import Llama, LlamaConfig
 from flamvid.models.mosaic import MosaicConfig, MosaicForCausalLM
@@ -255,6 +256,25 @@ def test_parts_that_are_replaced(part: str, monkeypatch: pytest.MonkeyPatch) -> 
     block = model.lm.lm.transformer.blocks[0]
     setattr(block, part, Silent(getattr(block, part)))
     torch.testing.assert_close(steps(model), by_modules(monkeypatch, lambda: steps(model)))
+
+
+@pytest.mark.parametrize("wrong", [-2, 2])
+def test_a_media_that_is_not_there_is_told_as_modules_tell_it(
+    wrong: int, monkeypatch: pytest.MonkeyPatch, calls: Counter[str]
+) -> None:
+    model = make("llama")
+    [layer, *_] = [x for x in model.lm.inserted if isinstance(x, GatedCrossAttention)]
+    x, index = torch.zeros(1, 1, 32), torch.tensor([[wrong]], dtype=torch.int32)
+    with torch.no_grad():
+        media = layer.read(torch.zeros(1, 2, 2, 8))
+
+        def read() -> str:
+            with pytest.raises(InputError, match="must be from -1") as error:
+                layer(x, media, index)
+            return str(error.value)
+
+        assert read() == by_modules(monkeypatch, read)
+    assert calls["cross_few"] == 1
 
 
 @pytest.mark.parametrize("host", ["llama", "mosaic", "mosaic int8"])

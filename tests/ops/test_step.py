@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn import functional as F
 
 from flamvid.ops import cross_few, feed_few, implementation, quantise_int8, self_few, step
 
@@ -71,6 +72,23 @@ def test_feed_forward(
     args = (norm(width, biased and not rms), 1e-5, rms, up, down, activation, gate)
     x = torch.randn(rows, width)
     torch.testing.assert_close(feed_few(x, *args), formula("_feed_few", x, *args), **CLOSE)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "silu_gated"])
+def test_activations_are_exact_to_a_few_units_of_float32(activation: str) -> None:
+    n = 512
+    values = torch.linspace(-14, 14, n)
+    values[:2] = torch.tensor([-300.0, 300.0])
+    signs = torch.tensor([1.0, -1.0]).repeat(n // 2)
+    # A norm of 1 and -1 is these; by its gain, all of `values` come to the activation.
+    identity, gain = [torch.eye(n)], [signs * values]
+    gated = activation == "silu_gated"
+    up = [torch.cat([torch.eye(n), torch.eye(n)])] if gated else identity
+    got = feed_few(signs[None], gain, 0.0, False, up, identity, activation, None)[0] - signs
+    wide = values.double()
+    want = F.silu(wide) * wide if gated else F.gelu(wide)
+    error = (got.double() - want).abs() / want.abs().clamp_min(1)
+    assert float(error.max()) < 8e-7
 
 
 @settings(max_examples=80, deadline=None)

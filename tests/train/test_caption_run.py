@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from flamvid.api import load
-from flamvid.errors import ConfigError, WeightsError
+from flamvid.errors import ConfigError, InputError, WeightsError
 from flamvid.train import session
 from flamvid.train.journal import read_journal
 from flamvid.train.recipe import Recipe, read_recipe
@@ -315,6 +315,18 @@ def test_a_snapshot_of_another_recipe_is_one_line(make_recipe: MakeRecipe, tmp_p
         run(recipe, out)
     assert "\n" not in str(raised.value)
     run(recipe, out, resume=False)
+
+
+def test_words_are_not_learnt_in_vain(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    """The snapshot of the captions would take the place of what more of them had trained."""
+    recipe, out = make_recipe(), tmp_path / "run"
+    stopped(recipe, out, "captions", 10)
+    text = recipe.read_text()
+    recipe.write_text(text.replace("[words]\nsteps = 40", "[words]\nsteps = 60"))
+    with pytest.raises(InputError, match=r"words\.steps is 60, .* after 40 updates .*--fresh"):
+        run(recipe, out)
+    recipe.write_text(text.replace("steps = 40\nbatch = 8", "steps = 12\nbatch = 8"))
+    run(recipe, out)  # as many words as before
 
 
 def test_a_trial_keeps_nothing_and_knows_what_is_encoded(
