@@ -14,7 +14,7 @@ from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_h
 
 from flamvid.models.int8 import Int8Linear
 from flamvid.models.linear import Linear
-from flamvid.models.resampler import ACTIVATIONS
+from flamvid.models.resampler import ACTIVATIONS, FeedForward
 
 __all__ = ["feed_parts", "hooked", "linear_parts", "norm_parts", "weight_parts"]
 
@@ -58,8 +58,8 @@ def weight_parts(*weights: Any) -> list[Tensor] | None:
 
 
 def feed_parts(ffw: nn.Module | None) -> tuple[Any, ...] | None:
-    """Of a `feed_forward`, all that `feed_few` takes between x and the gate; None as above."""
-    if type(ffw) is not nn.Sequential or len(ffw) != 4 or hooked(ffw):
+    """Of a `FeedForward`, all that `feed_few` takes between x and the gate; None as above."""
+    if type(ffw) is not FeedForward or hooked(ffw):
         return None
     norm, up, activation, down = ffw
     parts, wide, narrow = norm_parts(norm), linear_parts(up), linear_parts(down)

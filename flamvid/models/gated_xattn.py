@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from flamvid.errors import ConfigError
 from flamvid.models.few import feed_parts, hooked, linear_parts, norm_parts
 from flamvid.models.linear import Linear
-from flamvid.models.resampler import check_activation, feed_forward
+from flamvid.models.resampler import FeedForward, check_activation
 from flamvid.ops import check_index, cross_few, feed_few, few_rows, media_attention
 
 __all__ = ["GatedCrossAttention", "MediaKeyValues", "XattnConfig"]
@@ -116,7 +116,7 @@ class GatedCrossAttention(nn.Module):
         self.attn_gate: nn.Parameter | None = None
         self.ffw_gate: nn.Parameter | None = None
         if config.dense:
-            self.ffw = feed_forward(width, config.ffw_ratio, config.activation)
+            self.ffw = FeedForward(width, config.ffw_ratio, config.activation)
         # tanh gates start at 0: step 0 equals the frozen LM.
         if config.gated:
             self.attn_gate = nn.Parameter(torch.zeros(()))

@@ -24,7 +24,7 @@ from flamvid.models.decoder import Decoder, WithHead
 from flamvid.models.few import hooked, linear_parts, norm_parts
 from flamvid.models.linear import Linear
 from flamvid.models.masks import hidden_keys
-from flamvid.ops import feed_few, few_rows, self_few
+from flamvid.ops import feed_few, few_rows, halved, self_few
 
 __all__ = ["MosaicConfig", "MosaicForCausalLM"]
 
@@ -121,8 +121,8 @@ class MosaicMlp(nn.Module):
         self.mlp_down = Linear(config.mlp_ratio * width, width, bias=bias)
 
     def forward(self, x_BSD: Tensor) -> Tensor:
-        out: Tensor = self.mlp_down(F.gelu(self.mlp_up(x_BSD)))
-        return out
+        out: Tensor = self.mlp_down(F.gelu(self.mlp_up(halved(x_BSD))))
+        return out.to(x_BSD.dtype)
 
 
 class MosaicBlock(nn.Module):

@@ -15,14 +15,14 @@ from torch.nn import functional as F
 from flamvid.errors import ConfigError, InputError
 from flamvid.models.linear import Linear
 from flamvid.models.time_embedding import TimeEmbedding
-from flamvid.ops import attention
+from flamvid.ops import attention, halved
 
 __all__ = [
+    "FeedForward",
     "PerceiverResampler",
     "ResamplerConfig",
     "SquaredReLU",
     "check_activation",
-    "feed_forward",
 ]
 
 
@@ -101,14 +101,22 @@ def check_activation(where: str, name: str) -> None:
         )
 
 
-def feed_forward(width: int, ratio: int, activation: str = "squared_relu") -> nn.Sequential:
+class FeedForward(nn.Sequential):
     """LayerNorm, widen, activation, narrow; no biases in the linear layers."""
-    return nn.Sequential(
-        nn.LayerNorm(width),
-        Linear(width, ratio * width, bias=False),
-        ACTIVATIONS[activation](),
-        Linear(ratio * width, width, bias=False),
-    )
+
+    def __init__(self, width: int, ratio: int, activation: str = "squared_relu") -> None:
+        super().__init__(
+            nn.LayerNorm(width),
+            Linear(width, ratio * width, bias=False),
+            ACTIVATIONS[activation](),
+            Linear(ratio * width, width, bias=False),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[...,D] to the same."""
+        norm, up, activation, down = self
+        out: Tensor = down(activation(up(halved(norm(x)))))
+        return out.to(x.dtype)
 
 
 class ResamplerBlock(nn.Module):
@@ -125,24 +133,24 @@ class ResamplerBlock(nn.Module):
         self.to_out = nn.Linear(inner, config.width, bias=False)
         self.norm_q = nn.LayerNorm(config.head_width) if config.qk_norm else nn.Identity()
         self.norm_k = nn.LayerNorm(config.head_width) if config.qk_norm else nn.Identity()
-        self.ffw = feed_forward(config.width, config.ffw_ratio, config.activation)
+        self.ffw = FeedForward(config.width, config.ffw_ratio, config.activation)
 
     def forward(
         self, latents_BLD: Tensor, media: Tensor, lengths: Sequence[int] | None = None
     ) -> Tensor:
         """media [B,K,D]; or [X,D], the media of all rows end to end, `lengths` of each."""
-        latents = self.norm_latents(latents_BLD)
+        latents = self._halved(self.norm_latents(latents_BLD))
         q = self._split(self.to_q(latents))
         if lengths is None:
             if torch.is_grad_enabled() and not media.requires_grad:
                 kv = torch.cat([self._folded(media), self.to_kv(latents)], dim=1)
             else:
-                kv = self.to_kv(torch.cat([self.norm_media(media), latents], dim=1))
+                kv = self.to_kv(torch.cat([self._halved(self.norm_media(media)), latents], dim=1))
             k, v = (self._split(x) for x in kv.chunk(2, dim=-1))  # B x H x (K + L) x d
             attended = attention(self.norm_q(q), self.norm_k(k), v).transpose(1, 2)  # B x L x H x d
         else:
             # A row's keys are its own frames and its latents; nothing is padded.
-            media = self.norm_media(media)
+            media = self._halved(self.norm_media(media))
             pairs = zip(media.split(list(lengths)), latents, strict=True)
             keys = torch.cat([part for pair in pairs for part in pair])[None]
             k, v = (self._split(x) for x in self.to_kv(keys).chunk(2, dim=-1))
@@ -152,7 +160,7 @@ class ResamplerBlock(nn.Module):
             packed = attention(q.transpose(0, 1).flatten(1, 2)[None], k, v, ends)  # 1 x H x B*L x d
             attended = packed[0].unflatten(1, (B, L)).permute(1, 2, 0, 3)
 
-        latents_BLD = latents_BLD + self.to_out(attended.flatten(2))
+        latents_BLD = latents_BLD + self.to_out(attended.flatten(2)).to(latents_BLD.dtype)
         out: Tensor = latents_BLD + self.ffw(latents_BLD)
         return out
 
@@ -164,7 +172,11 @@ class ResamplerBlock(nn.Module):
         """
         norm, weight_CD = self.norm_media, self.to_kv.weight
         plain = F.layer_norm(media_BKD, norm.normalized_shape, eps=norm.eps)
-        return F.linear(plain, weight_CD * norm.weight, weight_CD @ norm.bias)
+        return F.linear(self._halved(plain), weight_CD * norm.weight, weight_CD @ norm.bias)
+
+    def _halved(self, x: Tensor) -> Tensor:
+        # Norms of queries and keys round: they see float32.
+        return halved(x) if isinstance(self.norm_k, nn.Identity) else x
 
     def _split(self, x: Tensor) -> Tensor:
         heads: Tensor = x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -181,7 +193,7 @@ class SelfBlock(nn.Module):
         self.norm = nn.LayerNorm(config.width)
         self.to_qkv = nn.Linear(config.width, 3 * inner, bias=False)
         self.to_out = nn.Linear(inner, config.width, bias=False)
-        self.ffw = feed_forward(config.width, config.ffw_ratio, config.activation)
+        self.ffw = FeedForward(config.width, config.ffw_ratio, config.activation)
 
     def forward(self, x_1XD: Tensor, lengths: Sequence[int]) -> Tensor:
         """Tokens of all rows end to end, [1,X,D], `lengths` of each row, to the same."""
@@ -200,7 +212,7 @@ class MlpBlock(nn.Module):
 
     def __init__(self, config: ResamplerConfig) -> None:
         super().__init__()
-        self.ffw = feed_forward(config.width, config.ffw_ratio, config.activation)
+        self.ffw = FeedForward(config.width, config.ffw_ratio, config.activation)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         """[B,L,D] to the same."""

@@ -1,6 +1,7 @@
 """The operations at the heart of the model: PyTorch references, and kernels where they load."""
 
 from flamvid.ops.attention import attention, attention_backend
+from flamvid.ops.half import HalfLinear, halved
 from flamvid.ops.kernels import OPERATIONS, Implementation, implementation, load
 from flamvid.ops.linear import few_rows, linear
 from flamvid.ops.linear_int8 import GROUP, Int8, dequantise_int8, linear_int8, quantise_int8
@@ -13,6 +14,7 @@ __all__ = [
     "GROUP",
     "OPERATIONS",
     "Attend",
+    "HalfLinear",
     "Implementation",
     "Int8",
     "attention",
@@ -22,6 +24,7 @@ __all__ = [
     "dequantise_int8",
     "feed_few",
     "few_rows",
+    "halved",
     "implementation",
     "linear",
     "linear_int8",

@@ -18,8 +18,7 @@ from flamvid.data.collate import Batch
 from flamvid.models.flamingo import Flamingo
 from flamvid.models.lm import decoder_layers
 from flamvid.models.new_tokens import NewHead
-from flamvid.ops import media_index, token_loss_
-from flamvid.train.precision import is_halved
+from flamvid.ops import halved, media_index, token_loss_
 from flamvid.train.world import World
 
 __all__ = ["Objective", "checkpoint_layers", "no_loss"]
@@ -144,7 +143,7 @@ class _TokenLoss(torch.autograd.Function):
 def _as_multiplied(hidden_XD: Tensor, head: nn.Module) -> Tensor:
     """In the dtype of the head's products: its logits are then theirs, and not widened for us."""
     plain = isinstance(head.head if isinstance(head, NewHead) else head, nn.Linear)
-    return hidden_XD.bfloat16() if plain and is_halved() else hidden_XD
+    return halved(hidden_XD) if plain else hidden_XD
 
 
 def checkpoint_layers(flamingo: Flamingo) -> None:

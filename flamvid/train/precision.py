@@ -1,62 +1,16 @@
-"""Linear layers in bfloat16, everything else as it is.
-
-Autocast on a CPU turns attention and elementwise work to bfloat16 too, and casts frozen weights
-anew at every call, which costs more than it saves. Matrix products alone run about twice as fast
-in bfloat16 where the CPU has instructions for it; they are accumulated in float32 either way.
-"""
+"""In which precision a run computes, by its name in the recipe."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.overrides import (
-    TorchFunctionMode,
-    _get_current_function_mode_stack,
-)
+from torch import nn
 
-__all__ = ["HalfLinear", "halve_frozen", "halves", "has_fast_bfloat16", "is_halved", "precision"]
+from flamvid.ops.half import HalfLinear
 
-
-class HalfLinear(TorchFunctionMode):
-    """Within this context `F.linear` multiplies in bfloat16 and gives back the dtype of its input.
-
-    Frozen weights are kept in bfloat16 for as long as the context object lives.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._frozen: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        if func is F.linear and not kwargs and args[0].dtype in (torch.float32, torch.bfloat16):
-            x, weight, *bias = args
-            bias_16 = [b if b is None else b.bfloat16() for b in bias]
-            return func(x.bfloat16(), self._half(weight), *bias_16).to(x.dtype)
-        return func(*args, **(kwargs or {}))
-
-    def _half(self, weight: Tensor) -> Tensor:
-        if weight.requires_grad:
-            return weight.bfloat16()
-        known = self._frozen.get(id(weight))
-        if known is None or known[0] is not weight:
-            known = self._frozen[id(weight)] = (weight, weight.bfloat16())
-        return known[1]
-
-
-def is_halved() -> bool:
-    """Whether `F.linear` is now called within a `HalfLinear`."""
-    return any(isinstance(mode, HalfLinear) for mode in _get_current_function_mode_stack())
+__all__ = ["halve_frozen", "halves", "has_fast_bfloat16", "precision"]
 
 
 def has_fast_bfloat16() -> bool:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
+
+import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flamvid.train.precision import HalfLinear, halve_frozen
+from flamvid.models.mosaic import MosaicConfig, MosaicMlp
+from flamvid.models.resampler import ACTIVATIONS, FeedForward, ResamplerBlock, ResamplerConfig
+from flamvid.ops import HalfLinear, halved
+from flamvid.train.precision import halve_frozen
 
 
 def test_products_are_bfloat16_and_results_float32() -> None:
@@ -57,3 +63,58 @@ def test_frozen_weights_in_bfloat16_alone_change_nothing() -> None:
     assert [layer.weight.dtype for layer in layers] == [torch.bfloat16, torch.float32]
     with HalfLinear():
         assert torch.equal(layers(x), before)
+
+
+def test_what_is_halved_on_the_way_is_what_is_given_to_a_linear_layer() -> None:
+    x, y = torch.randn(3, 8), torch.randn(3, 8).double()
+    assert halved(x) is x
+    with HalfLinear():
+        assert torch.equal(halved(x), x.bfloat16())
+        assert halved(y) is y
+        assert F.linear(halved(x), torch.randn(4, 8)).dtype == torch.bfloat16
+    assert halved(x) is x
+
+
+def learnt(layer: nn.Module, x: Tensor, *more: Tensor) -> list[Tensor]:
+    """What a layer gives within HalfLinear, and all gradients."""
+    x = x.clone().requires_grad_()
+    with HalfLinear():
+        out = layer(x, *more)
+    assert out.dtype == torch.float32
+    slope = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
+    return [out, *torch.autograd.grad(out, [x, *layer.parameters()], slope)]
+
+
+@pytest.mark.parametrize("name", [*ACTIVATIONS, "mlp"])
+def test_a_feed_forward_stays_in_bfloat16_to_the_same_numbers(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    mlp = name == "mlp"
+    layer = MosaicMlp(MosaicConfig(d_model=32)) if mlp else FeedForward(32, 4, name)
+    x = torch.randn(5, 7, 32)
+    got = learnt(layer, x)
+    for module in ("resampler", "mosaic"):
+        monkeypatch.setattr(f"flamvid.models.{module}.halved", lambda x: x)
+    for mine, plain in zip(got, learnt(layer, x), strict=True):
+        assert torch.equal(mine, plain)
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_a_resamplers_block_stays_in_bfloat16_to_nearly_the_same_numbers(
+    qk_norm: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    sizes = ResamplerConfig(features=32, width=32, heads=2, head_width=16, qk_norm=qk_norm)
+    block, media = ResamplerBlock(sizes), torch.randn(3, 140, 32)
+    x = torch.randn(3, 6, 32)
+    kinds = []
+    module = importlib.import_module("flamvid.models.resampler")
+    attention = module.attention
+    monkeypatch.setattr(module, "attention", lambda *x: kinds.append(x[0].dtype) or attention(*x))
+    got = learnt(block, x, media)
+    monkeypatch.setattr(module, "halved", lambda x: x)
+    for mine, plain in zip(got, learnt(block, x, media), strict=True):
+        error = float((mine - plain).detach().norm() / plain.detach().norm())
+        assert error <= (0 if qk_norm else 5e-3)
+    assert kinds == [torch.float32 if qk_norm else torch.bfloat16, torch.float32]
