@@ -111,6 +111,9 @@ def guarded(command: Callable[P, int]) -> Callable[P, None]:
         except FlamvidError as error:
             report(error)
             code = FAILED
+        except PermissionError as error:  # pathlib raises it for what lies in a closed folder
+            report(f"{error.filename}: {error.strerror}; check who may read or write there")
+            code = FAILED
         except KeyboardInterrupt:
             report("interrupted")
             code = INTERRUPTED

@@ -110,7 +110,7 @@ def index(
     with working(f"loading {model}"):
         from flamvid import library
         from flamvid.index.indexer import IndexConfig
-        from flamvid.index.manifest import Shard
+        from flamvid.index.manifest import Shard, check
         from flamvid.store.writer import check_target
 
     config = IndexConfig(
@@ -121,8 +121,10 @@ def index(
         timeout=decode_timeout,
         retry=(reason or "") if retry_failed else None,
     )
-    check_target(store)
     part = Shard.parse(shard) if shard is not None else None
+    check_target(store)
+    if watch is None:  # what is watched may be there later
+        check(sources or [])
     log_to_stderr(logging.INFO if verbose else logging.WARNING)
 
     with working(f"loading {model}"):

@@ -55,9 +55,10 @@ def expand(sources: Sequence[str], root: Path, where: str) -> list[str]:
         for name in braceexpand.braceexpand(source) if "{" in source else [source]:
             matches = _remote(name, where) if is_remote(name) else _local(root / name)
             if not matches:
-                server = ", or its server does not answer" if is_remote(name) else ""
+                place = ", or its server does not answer" if is_remote(name) else f" in {root}"
                 raise ConfigError(
-                    f"{where}: no file matches {shown(name)!r}{server}; correct the recipe"
+                    f"{where}: no file matches {shown(name)!r}{place}; correct the recipe, or the "
+                    "folder of the data"
                 )
             found += matches
     if twice := {name for name in found if found.count(name) > 1}:

@@ -18,6 +18,7 @@ from flamvid.data.samples import Document, Look, Media
 from flamvid.data.sources import files_of, open_shard
 from flamvid.data.stored import Span
 from flamvid.errors import FlamvidError
+from flamvid.video.address import shown
 
 __all__ = ["Problem", "verify"]
 
@@ -66,12 +67,16 @@ def verify(
     for name, configs in corpora.items():
         splits.append(_Split(name))
         for config in configs:
-            good = missing = 0
+            good = missing = bad = 0
             for found in _checked(config, root, splits):
                 if isinstance(found, Problem):
+                    bad += 1
                     yield found
                 else:
                     good, missing = good + 1, missing + found
+            if not good + bad:  # which training refuses
+                file = files_of(config, root)[0]
+                yield Problem(name, config.name, shown(file), "holds no samples")
             if count is not None:
                 count(name, config, good, missing)
 

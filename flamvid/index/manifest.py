@@ -23,7 +23,7 @@ from flamvid.errors import InputError, SourceError
 from flamvid.video.archive import is_archive, members, parted, samples
 from flamvid.video.pictures import natural
 
-__all__ = ["VIDEOS", "Shard", "in_shard", "sources"]
+__all__ = ["VIDEOS", "Shard", "check", "in_shard", "sources"]
 
 VIDEOS = frozenset(
     f".{ending}"
@@ -57,6 +57,18 @@ def sources(arguments: Iterable[str], stdin: IO[str] | None = None) -> Iterator[
         yield from (name if "://" in name else os.path.abspath(name) for name in found)
 
 
+def check(arguments: Iterable[str]) -> None:
+    """InputError for the first that names nothing, without a look at what is in the others."""
+    for argument in arguments:
+        elsewhere = argument == "-" or "://" in argument or parted(argument)[1] is not None
+        if not (elsewhere or Path(argument).exists() or glob.has_magic(argument)):
+            raise _missing(argument)
+
+
+def _missing(argument: str) -> InputError:
+    return InputError(f"{argument} does not exist; check the path")
+
+
 def _argument(argument: str) -> Iterator[str]:
     path = Path(argument)
     if "://" in argument:
@@ -77,7 +89,7 @@ def _argument(argument: str) -> Iterator[str]:
             elif "**" not in argument:  # which matches what is in them too
                 yield from _folder(match)
     else:
-        raise InputError(f"{argument} does not exist; check the path")
+        raise _missing(argument)
 
 
 def _folder(folder: Path) -> Iterator[str]:

@@ -205,6 +205,8 @@ def verify(path: Path) -> Report:
     LMDB's pages, which change meanwhile. Raises StoreError for what is no store.
     """
     sealed, contents = None, Contents()
+    if path.is_dir():
+        raise StoreError(f"{path} is a folder; a store is one file")
     try:
         with unwritten(path) as still, Pages(path) as pages:
             if still:

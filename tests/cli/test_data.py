@@ -266,7 +266,7 @@ def test_a_shard_that_can_t_be_written_is_one_line(
         ("", (), "has no [[corpus]] table; a recipe must say what to train on"),
         ("[data]\n", (), "has no [[corpus]] table; this is for corpora, and a recipe with [data]"),
         (RECIPE.replace("sources = [\"v", "source = [\"v"), (), "did you mean 'sources'"),
-        (RECIPE.replace("s-*.tar", "t-*.tar"), (), "no file matches"),
+        (RECIPE.replace("s-*.tar", "t-*.tar"), (), "no file matches 't-*.tar' in ."),
         (RECIPE, ("--corpus", "other"), "--corpus is 'other'; r.toml has held-out, stills"),
         (RECIPE, ("--data", "gone"), "--data is gone, which is no folder"),
     ],
@@ -289,3 +289,16 @@ def test_what_is_wrong_is_said_on_one_line(
     assert result.exit_code == 2
     [line] = result.stderr.splitlines()
     assert complaint in line
+
+
+def test_a_corpus_of_nothing_is_a_problem(run: Callable[..., Result]) -> None:
+    """As it is to training, whichever command looks."""
+    write_tar(Path("none.tar"), [])
+    table = '[[corpus]]\nname = "c"\nkind = "images"\nsources = ["none.tar"]\n'
+    Path("none.toml").write_text(table)
+    for command in ("list", "verify"):
+        result = run(command, "none.toml")
+        assert result.exit_code in (1, 2)
+        said = result.stdout + result.stderr  # of verify, a problem is data
+        assert "none.tar" in said
+        assert "holds no samples" in said

@@ -197,6 +197,7 @@ def test_search_usage(
         ("search {store} dog --window=0", "window is 0.0 s; must be above 0"),
         ("search {store} --like=none.mp4", "none.mp4 does not exist"),
         ("search {store} dog -o none/hits.html", "the folder none does not exist"),
+        ("index none.mp4", "none.mp4 does not exist"),
         ("index . --store=text.lmdb", "text.lmdb is no feature store"),
         ("index . --store=none/s.lmdb", "the folder none does not exist"),
         ("live a.mp4 --store=text.lmdb", "text.lmdb is no feature store"),

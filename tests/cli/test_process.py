@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -114,3 +116,16 @@ def test_a_terminal_is_told_what_is_done_and_a_pipe_is_not() -> None:
     assert shown.stdout == b"data\n"
     assert b"reading x" in os.read(terminal, 1 << 16)
     os.close(terminal)
+
+
+def test_a_closed_folder_is_one_line(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pathlib raises for what may lie in it. As root, whom no folder is closed to, it is faked."""
+
+    def closed(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", closed)
+    result = run("data", "list", "closed/r.toml")
+    assert (result.exit_code, result.stdout) == (1, "")
+    [line] = result.stderr.splitlines()
+    assert line.startswith("flamvid: closed/r.toml: Permission denied; check")
