@@ -151,7 +151,9 @@ def _kernel_is_better(q: Tensor, k: Tensor, lengths: Lengths | None) -> bool:
     segments = 1 if lengths is None else max(len(lengths[1]), 1)
     # torch's own is slower still in bfloat16.
     many = k.shape[2] >= _MANY_KEYS * segments or q.dtype == torch.bfloat16
-    return many and q.shape[3] <= WIDEST and _kernel_serves(q.device, q.dtype)[0]
+    if torch.compiler.is_compiling() or not many or q.shape[3] > WIDEST:
+        return False
+    return _kernel_serves(q.device, q.dtype)[0]
 
 
 def _kernel_serves(device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:

@@ -34,3 +34,14 @@ def test_values_and_gradients_are_those_of_the_plain_formula(qk_norm: bool) -> N
     torch.testing.assert_close(got, want)
     for mine_, theirs_ in zip(mine, theirs, strict=True):
         torch.testing.assert_close(mine_, theirs_)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_resampler_is_one_graph(grad: bool) -> None:
+    torch.manual_seed(0)
+    sizes = ResamplerConfig(features=16, width=16, depth=1, heads=2, head_width=8, latents=4)
+    resampler, features = PerceiverResampler(sizes), torch.randn(2, 3, 50, 16)
+    run = torch.compile(resampler, fullgraph=True, backend="aot_eager")
+    with torch.set_grad_enabled(grad):
+        got, want = run(features).detach(), resampler(features).detach()
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
