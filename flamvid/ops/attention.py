@@ -52,11 +52,8 @@ def attention(
     _check(q, k, v, lengths)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if backend == "auto":
-        grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-        if _xformers_serves(q.device, q.dtype, grad)[0]:
-            backend = "xformers"
-        else:
-            backend = "kernel" if _kernel_is_better(q, k, lengths) else "sdpa"
+        # A graph can ask for nothing, and a compiler knows torch's own best.
+        backend = "sdpa" if torch.compiler.is_compiling() else _best(q, k, v, lengths)
     if backend == "xformers":
         works, why = _xformers_serves(q.device, q.dtype, False)
         if not works:
@@ -147,13 +144,18 @@ def _kernel(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths | None, scale: flo
     return media_attention(q, k, v, seen, list(keys), scale)
 
 
+def _best(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths | None) -> Backend:
+    grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    if _xformers_serves(q.device, q.dtype, grad)[0]:
+        return "xformers"
+    return "kernel" if _kernel_is_better(q, k, lengths) else "sdpa"
+
+
 def _kernel_is_better(q: Tensor, k: Tensor, lengths: Lengths | None) -> bool:
     segments = 1 if lengths is None else max(len(lengths[1]), 1)
     # torch's own is slower still in bfloat16.
     many = k.shape[2] >= _MANY_KEYS * segments or q.dtype == torch.bfloat16
-    if torch.compiler.is_compiling() or not many or q.shape[3] > WIDEST:
-        return False
-    return _kernel_serves(q.device, q.dtype)[0]
+    return many and q.shape[3] <= WIDEST and _kernel_serves(q.device, q.dtype)[0]
 
 
 def _kernel_serves(device: torch.device, dtype: torch.dtype) -> tuple[bool, str]:
