@@ -37,7 +37,7 @@ def caption(
         list[str],
         typer.Argument(
             metavar="SOURCE",
-            help="Videos, pictures, folders of frames, or quoted globs such as '**/*.mp4'.",
+            help="Videos, pictures, folders of videos or frames, or quoted globs like '**/*.mp4'.",
         ),
     ],
     model: opt.Model = "flamvid-base",

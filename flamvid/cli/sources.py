@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
+from pathlib import Path
 
 from flamvid.cli.failure import report
 
@@ -14,11 +15,15 @@ __all__ = ["existing", "expand"]
 def expand(arguments: list[str]) -> list[str]:
     """All sources in the order given, each glob as its matches in natural order.
 
-    What exists is taken as it stands, `[a].mp4` too; addresses are left alone; `**` crosses
-    folders and then only files are meant. A glob that matches nothing stays, to be reported.
+    What exists is taken as it stands, `[a].mp4` too, but a folder without frames is the videos in
+    it; addresses are left alone; `**` crosses folders and then only files are meant. A glob that
+    matches nothing stays, to be reported.
     """
     out: list[str] = []
     for argument in arguments:
+        if not _elsewhere(argument) and os.path.isdir(argument):
+            out.extend(_videos(argument) or [argument])
+            continue
         if _elsewhere(argument) or os.path.lexists(argument) or not glob.has_magic(argument):
             out.append(argument)
             continue
@@ -40,6 +45,18 @@ def existing(sources: list[str]) -> list[str]:
         else:
             report(f"{source}: no such file or folder; check the path")
     return out
+
+
+def _videos(folder: str) -> list[str]:
+    """The videos in a folder, as `flamvid index` finds them; none of a folder of frames."""
+    from flamvid.index.manifest import videos
+    from flamvid.video.pictures import PICTURES
+
+    try:
+        frames = any(Path(name).suffix.lower() in PICTURES for name in os.listdir(folder))
+    except OSError:  # told when it is opened
+        return []
+    return [] if frames else list(videos(Path(folder)))
 
 
 def _elsewhere(source: str) -> bool:

@@ -23,7 +23,7 @@ from flamvid.errors import InputError, SourceError
 from flamvid.video.archive import is_archive, members, parted, samples
 from flamvid.video.pictures import natural
 
-__all__ = ["VIDEOS", "Shard", "check", "in_shard", "sources"]
+__all__ = ["VIDEOS", "Shard", "check", "in_shard", "sources", "videos"]
 
 VIDEOS = frozenset(
     f".{ending}"
@@ -74,7 +74,7 @@ def _argument(argument: str) -> Iterator[str]:
     if "://" in argument:
         yield argument
     elif path.is_dir():
-        yield from _folder(path)
+        yield from videos(path)
     elif path.exists():
         yield from _file(path)
     elif parted(argument)[1] is not None:
@@ -87,12 +87,13 @@ def _argument(argument: str) -> Iterator[str]:
             if not match.is_dir():
                 yield from _file(match)
             elif "**" not in argument:  # which matches what is in them too
-                yield from _folder(match)
+                yield from videos(match)
     else:
         raise _missing(argument)
 
 
-def _folder(folder: Path) -> Iterator[str]:
+def videos(folder: Path) -> Iterator[str]:
+    """The videos in a folder, however deep, and the samples of its tars, in natural order."""
     seen: set[tuple[int, int]] = set()  # links may lead back to where they are
     for here, folders, files in os.walk(folder, onerror=_unlisted, followlinks=True):
         with suppress(OSError):  # it went just now

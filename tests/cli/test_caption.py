@@ -62,6 +62,22 @@ def test_a_source_that_fails_does_not_take_the_others_along(run: Any) -> None:
     assert "bug.mp4: unexpected ZeroDivisionError" in lines[3]
 
 
+def test_a_folder_is_its_videos_unless_it_holds_frames(run: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "clips"
+    (folder / "deep").mkdir(parents=True)
+    for name in ("clip10.mp4", "clip2.mkv", "notes.txt", "deep/last.webm", ".hidden.mp4"):
+        (folder / name).touch()
+    lines = run("caption", folder).stdout.splitlines()
+    found = [f"{folder}/{name}" for name in ("clip2.mkv", "clip10.mp4", "deep/last.webm")]
+    assert lines == [f"{path}: a dog runs" for path in found]
+    (folder / "0001.png").touch()
+    assert run("caption", folder).stdout == "a dog runs\n"  # a source, as ever
+    for file in (*folder.glob("*.m*"), folder / "0001.png", folder / "deep/last.webm"):
+        file.unlink()
+    result = run("caption", folder, "--format", "jsonl")
+    assert json.loads(result.stdout)["source"] == str(folder)
+
+
 def test_without_any_source_no_model_is_loaded(run: Any, fake: Any) -> None:
     result = run("caption", "nope.mp4", "*.mkv")
     assert result.exit_code == 1
