@@ -1,9 +1,9 @@
-"""`flamvid ask`: an answer to a question about one source."""
+"""`flamvid ask`: an answer to a question about a source, or about each of a folder."""
 
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,7 +12,7 @@ from flamvid.cli.caption import load
 from flamvid.cli.failure import FAILED, guarded, named, report, say
 from flamvid.cli.output import Format, encoder, open_output
 from flamvid.cli.progress import progress
-from flamvid.cli.sources import existing
+from flamvid.cli.sources import existing, expand
 from flamvid.errors import FlamvidError, InputError
 from flamvid.text.shots import read_shots
 
@@ -28,7 +28,9 @@ class AnswerFormat(StrEnum):
 
 @guarded
 def ask(
-    source: Annotated[str, typer.Argument(help="A video, a picture or a folder of frames.")],
+    source: Annotated[
+        str, typer.Argument(help="A video, picture or folder of frames; or a folder of videos.")
+    ],
     question: Annotated[str, typer.Argument(help="What you want to know, in quotes.")],
     model: opt.Model = "flamvid-base",
     frames: opt.Frames = None,
@@ -74,29 +76,33 @@ def ask(
     if not question.strip():
         raise InputError("the question is empty; give a sentence, in quotes")
     where = opt.ModelOptions(model=model, device=device, dtype=dtype, device_map=device_map)
+    wanted = expand([source])
     if verbose:
         extra = [f"--format={format}", *([f"--shots={shots}"] if shots else [])]
         say(opt.command_line("ask", [source, question], where, text, extra=extra))
-    if not existing([source]):
+    found = existing(wanted)
+    if not found:
         return FAILED
     examples = read_shots(shots, questions=True) if shots else []
 
     kind = Format.text if format is AnswerFormat.text else Format.jsonl
-    with progress(1) as bar:
+    encoding, failed = encoder(kind, many=len(wanted) > 1), len(wanted) - len(found)
+    with open_output(encoding, None) as out, progress(len(found)) as bar:
         captioner = load(where, bar, verbose)
-        bar.show(named(source))
-        keywords = text.keywords("every", "window", "prompt", "returns")
-        try:
-            if examples:
-                seen = captioner.examples(
-                    examples, frames=frames, fps=fps, decode_timeout=decode_timeout
-                )
-                keywords["shots"] = seen  # type: ignore[assignment]
-            answer = captioner.ask(source, question, **keywords)  # type: ignore[arg-type]
-        except FlamvidError as error:
-            with bar.paused():
-                report(error, source)
-            return FAILED
-    with open_output(encoder(kind), None) as out:
-        out.write(answer)
-    return 0
+        keywords: dict[str, Any] = text.keywords("every", "window", "prompt", "returns")
+        if examples:
+            looked = {"frames": frames, "fps": fps, "decode_timeout": decode_timeout}
+            keywords["shots"] = captioner.examples(examples, **looked)  # type: ignore[arg-type]
+        for one in found:
+            bar.show(named(one))
+            try:
+                answer = captioner.ask(one, question, **keywords)
+            except FlamvidError as error:
+                failed += 1
+                with bar.paused():
+                    report(error, one)
+            else:
+                with bar.paused():
+                    out.write(answer)
+            bar.advance()
+    return FAILED if failed else 0

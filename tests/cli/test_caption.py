@@ -232,3 +232,11 @@ def test_ask_refuses_in_one_line(run: Any) -> None:
     result = run("ask", "broken.mp4", "why?")
     assert (result.exit_code, result.stderr) == (1, "flamvid: broken.mp4 is truncated\n")
     assert run("ask", "nope.mp4", "why?").exit_code == 1
+
+
+def test_each_of_several_sources_is_asked(run: Any) -> None:
+    result = run("ask", "*.mp4", "why?")
+    assert result.exit_code == 1
+    names = [line.partition(": ")[0] for line in result.stdout.splitlines()]
+    assert names == ["a.mp4", "b.mp4", "bug.mp4", "nan.mp4", "odd.mp4"]
+    assert result.stderr == "flamvid: broken.mp4 is truncated\n"
