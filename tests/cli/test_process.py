@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.processes import wait_for
 
@@ -129,3 +131,36 @@ def test_a_closed_folder_is_one_line(run: Any, monkeypatch: pytest.MonkeyPatch) 
     assert (result.exit_code, result.stdout) == (1, "")
     [line] = result.stderr.splitlines()
     assert line.startswith("flamvid: closed/r.toml: Permission denied; check")
+
+
+SHAPES = """
+import ctypes
+from flamvid.cli.process import prepare
+prepare()
+import torch
+from torch.nn.functional import linear
+
+class Info(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in "a b c d e f g in_use h i".split()]
+
+told = ctypes.CDLL(None).mallinfo2
+told.restype = Info
+weight = torch.randn(256, 256, dtype=torch.bfloat16)
+for rows in range(30, 330):
+    linear(torch.randn(rows, 256, dtype=torch.bfloat16), weight)
+    if rows == 130:
+        before = told().in_use
+print((told().in_use - before) >> 20)
+"""
+
+
+@pytest.mark.skipif(
+    not hasattr(ctypes.CDLL(None), "mallinfo2") or not torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+    reason="needs glibc and a CPU of bfloat16",
+)
+def test_texts_of_all_lengths_leave_nothing_behind() -> None:
+    """By default torch keeps what oneDNN made for 1024 shapes: some 100 MB of these 200."""
+    made = subprocess.run(
+        [sys.executable, "-c", SHAPES], capture_output=True, text=True, check=True
+    )
+    assert int(made.stdout) < 30
