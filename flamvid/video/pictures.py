@@ -130,8 +130,8 @@ def open_folder(
     found = [f for f in _listed(folder) if f.suffix.lower() in PICTURES and f.is_file()]
     if not found:
         raise SourceError(
-            f"{folder} is a folder without frames; frames are files that end in "
-            f"{', '.join(sorted(PICTURES))}"
+            f"{folder} is a folder without frames, which are files that end in "
+            f"{', '.join(sorted(PICTURES))}; a video in it goes by its own path"
         )
     found.sort(key=lambda f: natural(f.name))
     return open_files(found, str(folder), "folder", fps, size)
