@@ -1,17 +1,22 @@
-"""A process of its own that indexes: it says when it begins, so that it can be killed after that.
-
-run_index.py MODEL STORE FPS SOURCE...
-"""
+"""What a process of its own does that indexes: it says when it begins, so that it can be killed
+after that."""
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
 
 from flamvid import library
 
-if __name__ == "__main__":
-    model, store, fps, *sources = sys.argv[1:]
-    captioner = library.load(model, device="cpu")
-    print("ready", flush=True)
-    config = library.IndexConfig(fps=float(fps), workers=2)
-    print(library.index(sources, store, model=captioner, config=config, batch=8).report())
+
+def run_index(
+    ready: Connection, model: Path, store: Path, fps: float, videos: Sequence[str]
+) -> None:
+    torch.set_num_threads(2)
+    captioner = library.load(str(model), device="cpu")
+    ready.send("ready")
+    config = library.IndexConfig(fps=fps, workers=2)
+    library.index(videos, store, model=captioner, config=config, batch=8)
