@@ -139,7 +139,7 @@ def _kernel(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths | None, scale: flo
         seen = torch.zeros(q.shape[0], q.shape[2], dtype=torch.int32, device=q.device)
         return media_attention(q, k, v, seen, max(k.shape[2], 1), scale)
     queries, keys = lengths
-    media = torch.tensor([at if n else -1 for at, n in enumerate(keys)], dtype=torch.int32)
+    media = torch.arange(len(keys), dtype=torch.int32)
     seen = media.repeat_interleave(torch.tensor(queries)).to(q.device)[None]
     return media_attention(q, k, v, seen, list(keys), scale)
 
