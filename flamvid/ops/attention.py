@@ -137,10 +137,11 @@ def _kernel(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths | None, scale: flo
     """Each segment's keys are the latents of a media of its own."""
     if lengths is None:
         seen = torch.zeros(q.shape[0], q.shape[2], dtype=torch.int32, device=q.device)
-        return media_attention(q, k, v, seen, max(k.shape[2], 1), scale)
+        return media_attention(q, k, v, seen, [k.shape[2]], scale)
     queries, keys = lengths
     media = torch.arange(len(keys), dtype=torch.int32)
-    seen = media.repeat_interleave(torch.tensor(queries)).to(q.device)[None]
+    seen = media.repeat_interleave(torch.tensor(list(queries), dtype=torch.int64))
+    seen = seen.to(q.device)[None]
     return media_attention(q, k, v, seen, list(keys), scale)
 
 

@@ -82,6 +82,15 @@ def test_dense_is_packed_of_one(
         torch.testing.assert_close(dense[row], packed, atol=close, rtol=close)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nothing_to_see_and_nobody_to_see_it(dtype: torch.dtype) -> None:
+    q, k = torch.randn(2, 3, 5, 16, dtype=dtype), torch.randn(2, 3, 0, 16, dtype=dtype)
+    assert not attention(q, k, k).any()
+    assert attention(k, q, q).shape == k.shape
+    assert attention(k[:1], k[:1], k[:1], ([], [])).shape == (1, 3, 0, 16)
+    assert not attention(q[:1], k[:1], k[:1], ([3, 2], [0, 0])).any()
+
+
 def test_bad_input_is_named() -> None:
     q, k = torch.zeros(1, 2, 4, 8), torch.zeros(1, 2, 6, 8)
     two = torch.zeros(2, 2, 4, 8)
