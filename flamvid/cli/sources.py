@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from flamvid.cli.failure import report
+from flamvid.cli.failure import one_line, report, say
 
 __all__ = ["existing", "expand"]
 
@@ -21,16 +21,15 @@ def expand(arguments: list[str]) -> list[str]:
     """
     out: list[str] = []
     for argument in arguments:
-        if not _elsewhere(argument) and os.path.isdir(argument):
-            out.extend(_videos(argument) or [argument])
-            continue
         if _elsewhere(argument) or os.path.lexists(argument) or not glob.has_magic(argument):
-            out.append(argument)
+            out.extend(_videos(argument) or [argument])
             continue
         found = glob.glob(argument, recursive=True)
         if "**" in argument:
             found = [path for path in found if not os.path.isdir(path)]
-        out.extend(sorted(found, key=_natural) or [argument])
+        matches = sorted(found, key=_natural)
+        out.extend(one for match in matches for one in _videos(match) or [match])
+        out.extend([] if matches else [argument])
     return out
 
 
@@ -47,16 +46,24 @@ def existing(sources: list[str]) -> list[str]:
     return out
 
 
-def _videos(folder: str) -> list[str]:
+def _videos(source: str) -> list[str]:
     """The videos in a folder, as `flamvid index` finds them; none of a folder of frames."""
-    from flamvid.index.manifest import videos
+    if _elsewhere(source) or not os.path.isdir(source):
+        return []
+    from flamvid.index.manifest import VIDEOS, videos
     from flamvid.video.pictures import PICTURES
 
     try:
-        frames = any(Path(name).suffix.lower() in PICTURES for name in os.listdir(folder))
+        here = [path for path in Path(source).iterdir() if path.name[0] != "." and path.is_file()]
     except OSError:  # told when it is opened
         return []
-    return [] if frames else list(videos(Path(folder)))
+    kinds = {path.suffix.lower() for path in here}
+    if not kinds & PICTURES:
+        return list(videos(Path(source)))
+    if not kinds & VIDEOS:
+        return []
+    say(f"flamvid: {one_line(source)} holds pictures beside its videos, which are left out")
+    return list(videos(Path(source)))
 
 
 def _elsewhere(source: str) -> bool:

@@ -18,7 +18,7 @@ from flamvid.data.corpus import CorpusConfig
 from flamvid.data.ledger import Ledger
 from flamvid.data.order import Order, unchanged
 from flamvid.data.sources import Samples, open_corpus
-from flamvid.data.workers import Told, begin_worker, end, told
+from flamvid.data.workers import Items, Told, begin_worker, end
 from flamvid.errors import ConfigError, FlamvidError
 from flamvid.text.prompt import PromptFormat
 
@@ -120,7 +120,7 @@ class Mixture:
         others = set(active_children())
         ahead = iter(loader)
         Finalize(None, end, (set(active_children()) - others,), exitpriority=0)
-        return told(ahead)
+        return Items(ahead)
 
 
 class _Updates(Dataset[tuple[Batch, ...]]):

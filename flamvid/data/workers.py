@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from flamvid.errors import FlamvidError, SourceError
 
-__all__ = ["Told", "begin_worker", "end", "none_lost", "told"]
+__all__ = ["Items", "Told", "begin_worker", "end", "none_lost"]
 
 
 class Told(Dataset[Any]):
@@ -31,19 +31,26 @@ class Told(Dataset[Any]):
             return error
 
 
-def told(ahead: Iterator[Any]) -> Iterator[Any]:
-    """The items of `Told` that workers read ahead; the error that one is, raised."""
-    while True:
+class Items(Iterator[Any]):
+    """The items of `Told` that workers read ahead; the error that one is, raised.
+
+    No generator, which an error would end.
+    """
+
+    def __init__(self, ahead: Iterator[Any]) -> None:
+        self._ahead = ahead
+
+    def __next__(self) -> Any:
         with none_lost():
             try:
-                item = next(ahead)
+                item = next(self._ahead)
             except (EOFError, ConnectionError, FileNotFoundError) as error:
                 if str(error).startswith("Caught"):  # a worker met it itself
                     raise
                 raise _lost("it ended while it gave a batch") from error
         if isinstance(item, FlamvidError):
             raise item
-        yield item
+        return item
 
 
 @contextmanager

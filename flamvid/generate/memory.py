@@ -81,7 +81,9 @@ class PromptMemory:
             return None
         ids: list[int] = input_ids[0].tolist()
         held = self._held
-        if held is not None and held.model() is not model:
+        if held is not None and (
+            held.model() is not model or _kind(held.latents) != _kind(latents)
+        ):
             held = None
         tokens = media = 0
         if held is not None:
@@ -135,6 +137,11 @@ def _same_media(one: Tensor, other: Tensor) -> bool:
         return True
     kinds = [(x.shape, x.dtype, x.device) for x in (one, other)]
     return kinds[0] == kinds[1] and torch.equal(one, other)
+
+
+def _kind(latents: Sequence[Tensor]) -> tuple[torch.dtype, torch.device]:
+    """What the model computed in, and where."""
+    return latents[0].dtype, latents[0].device
 
 
 def _first(layers: Sequence[MediaKeyValues], media: int) -> tuple[MediaKeyValues, ...]:

@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 from flamvid.models.int8 import Int8Linear
-from flamvid.models.linear import Linear
+from flamvid.models.linear import Linear, hooked
 from flamvid.models.resampler import ACTIVATIONS, FeedForward
 
 __all__ = ["feed_parts", "hooked", "linear_parts", "norm_parts", "weight_parts"]
@@ -67,15 +66,3 @@ def feed_parts(ffw: nn.Module | None) -> tuple[Any, ...] | None:
     if parts is None or wide is None or narrow is None or name is None or hooked(activation):
         return None
     return parts, norm.eps, False, wide, narrow, name
-
-
-def hooked(layer: nn.Module) -> bool:
-    """Whether others listen to its calls, or have put their own `forward` in its place."""
-    own = layer.__dict__
-    return bool(
-        own["_forward_hooks"]
-        or own["_forward_pre_hooks"]
-        or "forward" in own
-        or _global_forward_hooks  # of every module, as profilers have them
-        or _global_forward_pre_hooks
-    )

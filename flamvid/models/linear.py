@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 from flamvid.ops import linear
 
-__all__ = ["Linear", "quicken"]
+__all__ = ["Linear", "hooked", "quicken"]
 
 
 class Linear(nn.Linear):
@@ -21,3 +22,15 @@ def quicken(model: nn.Module) -> None:
     for module in model.modules():
         if type(module) is nn.Linear:
             module.__class__ = Linear
+
+
+def hooked(layer: nn.Module) -> bool:
+    """Whether others listen to its calls, or have put their own `forward` in its place."""
+    own = layer.__dict__
+    return bool(
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or "forward" in own
+        or _global_forward_hooks  # of every module, as profilers have them
+        or _global_forward_pre_hooks
+    )

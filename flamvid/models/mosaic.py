@@ -121,7 +121,8 @@ class MosaicMlp(nn.Module):
         self.mlp_down = Linear(config.mlp_ratio * width, width, bias=bias)
 
     def forward(self, x_BSD: Tensor) -> Tensor:
-        out: Tensor = self.mlp_down(F.gelu(self.mlp_up(halved(x_BSD))))
+        half_BSD = halved(x_BSD, self.mlp_up, self.mlp_down)
+        out: Tensor = self.mlp_down(F.gelu(self.mlp_up(half_BSD)))
         return out.to(x_BSD.dtype)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flamvid.errors import ConfigError, InputError
-from flamvid.models.linear import Linear
+from flamvid.models.linear import Linear, hooked
 from flamvid.models.time_embedding import TimeEmbedding
 from flamvid.ops import attention, halved
 
@@ -115,7 +115,7 @@ class FeedForward(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """[...,D] to the same."""
         norm, up, activation, down = self
-        out: Tensor = down(activation(up(halved(norm(x)))))
+        out: Tensor = down(activation(up(halved(norm(x), up, down))))
         return out.to(x.dtype)
 
 
@@ -142,7 +142,7 @@ class ResamplerBlock(nn.Module):
         latents = self._halved(self.norm_latents(latents_BLD))
         q = self._split(self.to_q(latents))
         if lengths is None:
-            if torch.is_grad_enabled() and not media.requires_grad:
+            if torch.is_grad_enabled() and not media.requires_grad and self._folds():
                 kv = torch.cat([self._folded(media), self.to_kv(latents)], dim=1)
             else:
                 kv = self.to_kv(torch.cat([self._halved(self.norm_media(media)), latents], dim=1))
@@ -164,6 +164,13 @@ class ResamplerBlock(nn.Module):
         out: Tensor = latents_BLD + self.ffw(latents_BLD)
         return out
 
+    def _folds(self) -> bool:
+        """Whether the two are what they seem, their weights learn, and nobody listens to them."""
+        norm, linear = self.norm_media, self.to_kv
+        weight = linear._parameters.get("weight") if isinstance(linear, nn.Linear) else None
+        learns = weight is not None and weight.requires_grad
+        return learns and type(norm) is nn.LayerNorm and not (hooked(norm) or hooked(linear))
+
     def _folded(self, media_BKD: Tensor) -> Tensor:
         """Keys and values of media that learn nothing, by the norm's gain and bias in the weights.
 
@@ -176,7 +183,8 @@ class ResamplerBlock(nn.Module):
 
     def _halved(self, x: Tensor) -> Tensor:
         # Norms of queries and keys round: they see float32.
-        return halved(x) if isinstance(self.norm_k, nn.Identity) else x
+        plain = isinstance(self.norm_k, nn.Identity)
+        return halved(x, self.to_q, self.to_kv, self.to_out) if plain else x
 
     def _split(self, x: Tensor) -> Tensor:
         heads: Tensor = x.unflatten(-1, (self.heads, -1)).transpose(1, 2)

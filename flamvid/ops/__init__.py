@@ -1,7 +1,7 @@
 """The operations at the heart of the model: PyTorch references, and kernels where they load."""
 
 from flamvid.ops.attention import attention, attention_backend
-from flamvid.ops.half import HalfLinear, halved
+from flamvid.ops.half import HalfLinear, halved, made_again
 from flamvid.ops.kernels import OPERATIONS, Implementation, implementation, load
 from flamvid.ops.linear import few_rows, linear
 from flamvid.ops.linear_int8 import GROUP, Int8, dequantise_int8, linear_int8, quantise_int8
@@ -29,6 +29,7 @@ __all__ = [
     "linear",
     "linear_int8",
     "load",
+    "made_again",
     "media_attention",
     "media_index",
     "quantise_int8",

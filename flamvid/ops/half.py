@@ -8,14 +8,15 @@ in bfloat16 where the CPU has instructions for it; they are accumulated in float
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
-__all__ = ["HalfLinear", "halved"]
+__all__ = ["HalfLinear", "halved", "made_again"]
 
 
 class HalfLinear(TorchFunctionMode):
@@ -50,13 +51,27 @@ class HalfLinear(TorchFunctionMode):
         return known[1]
 
 
-def halved(x: Tensor) -> Tensor:
+def halved(x: Tensor, *through: nn.Module) -> Tensor:
     """In bfloat16 within a `HalfLinear`, as linear layers would have it; elsewhere as it is.
 
     For what goes from one linear layer to the next and is rounded once on the way: numbers stay the
-    same, and nothing goes back and forth between the two types.
+    same, and nothing goes back and forth between the two types. through: those layers; one of
+    another kind, as an adapter's, adds what bfloat16 would lose, or is in eight bits.
     """
     if torch.compiler.is_compiling():  # a graph has no modes
         return x
-    within = any(isinstance(mode, HalfLinear) for mode in _get_current_function_mode_stack())
-    return x.bfloat16() if within and x.dtype == torch.float32 else x
+    plain = x.dtype == torch.float32 and all(isinstance(layer, nn.Linear) for layer in through)
+    return x.bfloat16() if plain and _current() is not None else x
+
+
+def made_again() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """The contexts of a checkpointed layer, on the way forward and on the way back.
+
+    A backward pass is out of all modes, and would make a layer again in another type.
+    """
+    return nullcontext(), _current() or nullcontext()
+
+
+def _current() -> HalfLinear | None:
+    modes = _get_current_function_mode_stack()
+    return next((mode for mode in modes if isinstance(mode, HalfLinear)), None)

@@ -53,7 +53,7 @@ def failure_key(source: str) -> bytes:
 def check_target(path: Path) -> None:
     """Raise the StoreError that a writer of this store would, before there is anything to write."""
     _has_folder(path)
-    if path.exists():
+    if path.exists() and path.stat().st_size:  # an empty file would become a store
         with translated(path):
             open_file(path, write=True)
             with exclusive(path):

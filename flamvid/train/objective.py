@@ -18,7 +18,7 @@ from flamvid.data.collate import Batch
 from flamvid.models.flamingo import Flamingo
 from flamvid.models.lm import decoder_layers
 from flamvid.models.new_tokens import NewHead
-from flamvid.ops import halved, media_index, token_loss_
+from flamvid.ops import halved, made_again, media_index, token_loss_
 from flamvid.train.world import World
 
 __all__ = ["Objective", "checkpoint_layers", "no_loss"]
@@ -142,12 +142,13 @@ class _TokenLoss(torch.autograd.Function):
 
 def _as_multiplied(hidden_XD: Tensor, head: nn.Module) -> Tensor:
     """In the dtype of the head's products: its logits are then theirs, and not widened for us."""
-    plain = isinstance(head.head if isinstance(head, NewHead) else head, nn.Linear)
-    return halved(hidden_XD) if plain else hidden_XD
+    return halved(hidden_XD, head.head if isinstance(head, NewHead) else head)
 
 
 def checkpoint_layers(flamingo: Flamingo) -> None:
     """Compute the activations of each layer again on the way back, rather than keep them."""
     for layer in [*decoder_layers(flamingo.lm.lm), *flamingo.lm.inserted]:
         # Not the layer's hooks: what they read is known on the way forward alone.
-        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+        layer.forward = partial(
+            checkpoint, layer.forward, use_reentrant=False, context_fn=made_again
+        )

@@ -64,15 +64,23 @@ def test_a_source_that_fails_does_not_take_the_others_along(run: Any) -> None:
 
 def test_a_folder_is_its_videos_unless_it_holds_frames(run: Any, tmp_path: Path) -> None:
     folder = tmp_path / "clips"
-    (folder / "deep").mkdir(parents=True)
-    for name in ("clip10.mp4", "clip2.mkv", "notes.txt", "deep/last.webm", ".hidden.mp4"):
+    (folder / "deep" / "not.png").mkdir(parents=True)
+    names = ("clip10.mp4", "clip2.mkv", "notes.txt", "deep/last.webm", ".hidden.mp4", ".thumb.jpg")
+    for name in names:
         (folder / name).touch()
-    lines = run("caption", folder).stdout.splitlines()
     found = [f"{folder}/{name}" for name in ("clip2.mkv", "clip10.mp4", "deep/last.webm")]
-    assert lines == [f"{path}: a dog runs" for path in found]
-    (folder / "0001.png").touch()
-    assert run("caption", folder).stdout == "a dog runs\n"  # a source, as ever
-    for file in (*folder.glob("*.m*"), folder / "0001.png", folder / "deep/last.webm"):
+    lines = [f"{path}: a dog runs" for path in found]
+    result = run("caption", folder)
+    assert (result.stdout.splitlines(), result.stderr) == (lines, "")
+    assert run("caption", f"{tmp_path}/cli*").stdout.splitlines() == lines
+    (folder / "cover.jpg").touch()
+    result = run("caption", folder)
+    assert result.stdout.splitlines() == lines
+    assert "holds pictures beside its videos, which are left out" in result.stderr
+    for file in folder.glob("*.m*"):
+        file.unlink()
+    assert run("caption", folder).stdout == "a dog runs\n"  # a source of frames, as ever
+    for file in (folder / "cover.jpg", folder / "deep/last.webm"):
         file.unlink()
     result = run("caption", folder, "--format", "jsonl")
     assert json.loads(result.stdout)["source"] == str(folder)

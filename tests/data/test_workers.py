@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from flamvid.data.mixture import Mixture
-from flamvid.data.workers import none_lost, told
+from flamvid.data.workers import Items, none_lost
 from flamvid.errors import SourceError
 from flamvid.text.prompt import PromptFormat
 from tests.data.conftest import corpus
@@ -47,7 +47,7 @@ import os, signal, sys, time
 from multiprocessing import active_children
 from pathlib import Path
 from flamvid.data.mixture import Mixture
-from flamvid.data.workers import none_lost, told
+from flamvid.data.workers import Items, none_lost
 from flamvid.errors import SourceError
 from flamvid.text.prompt import PromptFormat
 from tests.data.conftest import corpus
@@ -90,7 +90,7 @@ def test_a_worker_that_ends_within_a_batch_is_told(monkeypatch: pytest.MonkeyPat
         yield "a batch"
         raise EOFError
 
-    batches = told(ahead())
+    batches = Items(ahead())
     assert next(batches) == "a batch"
     with pytest.raises(SourceError, match="a process that reads data ahead was lost"):
         next(batches)
@@ -99,3 +99,12 @@ def test_a_worker_that_ends_within_a_batch_is_told(monkeypatch: pytest.MonkeyPat
 def test_other_errors_stay_what_they_are() -> None:
     with pytest.raises(RuntimeError, match="of the block itself"), none_lost():
         raise RuntimeError("of the block itself")
+
+
+def test_an_error_is_not_the_end() -> None:
+    """A generator would be over after it had raised."""
+    items = Items(iter([1, SourceError("x"), 3]))
+    assert next(items) == 1
+    with pytest.raises(SourceError, match="x"):
+        next(items)
+    assert next(items) == 3

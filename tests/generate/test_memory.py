@@ -328,3 +328,12 @@ def test_a_beginning_is_common_if_its_tokens_are_and_see_the_same(
     assert tokens == want
     assert one[1][:media] == other[1][:media]
     assert one[1][: media + 1] != other[1][: media + 1] or media == min(len(one[1]), len(other[1]))
+
+
+def test_a_model_that_computes_in_another_type_remembers_nothing() -> None:
+    model, memory, ids = model_of(HOSTS["mpt"]()), PromptMemory(), [0, 7, 8]
+    say(model, [], ids, memory)
+    model.flamingo.to(torch.bfloat16)
+    model.dtype, model.head = torch.bfloat16, model.flamingo.lm.head_of(model.head.ids)
+    longer = [*ids, 9, 10]
+    assert close(say(model, [], longer, memory), say(model, [], longer))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from torch import nn
 
 from flamvid.models.resampler import PerceiverResampler, ResamplerBlock, ResamplerConfig
 
@@ -39,9 +42,41 @@ def test_values_and_gradients_are_those_of_the_plain_formula(qk_norm: bool) -> N
 @pytest.mark.parametrize("grad", [False, True])
 def test_a_resampler_is_one_graph(grad: bool) -> None:
     torch.manual_seed(0)
-    sizes = ResamplerConfig(features=16, width=16, depth=1, heads=2, head_width=8, latents=4)
+    sizes = ResamplerConfig(
+        features=16, width=16, depth=1, heads=2, head_width=8, latents=4, frames=0, project=False
+    )
     resampler, features = PerceiverResampler(sizes), torch.randn(2, 3, 50, 16)
     run = torch.compile(resampler, fullgraph=True, backend="aot_eager")
     with torch.set_grad_enabled(grad):
-        got, want = run(features).detach(), resampler(features).detach()
+        got, want = run(features), resampler(features)
     torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+    if grad:
+        learnt = list(resampler.parameters())
+        mine, theirs = (torch.autograd.grad(x.square().sum(), learnt) for x in (got, want))
+        torch.testing.assert_close(mine, theirs, atol=1e-3, rtol=1e-3)
+
+
+def test_a_layer_that_is_not_what_it_seems_is_called() -> None:
+    torch.manual_seed(0)
+    sizes = ResamplerConfig(features=16, width=16, heads=2, head_width=8)
+    media, x = torch.randn(2, 15, 16), torch.randn(2, 4, 16)
+    folded = []
+    own = ResamplerBlock._folded
+
+    def rows_seen(change: Callable[[ResamplerBlock], object]) -> int:
+        """How many keys the layer behind `to_kv` was asked for."""
+        block, seen = ResamplerBlock(sizes), []
+        change(block)
+        block.to_kv.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[1]))
+        block(x, media)
+        return sum(seen)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ResamplerBlock, "_folded", lambda *x: folded.append(0) or own(*x))
+        assert rows_seen(lambda block: None) == 19  # somebody listens
+        assert rows_seen(lambda block: setattr(block, "to_kv", nn.Sequential(block.to_kv))) == 19
+        assert rows_seen(lambda block: setattr(block, "norm_media", nn.Identity())) == 19
+        ResamplerBlock(sizes).requires_grad_(False)(x, media)  # nothing is learnt
+        assert not folded
+        ResamplerBlock(sizes)(x, media)
+        assert folded

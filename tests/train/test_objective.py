@@ -12,9 +12,10 @@ from torch.nn import functional as F
 from flamvid.data.collate import Batch
 from flamvid.models.flamingo import Flamingo
 from flamvid.models.lm import decoder_layers
-from flamvid.ops import media_index
+from flamvid.ops import HalfLinear, media_index
 from flamvid.train import objective
 from flamvid.train.objective import Objective, checkpoint_layers
+from flamvid.train.precision import halve_frozen
 from tests.train.toy import MEDIA, VOCAB, make_batch, make_flamingo
 
 
@@ -132,6 +133,22 @@ def test_checkpointed_layers_give_the_same_gradients() -> None:
     assert len(runs) == 2  # on the way forward, and on the way back
     for name, grad in again.items():
         torch.testing.assert_close(grad, plain[name], atol=1e-4, rtol=1e-3)
+
+
+def test_layers_are_made_again_in_bfloat16_where_they_were_made_in_it() -> None:
+    def learnt(model: Flamingo) -> dict[str, Tensor]:
+        halve_frozen(decoder_layers(model.lm.lm))
+        with HalfLinear():
+            Objective(model, MEDIA)(batch).backward()
+        return {name: p.grad for name, p in model.trained() if p.grad is not None}
+
+    batch, model = make_batch(), make_flamingo(first=1)
+    plain, checkpointed = learnt(model), make_flamingo(first=1)
+    checkpoint_layers(checkpointed)
+    again = learnt(checkpointed)
+    assert again.keys() == plain.keys()
+    for name, grad in again.items():
+        assert torch.equal(grad, plain[name]), name
 
 
 def test_text_alone_is_a_loss_of_the_language_model() -> None:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flamvid.models.int8 import Int8Linear
 from flamvid.models.mosaic import MosaicConfig, MosaicMlp
 from flamvid.models.resampler import ACTIVATIONS, FeedForward, ResamplerBlock, ResamplerConfig
-from flamvid.ops import HalfLinear, halved
+from flamvid.ops import HalfLinear, halved, quantise_int8
 from flamvid.train.precision import halve_frozen
 
 
@@ -95,9 +96,38 @@ def test_a_feed_forward_stays_in_bfloat16_to_the_same_numbers(
     x = torch.randn(5, 7, 32)
     got = learnt(layer, x)
     for module in ("resampler", "mosaic"):
-        monkeypatch.setattr(f"flamvid.models.{module}.halved", lambda x: x)
+        monkeypatch.setattr(f"flamvid.models.{module}.halved", lambda x, *_: x)
     for mine, plain in zip(got, learnt(layer, x), strict=True):
         assert torch.equal(mine, plain)
+
+
+class Adapted(nn.Module):
+    """A layer and what an adapter adds to it, in the type of the layer, as peft has it."""
+
+    def __init__(self, layer: nn.Module, more: float) -> None:
+        super().__init__()
+        self.layer, self.more = layer, more
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layer(x)
+        return (out + self.more).to(out.dtype)
+
+
+def test_what_an_adapter_adds_is_not_rounded_away() -> None:
+    torch.manual_seed(0)
+    mlp, x = MosaicMlp(MosaicConfig(d_model=32)), torch.randn(5, 32)
+    with HalfLinear(), torch.no_grad():
+        before = mlp(x)
+        mlp.mlp_down = Adapted(mlp.mlp_down, 1e-4)
+        added = mlp(x) - before
+    torch.testing.assert_close(added, torch.full_like(added, 1e-4), atol=1e-6, rtol=0)
+
+
+def test_eight_bits_want_float32() -> None:
+    feed = FeedForward(32, 2)
+    feed[1] = Int8Linear(quantise_int8(feed[1].weight))
+    with HalfLinear(), torch.no_grad():
+        assert feed(torch.randn(3, 32)).dtype == torch.float32
 
 
 @pytest.mark.parametrize("qk_norm", [False, True])
@@ -113,7 +143,7 @@ def test_a_resamplers_block_stays_in_bfloat16_to_nearly_the_same_numbers(
     attention = module.attention
     monkeypatch.setattr(module, "attention", lambda *x: kinds.append(x[0].dtype) or attention(*x))
     got = learnt(block, x, media)
-    monkeypatch.setattr(module, "halved", lambda x: x)
+    monkeypatch.setattr(module, "halved", lambda x, *_: x)
     for mine, plain in zip(got, learnt(block, x, media), strict=True):
         error = float((mine - plain).detach().norm() / plain.detach().norm())
         assert error <= (0 if qk_norm else 5e-3)
