@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import partial
 from typing import Annotated, Any
 
 import typer
 
 from flamvid.cli import options as opt
-from flamvid.cli.caption import load
-from flamvid.cli.failure import FAILED, guarded, named, report, say
+from flamvid.cli.caption import deliver, load
+from flamvid.cli.failure import FAILED, guarded, named, say
 from flamvid.cli.output import Format, encoder, open_output
 from flamvid.cli.progress import progress
 from flamvid.cli.sources import existing, expand
-from flamvid.errors import FlamvidError, InputError
+from flamvid.errors import InputError
 from flamvid.text.shots import read_shots
 
 __all__ = ["ask"]
@@ -29,7 +30,10 @@ class AnswerFormat(StrEnum):
 @guarded
 def ask(
     source: Annotated[
-        str, typer.Argument(help="A video, picture or folder of frames; or a folder of videos.")
+        str,
+        typer.Argument(
+            help="A video, picture or folder of frames; a folder of videos or a quoted glob."
+        ),
     ],
     question: Annotated[str, typer.Argument(help="What you want to know, in quotes.")],
     model: opt.Model = "flamvid-base",
@@ -91,18 +95,16 @@ def ask(
         captioner = load(where, bar, verbose)
         keywords: dict[str, Any] = text.keywords("every", "window", "prompt", "returns")
         if examples:
-            looked = {"frames": frames, "fps": fps, "decode_timeout": decode_timeout}
-            keywords["shots"] = captioner.examples(examples, **looked)  # type: ignore[arg-type]
+            looked: dict[str, Any] = {
+                "frames": frames,
+                "fps": fps,
+                "decode_timeout": decode_timeout,
+            }
+            keywords["shots"] = captioner.examples(examples, **looked)
         for one in found:
             bar.show(named(one))
-            try:
-                answer = captioner.ask(one, question, **keywords)
-            except FlamvidError as error:
-                failed += 1
-                with bar.paused():
-                    report(error, one)
-            else:
-                with bar.paused():
-                    out.write(answer)
+            # An iterator: what goes wrong is met, and told, as it is delivered.
+            answers = map(partial(captioner.ask, question=question, **keywords), [one])
+            failed += not deliver(answers, one, out, bar, verbose)
             bar.advance()
     return FAILED if failed else 0

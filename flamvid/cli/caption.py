@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,9 +27,10 @@ from flamvid.errors import FlamvidError, InputError
 from flamvid.text.shots import read_shots
 
 if TYPE_CHECKING:
-    from flamvid.api import Captioner, Example
+    from flamvid.api import Captioner
+    from flamvid.types import Caption
 
-__all__ = ["caption"]
+__all__ = ["caption", "deliver", "load"]
 
 
 @guarded
@@ -141,11 +143,15 @@ def caption(
     encoding = encoder(kind, many=len(wanted) > 1, timed=segments or every is not None)
     with open_output(encoding, output) as out, progress(len(found)) as bar:
         captioner = load(where, bar, verbose)
-        looked = {"frames": frames, "fps": fps, "decode_timeout": decode_timeout}
-        before = captioner.examples(examples, **looked) if examples else []  # type: ignore[arg-type]
+        looked: dict[str, Any] = {"frames": frames, "fps": fps, "decode_timeout": decode_timeout}
+        before = captioner.examples(examples, **looked) if examples else []
+        more: dict[str, Any] = {**text.keywords(), **({"segments": True} if segments else {})}
+        if before:
+            more["shots"] = before
         for source in found:
             bar.show(named(source))
-            failed += not _deliver(captioner, source, text, before, segments, out, bar, verbose)
+            made = captioner.iter_captions(source, **more)
+            failed += not deliver(made, source, out, bar, verbose)
             bar.advance()
     return FAILED if failed else 0
 
@@ -198,20 +204,12 @@ def load(where: opt.ModelOptions, bar: Progress, verbose: bool) -> Captioner:
     return captioner
 
 
-def _deliver(
-    captioner: Captioner,
-    source: str,
-    text: opt.TextOptions,
-    shots: list[Example],
-    segments: bool,
-    out: Output,
-    bar: Progress,
-    verbose: bool,
+def deliver(
+    captions: Iterable[Caption], source: str, out: Output, bar: Progress, verbose: bool
 ) -> bool:
-    """Write the captions of one source; False, and a line on stderr, if that failed."""
+    """Write what is made of one source; False, and a line on stderr, if that failed."""
     try:
-        with_shots = ({"shots": shots} if shots else {}) | ({"segments": True} if segments else {})
-        for made in captioner.iter_captions(source, **text.keywords(), **with_shots):  # type: ignore[arg-type]
+        for made in captions:
             with bar.paused():
                 out.write(made)
     except OutputError:

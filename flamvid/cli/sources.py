@@ -58,11 +58,10 @@ def _videos(source: str) -> list[str]:
     except OSError:  # told when it is opened
         return []
     kinds = {path.suffix.lower() for path in here}
-    if not kinds & PICTURES:
-        return list(videos(Path(source)))
-    if not kinds & VIDEOS:
-        return []
-    say(f"flamvid: {one_line(source)} holds pictures beside its videos, which are left out")
+    if kinds & PICTURES:
+        if not kinds & VIDEOS:
+            return []
+        say(f"flamvid: {one_line(source)} holds pictures beside its videos, which are left out")
     return list(videos(Path(source)))
 
 

@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "../processor.h"
+
 namespace flamvid::few {
 
 struct Problem {
@@ -17,31 +19,8 @@ struct Problem {
 
 }  // namespace flamvid::few
 
-#define FLAMVID_ISA plain
-#define FLAMVID_FN inline
-#define FLAMVID_LANES 4
-#include "isa.h"
-#undef FLAMVID_ISA
-#undef FLAMVID_FN
-#undef FLAMVID_LANES
-
-#if defined(__x86_64__) && defined(__GNUC__)
-#define FLAMVID_ISA avx2
-#define FLAMVID_FN __attribute__((target("avx2,fma"))) inline
-#define FLAMVID_LANES 8
-#include "isa.h"
-#undef FLAMVID_ISA
-#undef FLAMVID_FN
-#undef FLAMVID_LANES
-
-#define FLAMVID_ISA avx512
-#define FLAMVID_FN __attribute__((target("avx512f,avx2,fma"))) inline
-#define FLAMVID_LANES 16
-#include "isa.h"
-#undef FLAMVID_ISA
-#undef FLAMVID_FN
-#undef FLAMVID_LANES
-#endif
+#define FLAMVID_BODY "linear_few/isa.h"
+#include "../each_isa.h"
 
 namespace flamvid::few {
 
@@ -50,8 +29,8 @@ using Outputs = void (*)(const Problem&, int64_t, int64_t);
 // The best that this processor has.
 inline Outputs best_outputs() {
 #if defined(__x86_64__) && defined(__GNUC__)
-  if (__builtin_cpu_supports("avx512f")) return &avx512::outputs;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return &avx2::outputs;
+  if (has_avx512()) return &avx512::outputs;
+  if (has_avx2()) return &avx2::outputs;
 #endif
   return &plain::outputs;
 }

@@ -10,6 +10,8 @@
 #include <immintrin.h>
 #endif
 
+#include "../processor.h"
+
 namespace flamvid::linear {
 
 inline constexpr int GROUP = 32;
@@ -92,13 +94,8 @@ struct Isa {
 // The best that this processor has.
 inline Isa best_isa() {
 #if defined(__x86_64__) && defined(__GNUC__)
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-    return {&avx512::outputs, &avx512::widen};
-  }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    return {&avx2::outputs, &avx2::widen};
-  }
+  if (has_avx512()) return {&avx512::outputs, &avx512::widen};
+  if (has_avx2()) return {&avx2::outputs, &avx2::widen};
 #endif
   return {&plain::outputs, &plain::widen};
 }

@@ -12,6 +12,7 @@
 
 #include "../linear_few/core.h"
 #include "../linear_int8/core.h"
+#include "../processor.h"
 #include "team.h"
 
 namespace flamvid::step {
@@ -103,31 +104,8 @@ struct Scratch {
 
 }  // namespace flamvid::step
 
-#define FLAMVID_ISA plain
-#define FLAMVID_FN inline
-#define FLAMVID_LANES 4
-#include "isa.h"
-#undef FLAMVID_ISA
-#undef FLAMVID_FN
-#undef FLAMVID_LANES
-
-#if defined(__x86_64__) && defined(__GNUC__)
-#define FLAMVID_ISA avx2
-#define FLAMVID_FN __attribute__((target("avx2,fma"))) inline
-#define FLAMVID_LANES 8
-#include "isa.h"
-#undef FLAMVID_ISA
-#undef FLAMVID_FN
-#undef FLAMVID_LANES
-
-#define FLAMVID_ISA avx512
-#define FLAMVID_FN __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"))) inline
-#define FLAMVID_LANES 16
-#include "isa.h"
-#undef FLAMVID_ISA
-#undef FLAMVID_FN
-#undef FLAMVID_LANES
-#endif
+#define FLAMVID_BODY "step/isa.h"
+#include "../each_isa.h"
 
 namespace flamvid::step {
 
@@ -142,13 +120,6 @@ inline constexpr Isa PLAIN{&plain::feed, &plain::cross, &plain::self};
 #if defined(__x86_64__) && defined(__GNUC__)
 inline constexpr Isa AVX2{&avx2::feed, &avx2::cross, &avx2::self};
 inline constexpr Isa AVX512{&avx512::feed, &avx512::cross, &avx512::self};
-
-inline bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
-
-inline bool has_avx512() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-}
 #endif
 
 // The best that this processor has.

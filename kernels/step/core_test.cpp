@@ -243,8 +243,8 @@ void check(const char* name, const step::Isa& isa) {
 int main() {
   check("plain", step::PLAIN);
 #if defined(__x86_64__) && defined(__GNUC__)
-  if (step::has_avx2()) check("avx2", step::AVX2);
-  if (step::has_avx512()) check("avx512", step::AVX512);
+  if (flamvid::has_avx2()) check("avx2", step::AVX2);
+  if (flamvid::has_avx512()) check("avx512", step::AVX512);
 #endif
   std::printf("%d failures\n", failures);
   return failures != 0;

@@ -5,24 +5,11 @@
 
 namespace flamvid::step::FLAMVID_ISA {
 
-inline constexpr int LANES = FLAMVID_LANES;
+#include "../vector.h"
+
 inline constexpr float LOG2E = 1.44269504f;
 
-typedef float V __attribute__((vector_size(4 * FLAMVID_LANES)));
-typedef float Loose __attribute__((vector_size(4 * FLAMVID_LANES), aligned(4), may_alias));
-typedef uint32_t Bits __attribute__((vector_size(4 * FLAMVID_LANES)));
 typedef float Four __attribute__((vector_size(16)));
-
-FLAMVID_FN V all(float value) {
-  V out;
-  for (int e = 0; e < LANES; ++e) out[e] = value;
-  return out;
-}
-
-#include "../exp2.h"
-
-FLAMVID_FN V load(const float* at) { return *reinterpret_cast<const Loose*>(at); }
-FLAMVID_FN void store(float* at, V v) { *reinterpret_cast<Loose*>(at) = v; }
 
 // The first `count` floats, and zeros.
 FLAMVID_FN V load_some(const float* at, int64_t count) {

@@ -9,6 +9,8 @@
 #include <limits>
 #include <vector>
 
+#include "../processor.h"
+
 namespace flamvid::token_loss {
 
 // A bfloat16: the upper half of a float.
@@ -18,31 +20,8 @@ struct Half {
 
 }  // namespace flamvid::token_loss
 
-#define FLAMVID_ISA plain
-#define FLAMVID_FN inline
-#define FLAMVID_LANES 4
-#include "isa.h"
-#undef FLAMVID_ISA
-#undef FLAMVID_FN
-#undef FLAMVID_LANES
-
-#if defined(__x86_64__) && defined(__GNUC__)
-#define FLAMVID_ISA avx2
-#define FLAMVID_FN __attribute__((target("avx2,fma"))) inline
-#define FLAMVID_LANES 8
-#include "isa.h"
-#undef FLAMVID_ISA
-#undef FLAMVID_FN
-#undef FLAMVID_LANES
-
-#define FLAMVID_ISA avx512
-#define FLAMVID_FN __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"))) inline
-#define FLAMVID_LANES 16
-#include "isa.h"
-#undef FLAMVID_ISA
-#undef FLAMVID_FN
-#undef FLAMVID_LANES
-#endif
+#define FLAMVID_BODY "token_loss/isa.h"
+#include "../each_isa.h"
 
 namespace flamvid::token_loss {
 
@@ -56,13 +35,6 @@ inline constexpr Isa PLAIN{&plain::loss<float>, &plain::loss<Half>};
 #if defined(__x86_64__) && defined(__GNUC__)
 inline constexpr Isa AVX2{&avx2::loss<float>, &avx2::loss<Half>};
 inline constexpr Isa AVX512{&avx512::loss<float>, &avx512::loss<Half>};
-
-inline bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
-
-inline bool has_avx512() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-}
 #endif
 
 // The best that this processor has.

@@ -86,8 +86,8 @@ void check(const char* name, const loss::Isa& isa) {
 int main() {
   check("plain", loss::PLAIN);
 #if defined(__x86_64__) && defined(__GNUC__)
-  if (loss::has_avx2()) check("avx2", loss::AVX2);
-  if (loss::has_avx512()) check("avx512", loss::AVX512);
+  if (flamvid::has_avx2()) check("avx2", loss::AVX2);
+  if (flamvid::has_avx512()) check("avx512", loss::AVX512);
 #endif
   std::printf("%d failures\n", failures);
   return failures != 0;

@@ -5,25 +5,11 @@
 
 namespace flamvid::token_loss::FLAMVID_ISA {
 
-inline constexpr int LANES = FLAMVID_LANES;
+#include "../vector.h"
 
-typedef float V __attribute__((vector_size(4 * FLAMVID_LANES)));
-typedef float Loose __attribute__((vector_size(4 * FLAMVID_LANES), aligned(4), may_alias));
-typedef uint32_t Bits __attribute__((vector_size(4 * FLAMVID_LANES)));
 typedef uint16_t Short __attribute__((vector_size(2 * FLAMVID_LANES)));
 typedef uint16_t LooseShort
     __attribute__((vector_size(2 * FLAMVID_LANES), aligned(2), may_alias));
-
-FLAMVID_FN V all(float value) {
-  V out;
-  for (int e = 0; e < LANES; ++e) out[e] = value;
-  return out;
-}
-
-#include "../exp2.h"
-
-FLAMVID_FN V load(const float* at) { return *reinterpret_cast<const Loose*>(at); }
-FLAMVID_FN void store(float* at, V v) { *reinterpret_cast<Loose*>(at) = v; }
 
 FLAMVID_FN V load(const Half* at) {
   const Short bits = *reinterpret_cast<const LooseShort*>(at);
