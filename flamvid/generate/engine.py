@@ -121,6 +121,7 @@ def search(
     if begun and rows_each > 1:
         cache = model.lm.beginning(cache, input_ids.shape[1])
     cache.batch_repeat_interleave(rows_each)
+    layers = tuple(layer.beyond() for layer in layers)
     # What the last token sees, the next ones see.
     index = index_BS[:, -1:].repeat_interleave(rows_each, 0)
     M = latents_BMLD.shape[1]

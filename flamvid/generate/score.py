@@ -52,7 +52,8 @@ def score_options(
     if tokens_OT.shape[1] > 1:
         cache.batch_repeat_interleave(O)
         inputs = tokens_OT[:, :-1]
-        seen = MediaContext(media.layers, index_1S[:, -1:].expand(inputs.shape))
+        layers = tuple(layer.beyond() for layer in media.layers)
+        seen = MediaContext(layers, index_1S[:, -1:].expand(inputs.shape))
         # Padding stands behind what is scored: a causal LM needs no mask for it.
         hidden = torch.cat([last, model.lm(inputs, seen, None, cache)], dim=1)  # O x T x D
 
