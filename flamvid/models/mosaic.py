@@ -22,7 +22,7 @@ from flamvid.errors import ConfigError
 from flamvid.models.cache import KeyValueCache
 from flamvid.models.decoder import Decoder, WithHead
 from flamvid.models.few import hooked, linear_parts, norm_parts
-from flamvid.models.linear import Linear
+from flamvid.models.linear import Linear, gelu_of
 from flamvid.models.masks import hidden_keys
 from flamvid.ops import feed_few, few_rows, halved, self_few
 
@@ -122,7 +122,7 @@ class MosaicMlp(nn.Module):
 
     def forward(self, x_BSD: Tensor) -> Tensor:
         half_BSD = halved(x_BSD, self.mlp_up, self.mlp_down)
-        out: Tensor = self.mlp_down(F.gelu(self.mlp_up(half_BSD)))
+        out: Tensor = self.mlp_down(gelu_of(self.mlp_up, half_BSD))
         return out.to(x_BSD.dtype)
 
 
