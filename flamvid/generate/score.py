@@ -47,7 +47,7 @@ def score_options(
     # What the prompt leaves behind, once for each option.
     cache = model.lm.new_cache()
     media = model.read(latents_1MLD, index_1S)
-    last = model.lm(input_ids, media, None, cache)[:, -1:].expand(O, -1, -1)  # O x 1 x D
+    last = model.lm(input_ids, media, None, cache, last=True).expand(O, -1, -1)  # O x 1 x D
     hidden = last
     if tokens_OT.shape[1] > 1:
         cache.batch_repeat_interleave(O)
