@@ -141,11 +141,11 @@ class LlamaLayer(nn.Module):
         last: bool = False,
     ) -> Tensor:
         """[B,S,D] to the same, or with `last` to that of the last token, [B,1,D]."""
-        B, S, D = x_BSD.shape
-        if S == 1 and cache is not None and few_rows(x_BSD):
+        B, _, D = x_BSD.shape
+        if cache is not None and few_rows(x_BSD):
             weights = cache.kept(at, self._weights)
             if weights is not None:
-                return self._step(weights, x_BSD[:, 0], turn, mask, cache, at)[:, None]
+                return self._step(weights, x_BSD, turn, mask, cache, at)[:, -1 if last else 0 :]
         normed = F.rms_norm(x_BSD, (D,), self.norm_attention, self.eps)
         widths = [n * self.width for n in (self.heads, self.key_heads, self.key_heads)]
         q, k, v = (self._split(x) for x in split_linear(self.qkv, normed, widths, last))
@@ -180,34 +180,38 @@ class LlamaLayer(nn.Module):
     def _step(
         self,
         weights: tuple[list[Tensor], ...],
-        x_BD: Tensor,
+        x_BSD: Tensor,
         turn: tuple[Tensor, Tensor],
         mask: Tensor | None,
         cache: KeyValueCache,
         at: int,
     ) -> Tensor:
-        """The same of one token for each row, at once."""
+        """The same of few tokens, at once."""
         first, second, qkv, out, up, down = weights
-        d, length = self.width, cache.length
-        rows = (len(x_BD), self.key_heads)
-        x_BD = self_few(
-            x_BD,
+        (B, S, D), d, length = x_BSD.shape, self.width, cache.length
+        x_RD = x_BSD.reshape(-1, D)
+        # What a text's last token sees, those before it see as far as they stand behind it.
+        real = None if mask is None else mask[:, 0, -1].expand(B, -1).contiguous()
+        if B > 1 and S > 1:
+            turn = (turn[0].expand(B, -1, -1, -1), turn[1].expand(B, -1, -1, -1))
+        x_RD = self_few(
+            x_RD,
             first,
             self.eps,
             True,
             qkv,
             [],
             [],
-            [part.view(-1, d) for part in turn],
+            [part.reshape(-1, d) for part in turn],
             None,
-            *cache.extend(x_BD, rows, d, 1, at),
+            *cache.extend(x_RD, (B, self.key_heads), d, S, at),
             length,
-            None if mask is None else mask.flatten(1),
+            real,
             self.heads,
             d**-0.5,
             out,
         )
-        return feed_few(x_BD, second, self.eps, True, up, down, "silu_gated", None)
+        return feed_few(x_RD, second, self.eps, True, up, down, "silu_gated", None).view_as(x_BSD)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

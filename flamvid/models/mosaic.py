@@ -142,10 +142,10 @@ class MosaicBlock(nn.Module):
         self, hidden_states: Tensor, sight: Sight, cache: Any, last: bool = False
     ) -> Tensor:
         """[B,S,D] to the same, or with `last` to that of the last token, [B,1,D]."""
-        if hidden_states.shape[1] == 1 and type(cache) is KeyValueCache and few_rows(hidden_states):
+        if type(cache) is KeyValueCache and few_rows(hidden_states):
             weights = cache.kept(self.layer, self._weights)
             if weights is not None:
-                return self._step(weights, hidden_states[:, 0], sight, cache)[:, None]
+                return self._step(weights, hidden_states, sight, cache)[:, -1 if last else 0 :]
         attended = self.attn(self.ln_1(hidden_states), sight.bias, cache, last)
         x_BSD = hidden_states[:, -attended.shape[1] :] + attended
         out: Tensor = x_BSD + self.mlp(self.ln_2(x_BSD))
@@ -168,15 +168,16 @@ class MosaicBlock(nn.Module):
         return whole if len(whole) == len(found) else None
 
     def _step(
-        self, weights: tuple[list[Tensor], ...], x_BD: Tensor, sight: Sight, cache: KeyValueCache
+        self, weights: tuple[list[Tensor], ...], x_BSD: Tensor, sight: Sight, cache: KeyValueCache
     ) -> Tensor:
-        """The same of one token for each row, at once."""
+        """The same of few tokens, at once."""
         first, second, q_norm, k_norm, qkv, out, up, down = weights
         attn = self.attn
-        B, D, length = *x_BD.shape, cache.length
+        (B, S, D), length = x_BSD.shape, cache.length
         H, d = attn.heads, D // attn.heads
-        x_BD = self_few(
-            x_BD,
+        x_RD = x_BSD.reshape(-1, D)
+        x_RD = self_few(
+            x_RD,
             first,
             self.ln_1.eps,
             False,
@@ -185,14 +186,15 @@ class MosaicBlock(nn.Module):
             k_norm,
             [],
             sight.slopes_H,
-            *cache.extend(x_BD, (B, H), d, 1, self.layer),
+            *cache.extend(x_RD, (B, H), d, S, self.layer),
             length,
             sight.real,
             H,
             d**-0.5 if attn.scale is None else attn.scale,
             out,
         )
-        return feed_few(x_BD, second, self.ln_2.eps, False, up, down, "gelu", None)
+        x_RD = feed_few(x_RD, second, self.ln_2.eps, False, up, down, "gelu", None)
+        return x_RD.view_as(x_BSD)
 
 
 class _Mosaic(Decoder):
