@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from flamvid.errors import InputError
-from flamvid.models.gated_xattn import MediaKeyValues
+from flamvid.models.gated_xattn import GatedCrossAttention, MediaKeyValues
 from flamvid.models.int8 import Int8Linear, make_int8
 from flamvid.models.lm import LanguageModel
 from flamvid.ops import implementation
@@ -44,7 +44,8 @@ class Draft:
     def read(self, layers: Sequence[MediaKeyValues]) -> tuple[MediaKeyValues, ...]:
         """The keys and values that the model has of its media, for the twin's own layers."""
         nothing = torch.empty(1, 0, 0, 0)
-        return tuple(x.read(nothing, has) for x, has in zip(self.lm.inserted, layers, strict=True))
+        xattns = (x for x in self.lm.inserted if isinstance(x, GatedCrossAttention))
+        return tuple(x.read(nothing, has) for x, has in zip(xattns, layers, strict=True))
 
 
 def _check(lm: LanguageModel) -> None:
