@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from flamvid.errors import InputError, WeightsError
+from flamvid.generate.ahead import Ahead
 from flamvid.generate.choose import draw, forbid
 from flamvid.generate.config import Generated, GenerationConfig
 from flamvid.generate.favour import Favour, Favoured, favour
 from flamvid.generate.memory import Begun
+from flamvid.models.draft import Draft
 from flamvid.models.flamingo import Flamingo
 from flamvid.models.lm import MediaContext, TokenHead
 from flamvid.ops import media_index
@@ -60,6 +62,7 @@ def generate(
     head: TokenHead | None = None,
     media_id: int | None = None,
     favours: Sequence[Sequence[Favour]] | None = None,
+    draft: Draft | None = None,
 ) -> list[Generated]:
     """The best continuation of each prompt; arguments as for `search`."""
     found = search(
@@ -73,6 +76,7 @@ def generate(
         head=head,
         media_id=media_id,
         favours=favours,
+        draft=draft,
     )
     return [texts[0] for texts in found]
 
@@ -92,6 +96,7 @@ def search(
     favours: Sequence[Sequence[Favour]] | None = None,
     on_token: OnToken | None = None,
     begun: Begun | None = None,
+    draft: Draft | None = None,
 ) -> list[list[Generated]]:
     """`config.returns` continuations of each prompt, the best first, to `end_id` or `max_tokens`.
 
@@ -102,12 +107,18 @@ def search(
     on_token hears of every token at once, which beams can't: they change their mind.
     begun: what is read of one prompt already. Its cache is extended by the rest, and by the text if
     there is but one row of it.
+    draft: of the model, to write one text sooner; it is the text that it would be without.
     """
     if on_token and (config.beams > 1 or config.returns > 1):
         raise InputError("tokens can't be told one by one of several beams or texts; ask for one")
     # Draws of one prompt are prompts of their own, each with the one beam that it is.
     draws = config.returns if config.draws else 1
     B, K = input_ids.shape[0] * draws, config.beams
+    if draft is not None and B * K > 1:
+        raise InputError(
+            f"a draft guesses for one text, but there are {B * K} at a time; give one prompt, "
+            "1 beam and 1 text, or leave the draft out"
+        )
     mask = attention_mask
     to_logits = head or model.lm.head
     end = int(head.columns(torch.tensor(end_id, device=input_ids.device))) if head else end_id
@@ -126,7 +137,10 @@ def search(
     index = index_BS[:, -1:].repeat_interleave(rows_each, 0)
     M = latents_BMLD.shape[1]
     mask = None if mask is None else mask.repeat_interleave(rows_each, 0)
-    hidden = hidden.repeat_interleave(rows_each, 0)  # B*K x D
+    logits = to_logits(hidden.repeat_interleave(rows_each, 0))  # B*K x V
+    ahead = None
+    if draft is not None:
+        ahead = Ahead(model.lm, draft, cache, layers, head, (end, media_id), config)
 
     texts: list[list[int]] = [[] for _ in range(B * K)]  # as columns of the logits
     wishes = [_columns(favours[b // draws], head) if favours else () for b in range(B)]
@@ -138,11 +152,11 @@ def search(
     dice = torch.Generator(device=input_ids.device).manual_seed(config.seed)
 
     for step in range(1, config.max_tokens + 1):
-        logprobs = to_logits(hidden).float().log_softmax(-1)  # B*K x V
+        logprobs = logits.float().log_softmax(-1)
         if step == 1 and bool(logprobs.isnan().any()):
             raise WeightsError(
                 "the model's logits are no numbers: its weights are damaged, or too large for "
-                f"{str(hidden.dtype).removeprefix('torch.')}; get them again, or use another dtype"
+                f"{str(logits.dtype).removeprefix('torch.')}; get them again, or use another dtype"
             )
         logprobs = favour(forbid(logprobs, texts, end, config), favoured)
         V = logprobs.shape[-1]
@@ -193,8 +207,14 @@ def search(
             # Past the last media there is nothing new to see.
             seen = index[:, 0] + 1
             index = media_index(token_ids, media_id, seen=seen).clamp_max(M - 1)
-        hidden = model.lm(token_ids, MediaContext(layers, index), mask, cache)[:, -1]
+        if ahead is not None:
+            logits = ahead.after(token_ids, index, mask, texts[0], favoured[0], dice)
+        else:
+            hidden = model.lm(token_ids, MediaContext(layers, index), mask, cache)[:, -1]
+            logits = to_logits(hidden)
 
+    if ahead is not None:
+        ahead.end()
     for b in range(B):
         if not done[b]:  # out of tokens: what is still running competes as it stands
             for k in range(K):

@@ -84,6 +84,16 @@ class KeyValueCache:
         )
         return begun
 
+    def lent(self) -> KeyValueCache:
+        """The same buffers for another model: what is appended here, this cache may write over."""
+        lent = KeyValueCache(0)
+        lent._keys, lent._values, lent.length = self._keys, self._values, self.length
+        return lent
+
+    def cut(self, tokens: int) -> None:
+        """Leave the first tokens alone."""
+        self.length = tokens
+
     def batch_repeat_interleave(self, times: int) -> None:
         """Each row `times` times in succession."""
         if times > 1:

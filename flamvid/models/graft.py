@@ -41,6 +41,15 @@ class GraftedCache:
         """How many tokens the cache holds."""
         return self.own.get_seq_length()
 
+    def lent(self) -> GraftedCache:
+        """As of the two."""
+        return GraftedCache(self.host.lent(), self.own.lent())
+
+    def cut(self, tokens: int) -> None:
+        """Leave the first tokens alone."""
+        self.host.cut(tokens)
+        self.own.cut(tokens)
+
     def batch_repeat_interleave(self, times: int) -> None:
         """Each row `times` times in succession."""
         self.host.batch_repeat_interleave(times)

@@ -1,0 +1,69 @@
+"""A language model's twin in int8, which guesses what the model is about to write.
+
+It reads a third of what the model reads for each token, and is right nearly always; the model then
+reads some guesses at once, for little more than one token takes (Leviathan et al. 2023, speculative
+decoding, arXiv 2211.17192; here the model drafts for itself).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from flamvid.errors import InputError
+from flamvid.models.gated_xattn import GatedCrossAttention, MediaKeyValues
+from flamvid.models.int8 import Int8Linear, make_int8
+from flamvid.models.lm import LanguageModel
+from flamvid.ops import implementation
+
+__all__ = ["Draft"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Draft:
+    """The twin of a model as it was when this was made. Threads may share one."""
+
+    lm: LanguageModel
+
+    @classmethod
+    def of(cls, lm: LanguageModel) -> Draft:
+        """A draft with int8 weights of its own, a third of the model's; all else is the model's.
+
+        Raises InputError where it would be no gain, or where guesses can't be taken back.
+        """
+        _check(lm)
+        shared = {id(tensor): tensor for tensor in (*lm.parameters(), *lm.buffers())}
+        twin = copy.deepcopy(lm, shared)
+        for part in (twin.lm, twin.inserted):
+            make_int8(part)
+        return cls(twin)
+
+    def read(self, layers: Sequence[MediaKeyValues]) -> tuple[MediaKeyValues, ...]:
+        """The keys and values that the model has of its media, for the twin's own layers."""
+        nothing = torch.empty(1, 0, 0, 0)
+        xattns = (x for x in self.lm.inserted if isinstance(x, GatedCrossAttention))
+        return tuple(x.read(nothing, has) for x, has in zip(xattns, layers, strict=True))
+
+
+def _check(lm: LanguageModel) -> None:
+    if not getattr(lm.lm, "takes_own_cache", False):
+        raise InputError(
+            f"a draft can't guess for {type(lm.lm).__name__}, whose cache is transformers'; "
+            "leave the draft out"
+        )
+    kinds = {f"{str(x.dtype).removeprefix('torch.')} on {x.device}" for x in lm.parameters()}
+    if any(isinstance(module, Int8Linear) for module in lm.modules()):
+        kinds.add("int8 on cpu")
+    if kinds != {"float32 on cpu"}:
+        raise InputError(
+            f"a draft is for weights in float32 on a CPU, and these are {', '.join(sorted(kinds))};"
+            " give dtype fp32 and device cpu, or leave the draft out"
+        )
+    served = implementation("linear_int8")
+    if served.name != "kernel":
+        raise InputError(
+            f"a draft is no quicker without flamvid's compiled kernels ({served.why}); leave it out"
+        )
