@@ -193,6 +193,7 @@ def _operations() -> list[Callable[[], Check]]:
             "media_attention_forward",
             "media_attention_backward",
             "latent_attention",
+            "causal_attention",
             "linear_few",
             "linear_int8",
             "widen_int8",

@@ -157,7 +157,7 @@ def _first(layers: Sequence[MediaKeyValues], media: int) -> tuple[MediaKeyValues
 def _read(model: Flamingo, latents: Sequence[Tensor], input_ids: Tensor, index_1S: Tensor) -> _Held:
     cache, tokens = model.lm.new_cache(), input_ids.shape[1]
     media = model.read(torch.cat(list(latents))[None], index_1S)
-    model.lm(input_ids, media, None, cache)
+    model.lm(input_ids, media, None, cache, last=True)
     return _Held(
         input_ids[0].tolist(),
         latents,

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from flamvid.models.cache import KeyValueCache
 from flamvid.models.few import linear_parts, weight_parts
 from flamvid.models.linear import Linear, split_linear
-from flamvid.ops import feed_few, few_rows, self_few
+from flamvid.ops import causal_attention, causal_is_compiled, feed_few, few_rows, self_few
 
 __all__ = [
     "Llama",
@@ -153,15 +153,19 @@ class LlamaLayer(nn.Module):
         q, k = _rotate(q, (turn[0][:, :, -N:], turn[1][:, :, -N:])), _rotate(k, turn)
         if cache is not None:
             k, v = cache.update(k, v, at)
-        attended = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask if mask is None else mask[:, :, -N:],
-            is_causal=mask is None and N > 1,
-            enable_gqa=self.heads != self.key_heads,
-        )
-        x_BSD = x_BSD[:, -N:] + self.out(attended.transpose(1, 2).reshape(B, N, -1))
+        if causal_is_compiled(q):
+            attended_BSHd = causal_attention(q, k, v, None, _real(mask, B), self.width**-0.5)
+        else:
+            attended = F.scaled_dot_product_attention(
+                q,
+                k,
+                v,
+                attn_mask=mask if mask is None else mask[:, :, -N:],
+                is_causal=mask is None and N > 1,
+                enable_gqa=self.heads != self.key_heads,
+            )
+            attended_BSHd = attended.transpose(1, 2)
+        x_BSD = x_BSD[:, -N:] + self.out(attended_BSHd.reshape(B, N, -1))
         gate, up = self.gate_up(F.rms_norm(x_BSD, (D,), self.norm_mlp, self.eps)).chunk(2, -1)
         out: Tensor = x_BSD + self.down(F.silu(gate) * up)
         return out
@@ -190,8 +194,6 @@ class LlamaLayer(nn.Module):
         first, second, qkv, out, up, down = weights
         (B, S, D), d, length = x_BSD.shape, self.width, cache.length
         x_RD = x_BSD.reshape(-1, D)
-        # What a text's last token sees, those before it see as far as they stand behind it.
-        real = None if mask is None else mask[:, 0, -1].expand(B, -1).contiguous()
         if B > 1 and S > 1:
             turn = (turn[0].expand(B, -1, -1, -1), turn[1].expand(B, -1, -1, -1))
         x_RD = self_few(
@@ -206,12 +208,17 @@ class LlamaLayer(nn.Module):
             None,
             *cache.extend(x_RD, (B, self.key_heads), d, S, at),
             length,
-            real,
+            _real(mask, B),
             self.heads,
             d**-0.5,
             out,
         )
         return feed_few(x_RD, second, self.eps, True, up, down, "silu_gated", None).view_as(x_BSD)
+
+
+def _real(mask_B1SK: Tensor | None, B: int) -> Tensor | None:
+    """Which keys are no padding, bool [B,K]: all that the last token sees."""
+    return None if mask_B1SK is None else mask_B1SK[:, 0, -1].expand(B, -1).contiguous()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -24,7 +24,14 @@ from flamvid.models.decoder import Decoder, WithHead
 from flamvid.models.few import hooked, linear_parts, norm_parts
 from flamvid.models.linear import Linear, gelu_of, split_linear
 from flamvid.models.masks import hidden_keys
-from flamvid.ops import feed_few, few_rows, halved, self_few
+from flamvid.ops import (
+    causal_attention,
+    causal_is_compiled,
+    feed_few,
+    few_rows,
+    halved,
+    self_few,
+)
 
 __all__ = ["MosaicConfig", "MosaicForCausalLM"]
 
@@ -94,17 +101,22 @@ class MosaicAttention(nn.Module):
             self.q_ln, self.k_ln = nn.LayerNorm(width, bias=bias), nn.LayerNorm(width, bias=bias)
         self.out_proj = Linear(width, width, bias=bias)
 
-    def forward(self, x_BSD: Tensor, bias_BHSK: Tensor, cache: Any, last: bool = False) -> Tensor:
+    def forward(self, x_BSD: Tensor, sight: Sight, cache: Any, last: bool = False) -> Tensor:
         """[B,S,D], or [B,1,D] of the last token, which sees the keys of all."""
         q, k, v = split_linear(self.Wqkv, x_BSD, [x_BSD.shape[-1]] * 3, last)
         if self.clip is not None:
             q, k, v = (x.clamp(-self.clip, self.clip) for x in (q, k, v))
         q, k, v = (self._split(x) for x in (self.q_ln(q), self.k_ln(k), v))
-        bias_BHSK = bias_BHSK[:, :, -q.shape[2] :]
         if cache is not None:
             k, v = cache.update(k, v, self.layer)
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias_BHSK, scale=self.scale)
-        out: Tensor = self.out_proj(attended.transpose(1, 2).flatten(2))
+        scale = q.shape[3] ** -0.5 if self.scale is None else self.scale
+        if causal_is_compiled(q):
+            attended_BSHd = causal_attention(q, k, v, sight.slopes_H, sight.real, scale)
+        else:
+            bias_BHSK = sight.bias[:, :, -q.shape[2] :]
+            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias_BHSK, scale=scale)
+            attended_BSHd = attended.transpose(1, 2)
+        out: Tensor = self.out_proj(attended_BSHd.flatten(2))
         return out
 
     def _split(self, x: Tensor) -> Tensor:
@@ -146,7 +158,7 @@ class MosaicBlock(nn.Module):
             weights = cache.kept(self.layer, self._weights)
             if weights is not None:
                 return self._step(weights, hidden_states, sight, cache)[:, -1 if last else 0 :]
-        attended = self.attn(self.ln_1(hidden_states), sight.bias, cache, last)
+        attended = self.attn(self.ln_1(hidden_states), sight, cache, last)
         x_BSD = hidden_states[:, -attended.shape[1] :] + attended
         out: Tensor = x_BSD + self.mlp(self.ln_2(x_BSD))
         return out

@@ -1,6 +1,7 @@
 """The operations at the heart of the model: PyTorch references, and kernels where they load."""
 
 from flamvid.ops.attention import attention, attention_backend
+from flamvid.ops.causal_attention import causal_attention, causal_is_compiled
 from flamvid.ops.half import HalfLinear, halved, made_again
 from flamvid.ops.kernels import OPERATIONS, Implementation, implementation, load
 from flamvid.ops.latent_attention import LATENT_STEP, latent_attention
@@ -21,6 +22,8 @@ __all__ = [
     "Int8",
     "attention",
     "attention_backend",
+    "causal_attention",
+    "causal_is_compiled",
     "check_index",
     "cross_few",
     "dequantise_int8",

@@ -17,6 +17,7 @@ OPERATIONS = (
     "media_attention_forward",
     "media_attention_backward",
     "latent_attention",
+    "causal_attention",
     "linear_few",
     "linear_int8",
     "widen_int8",
