@@ -20,7 +20,8 @@ from flamvid.models.lm import LanguageModel, MediaContext, TokenHead
 
 __all__ = ["Ahead"]
 
-_AT_FIRST, _MOST = 3, 7  # guesses; eight rows are as many as take little more than one
+# Guesses: int8 is right nearly always, and eight rows are as many as take little more than one.
+_AT_FIRST, _MOST = 5, 7
 
 
 class Ahead:

@@ -143,7 +143,7 @@ def test_tokens_are_told_as_they_are_chosen() -> None:
     assert tuple(told) == text.ids
 
 
-@pytest.mark.parametrize(("most", "reads"), [(1, []), (2, [1]), (3, [2]), (6, [4, 1])])
+@pytest.mark.parametrize(("most", "reads"), [(1, []), (2, [1]), (3, [2]), (8, [6, 1])])
 def test_nothing_is_read_behind_the_last_token(most: int, reads: list[int]) -> None:
     model = made("llama")
     draft = Draft.of(model.lm)
