@@ -57,7 +57,9 @@ def load(
     warm_up()  # a decode child starts while the model loads
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     loaded = load_model(str(model), device, dtype, device_map=device_map, max_memory=max_memory)
-    return Captioner(replace(loaded, draft=Draft.of(loaded.flamingo.lm)) if draft else loaded)
+    if draft:
+        loaded = replace(loaded, draft=Draft.of(loaded.flamingo.lm, loaded.head))
+    return Captioner(loaded)
 
 
 @dataclass(frozen=True, slots=True)
