@@ -127,11 +127,12 @@ def search(
 
     # Read the prompts once, then let each stand for its beams or draws.
     media = MediaContext(layers, index_BS[:, past:])
-    hidden = model.lm(input_ids[:, past:], media, mask, cache)[:, -1]  # B x D
+    hidden = model.lm(input_ids[:, past:], media, mask, cache, last=True)[:, -1]  # B x D
     rows_each = K * draws
     if begun and rows_each > 1:
         cache = model.lm.beginning(cache, input_ids.shape[1])
     cache.batch_repeat_interleave(rows_each)
+    layers = tuple(layer.beyond() for layer in layers)
     # What the last token sees, the next ones see.
     index = index_BS[:, -1:].repeat_interleave(rows_each, 0)
     M = latents_BMLD.shape[1]

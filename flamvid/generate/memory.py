@@ -50,7 +50,8 @@ class PromptMemory:
     every cross-attention: `2 * size * (tokens * lm_layers * lm_key_width + media * latents *
     inserted_layers * heads * head_width)` bytes, of `size` a number; up to twice that for the
     tokens, whose buffers have room for more. Of OpenFlamingo-3B in float32 with 32 shots of 20
-    tokens that is 0.25 GB and 0.2 GB. It lives as long as who has it: the examples, or the chat.
+    tokens that is 0.25 GB and 0.2 GB; of media that were passed (models/passed_media.py), as these
+    are on a CPU, there are none. It lives as long as who has it: the examples, or the chat.
 
     What it holds is shared by those who take it and written by none of them. It knows tokens and
     media, not weights: after these have changed, begin with a new one.
@@ -96,7 +97,12 @@ class PromptMemory:
             self._held = held
         cache = model.lm.beginning(held.cache, tokens) if held else model.lm.new_cache()
         known = _first(held.layers, media) if held else ()
-        layers = model.read(torch.cat(list(latents))[None, media:], index_1S, known).layers
+        # Media that were passed have no keys: if a token sees one now, all are read again.
+        first = int(index_1S[0, tokens:].clamp_min(0).min())
+        if any(layer.start > first for layer in known):
+            known, media = (), 0
+        new = torch.cat(list(latents))[None, media:]
+        layers = model.read(new, index_1S[:, tokens:], known).layers
         return Begun(cache, layers, tokens)
 
     def keep(

@@ -47,12 +47,13 @@ def score_options(
     # What the prompt leaves behind, once for each option.
     cache = model.lm.new_cache()
     media = model.read(latents_1MLD, index_1S)
-    last = model.lm(input_ids, media, None, cache)[:, -1:].expand(O, -1, -1)  # O x 1 x D
+    last = model.lm(input_ids, media, None, cache, last=True).expand(O, -1, -1)  # O x 1 x D
     hidden = last
     if tokens_OT.shape[1] > 1:
         cache.batch_repeat_interleave(O)
         inputs = tokens_OT[:, :-1]
-        seen = MediaContext(media.layers, index_1S[:, -1:].expand(inputs.shape))
+        layers = tuple(layer.beyond() for layer in media.layers)
+        seen = MediaContext(layers, index_1S[:, -1:].expand(inputs.shape))
         # Padding stands behind what is scored: a causal LM needs no mask for it.
         hidden = torch.cat([last, model.lm(inputs, seen, None, cache)], dim=1)  # O x T x D
 

@@ -18,6 +18,7 @@ from flamvid.models.graft import GraftedLayer
 from flamvid.models.idefics import IdeficsCrossAttention
 from flamvid.models.linear import quicken
 from flamvid.models.lm import LanguageModel, MediaContext, decoder_layers
+from flamvid.models.passed_media import PassedMedia
 from flamvid.models.pretrained import Pretrained
 from flamvid.models.resampler import PerceiverResampler
 
@@ -86,11 +87,13 @@ class Flamingo(nn.Module, Pretrained):
     ) -> MediaContext:
         """The media as the inserted layers want them; in decoding, made once and kept.
 
-        known: what each layer has of media before these.
+        index_BS: of the tokens that are to be read with them. Those that follow see what the last
+        of these sees, or later media. known: what each layer has of media before these.
         """
+        passed = None if known else PassedMedia.of(latents_BMLD, index_BS)
         xattns = (x for x in self.lm.inserted if isinstance(x, GatedCrossAttention))
         pairs = zip_longest(xattns, known)
-        return MediaContext(tuple(x.read(latents_BMLD, has) for x, has in pairs), index_BS)
+        return MediaContext(tuple(x.read(latents_BMLD, has, passed) for x, has in pairs), index_BS)
 
     def forward(
         self,

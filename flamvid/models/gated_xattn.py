@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from flamvid.errors import ConfigError
 from flamvid.models.few import feed_parts, hooked, linear_parts, norm_parts
 from flamvid.models.linear import Linear
+from flamvid.models.passed_media import PassedMedia, PassedWeights
 from flamvid.models.resampler import FeedForward, check_activation
 from flamvid.ops import check_index, cross_few, feed_few, few_rows, media_attention
 
@@ -82,21 +83,34 @@ class _Step(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MediaKeyValues:
-    """Keys and values of all media for one layer: each [P,H,M*L,d]; computed once per media.
+    """Keys and values of media for one layer: each [P,H,M*L,d]; computed once per media.
 
     P prompts, whose beams or options share them: never copied for each. step: how the layer reads
-    them for few tokens at once, if it can.
+    them for few tokens at once, if it can. start: so many media before them have none; tokens of
+    the prompt read those as they are passed, and no token after it sees them.
     """
 
     keys: Tensor
     values: Tensor
     latents: int
     step: _Step | None = None
+    start: int = 0
+    passed: PassedWeights | None = None
 
     def first(self, media: int) -> MediaKeyValues:
         """Those of the first media, without the layer's weights."""
-        end = media * self.latents
-        return MediaKeyValues(self.keys[:, :, :end], self.values[:, :, :end], self.latents)
+        start = min(self.start, media)
+        end = (media - start) * self.latents
+        keys, values = self.keys[:, :, :end], self.values[:, :, :end]
+        return MediaKeyValues(keys, values, self.latents, start=start)
+
+    def beyond(self) -> MediaKeyValues:
+        """The same for the tokens behind the prompt, who see none of those that it passed."""
+        return self if self.passed is None else replace(self, passed=None)
+
+    def places(self, index: Tensor) -> Tensor:
+        """Which of the media that have keys an index of all of them means, -1 for the others."""
+        return index if not self.start else (index - self.start).clamp_min(-1)
 
 
 class GatedCrossAttention(nn.Module):
@@ -123,33 +137,46 @@ class GatedCrossAttention(nn.Module):
         if config.gated and config.dense:
             self.ffw_gate = nn.Parameter(torch.zeros(()))
 
-    def read(self, latents_BMLD: Tensor, known: MediaKeyValues | None = None) -> MediaKeyValues:
+    def read(
+        self,
+        latents_BMLD: Tensor,
+        known: MediaKeyValues | None = None,
+        passed: PassedMedia | None = None,
+    ) -> MediaKeyValues:
         """Keys and values of the media, to be used for every token that is ever generated.
 
-        known: those of media before these, which are not read again.
+        known: those of media before these, which are not read again. passed: the first of these,
+        which need no keys, if the layer can do without.
         """
         M, L = latents_BMLD.shape[1:3]
         step = None if torch.is_grad_enabled() else self._step()
         if known is not None and not M:
             return replace(known, step=step)
+        if passed is not None and (weights := self._passed(passed)) is not None:
+            rest = self.read(latents_BMLD[:, passed.count :])
+            return replace(rest, start=passed.count, passed=weights)
         latents_BMLD = latents_BMLD.to(next(self.norm.parameters()).device)
         k, v = self.to_kv(latents_BMLD.flatten(1, 2)).chunk(2, dim=-1)
         k, v = self.norm_k(self._split(k)), self._split(v)
         if known is not None:
             k, v = torch.cat([known.keys, k], 2), torch.cat([known.values, v], 2)
-        return MediaKeyValues(k, v, L, step)
+        return MediaKeyValues(k, v, L, step, known.start if known else 0)
 
     def forward(self, x_BSD: Tensor, media: MediaKeyValues, index_BS: Tensor) -> Tensor:
         """B rows, in order so many of each prompt of the media; index int32 [B,S]."""
-        if media.step is not None and few_rows(x_BSD):
+        passes = media.passed is not None and x_BSD.shape[1] > 1
+        if media.step is not None and not passes and few_rows(x_BSD):
             return self._read_few(x_BSD, media, media.step, index_BS)
-        q = self.to_q(self.norm(x_BSD))
+        q_BSI = self.to_q(self.norm(x_BSD))
         # Rows of one prompt stand end to end, as more tokens: each knows by its index what it sees.
         P = media.keys.shape[0]
-        q = self.norm_q(self._split(q.reshape(P, -1, q.shape[-1])))
-        index = index_BS.reshape(P, -1)
+        q = self.norm_q(self._split(q_BSI.reshape(P, -1, q_BSI.shape[-1])))
+        index = media.places(index_BS).reshape(P, -1)
         attended = media_attention(q, media.keys, media.values, index, media.latents)
-        attended = self.to_out(attended.transpose(1, 2).reshape(*x_BSD.shape[:2], -1))
+        attended = attended.transpose(1, 2).reshape(*x_BSD.shape[:2], -1)
+        if media.passed is not None:
+            attended = attended + media.passed.read_by(q_BSI, index_BS, self.heads)
+        attended = self.to_out(attended)
 
         return self.feed(x_BSD + _gate(self.attn_gate, attended))
 
@@ -170,12 +197,19 @@ class GatedCrossAttention(nn.Module):
         eps: Any = self.norm.eps
         return _Step(norm, eps, q, out, self.attn_gate, feed_parts(self.ffw), self.ffw_gate)
 
+    def _passed(self, media: PassedMedia) -> PassedWeights | None:
+        """How tokens read the latents of media that get no keys; None where they can't."""
+        for norm in (self.norm_q, self.norm_k):
+            if type(norm) is not nn.Identity or hooked(norm):
+                return None
+        return PassedWeights.of(media, self.to_kv, self.heads)
+
     def _read_few(
         self, x_BSD: Tensor, media: MediaKeyValues, step: _Step, index_BS: Tensor
     ) -> Tensor:
         """As `forward`, a sum at a time."""
         norm, eps, q, out, gate, feed, feed_gate = step
-        keys, values, index = media.keys, media.values, index_BS.reshape(-1)
+        keys, values, index = media.keys, media.values, media.places(index_BS).reshape(-1)
         x_RD = x_BSD.reshape(-1, x_BSD.shape[-1])
         try:
             x_RD = cross_few(x_RD, norm, eps, q, keys, values, index, media.latents, out, gate)

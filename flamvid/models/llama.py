@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from flamvid.models.cache import KeyValueCache
 from flamvid.models.few import linear_parts, weight_parts
-from flamvid.models.linear import Linear
+from flamvid.models.linear import Linear, split_linear
 from flamvid.ops import feed_few, few_rows, self_few
 
 __all__ = [
@@ -138,30 +138,37 @@ class LlamaLayer(nn.Module):
         mask: Tensor | None,
         cache: KeyValueCache | None,
         at: int,
+        last: bool = False,
     ) -> Tensor:
-        B, S, D = x_BSD.shape
-        if S == 1 and cache is not None and few_rows(x_BSD):
+        """[B,S,D] to the same, or with `last` to that of the last token, [B,1,D]."""
+        B, _, D = x_BSD.shape
+        if cache is not None and few_rows(x_BSD):
             weights = cache.kept(at, self._weights)
             if weights is not None:
-                return self._step(weights, x_BSD[:, 0], turn, mask, cache, at)[:, None]
-        qkv = self.qkv(F.rms_norm(x_BSD, (D,), self.norm_attention, self.eps))
-        qkv = qkv.view(B, S, -1, self.width).transpose(1, 2)  # B x (H+2G) x S x d
-        q, k, v = qkv.split([self.heads, self.key_heads, self.key_heads], dim=1)
-        q, k = _rotate(q, turn), _rotate(k, turn)
+                return self._step(weights, x_BSD, turn, mask, cache, at)[:, -1 if last else 0 :]
+        normed = F.rms_norm(x_BSD, (D,), self.norm_attention, self.eps)
+        widths = [n * self.width for n in (self.heads, self.key_heads, self.key_heads)]
+        q, k, v = (self._split(x) for x in split_linear(self.qkv, normed, widths, last))
+        N = q.shape[2]  # tokens to go on with
+        q, k = _rotate(q, (turn[0][:, :, -N:], turn[1][:, :, -N:])), _rotate(k, turn)
         if cache is not None:
             k, v = cache.update(k, v, at)
         attended = F.scaled_dot_product_attention(
             q,
             k,
             v,
-            attn_mask=mask,
-            is_causal=mask is None and S > 1,
+            attn_mask=mask if mask is None else mask[:, :, -N:],
+            is_causal=mask is None and N > 1,
             enable_gqa=self.heads != self.key_heads,
         )
-        x_BSD = x_BSD + self.out(attended.transpose(1, 2).reshape(B, S, -1))
+        x_BSD = x_BSD[:, -N:] + self.out(attended.transpose(1, 2).reshape(B, N, -1))
         gate, up = self.gate_up(F.rms_norm(x_BSD, (D,), self.norm_mlp, self.eps)).chunk(2, -1)
         out: Tensor = x_BSD + self.down(F.silu(gate) * up)
         return out
+
+    def _split(self, x: Tensor) -> Tensor:
+        heads: Tensor = x.unflatten(-1, (-1, self.width)).transpose(1, 2)
+        return heads  # B x H x S x d
 
     def _weights(self) -> tuple[list[Tensor], ...] | None:
         """As `_step` takes them; None where the layer is not plain."""
@@ -173,34 +180,38 @@ class LlamaLayer(nn.Module):
     def _step(
         self,
         weights: tuple[list[Tensor], ...],
-        x_BD: Tensor,
+        x_BSD: Tensor,
         turn: tuple[Tensor, Tensor],
         mask: Tensor | None,
         cache: KeyValueCache,
         at: int,
     ) -> Tensor:
-        """The same of one token for each row, at once."""
+        """The same of few tokens, at once."""
         first, second, qkv, out, up, down = weights
-        d, length = self.width, cache.length
-        rows = (len(x_BD), self.key_heads)
-        x_BD = self_few(
-            x_BD,
+        (B, S, D), d, length = x_BSD.shape, self.width, cache.length
+        x_RD = x_BSD.reshape(-1, D)
+        # What a text's last token sees, those before it see as far as they stand behind it.
+        real = None if mask is None else mask[:, 0, -1].expand(B, -1).contiguous()
+        if B > 1 and S > 1:
+            turn = (turn[0].expand(B, -1, -1, -1), turn[1].expand(B, -1, -1, -1))
+        x_RD = self_few(
+            x_RD,
             first,
             self.eps,
             True,
             qkv,
             [],
             [],
-            [part.view(-1, d) for part in turn],
+            [part.reshape(-1, d) for part in turn],
             None,
-            *cache.extend(x_BD, rows, d, 1, at),
+            *cache.extend(x_RD, (B, self.key_heads), d, S, at),
             length,
-            None if mask is None else mask.flatten(1),
+            real,
             self.heads,
             d**-0.5,
             out,
         )
-        return feed_few(x_BD, second, self.eps, True, up, down, "silu_gated", None)
+        return feed_few(x_RD, second, self.eps, True, up, down, "silu_gated", None).view_as(x_BSD)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -227,10 +238,12 @@ class _Body(nn.Module):
         use_cache: bool = False,
         depth: int | None = None,
         begun: tuple[int, Tensor] | None = None,
+        last: bool = False,
     ) -> Hidden:
         """Hidden states [B,S,D] after the last norm; with `depth`, after so many layers alone.
 
-        begun: how many layers are done, and what they made of the tokens.
+        begun: how many layers are done, and what they made of the tokens. last: states of the last
+        token alone, [B,1,D].
         """
         first, x_BSD = begun or (0, self.embed_tokens(input_ids))
         if self.int8:  # whose table is as the file has it, in half precision
@@ -241,8 +254,11 @@ class _Body(nn.Module):
             position_ids = torch.arange(past, past + S, device=input_ids.device)[None]
         turn = _turn(position_ids, self.config, x_BSD.dtype)
         mask = _visible(attention_mask, past, S, input_ids.device)
+        end = len(self.layers) - 1
         for at, layer in enumerate(self.layers[first:depth], first):
-            x_BSD = layer(x_BSD, turn, mask, cache, at)
+            x_BSD = layer(x_BSD, turn, mask, cache, at, last and at == end)
+        if last:  # where all layers were done
+            x_BSD = x_BSD[:, -1:]
         if depth is not None:
             return Hidden(x_BSD)
         D = self.config.hidden_size

@@ -90,6 +90,9 @@ class LanguageModel(nn.Module):
         self.grafted, self._behind = tuple(grafted), after
         takes = inspect.signature(self.body.forward).parameters
         self._takes_positions = "position_ids" in takes
+        # What stands behind the last layer reads with all tokens.
+        behind = bool(grafted) or (after and len(layers) - 1 in inserted)
+        self._ends_with_last = "last" in takes and not behind
         # transformers 5.24 renamed it.
         self._cache_name = "cache" if "cache" in takes else "past_key_values"
         for slot, (at, xattn) in enumerate(inserted.items()):
@@ -193,11 +196,13 @@ class LanguageModel(nn.Module):
         attention_mask: Tensor | None = None,
         cache: Any = None,
         begun: tuple[int, Tensor] | None = None,
+        last: bool = False,
     ) -> Tensor:
         """Hidden states [B,S,D] after the last norm; `head` makes logits of them.
 
         attention_mask int [B, past + S], 1 where a token is real; `cache` is extended in place.
         begun: how many layers are done, no more than `unmoved`, and what `states` gave of them.
+        last: those of the last token alone, [B,1,D], which our own hosts have sooner.
         """
         inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask}
         if attention_mask is not None and self._takes_positions:
@@ -206,6 +211,8 @@ class LanguageModel(nn.Module):
             inputs["position_ids"] = positions[:, -input_ids.shape[1] :]
         if begun is not None:
             inputs["begun"] = begun
+        if last and self._ends_with_last:
+            inputs["last"] = True
         token = _media.set(media)
         try:
             host = cache.host if isinstance(cache, GraftedCache) else cache
@@ -216,6 +223,8 @@ class LanguageModel(nn.Module):
         if self.grafted:
             layers, index = (None, None) if media is None else (media.layers, media.index)
             hidden = run_grafted(self.grafted, hidden, layers, index, attention_mask, cache)
+        if last:
+            hidden = hidden[:, -1:]
         return hidden.to(input_ids.device)
 
     def states(self, input_ids: Tensor, attention_mask: Tensor, depth: int = 0) -> Tensor:

@@ -22,7 +22,7 @@ from flamvid.errors import ConfigError
 from flamvid.models.cache import KeyValueCache
 from flamvid.models.decoder import Decoder, WithHead
 from flamvid.models.few import hooked, linear_parts, norm_parts
-from flamvid.models.linear import Linear
+from flamvid.models.linear import Linear, gelu_of, split_linear
 from flamvid.models.masks import hidden_keys
 from flamvid.ops import feed_few, few_rows, halved, self_few
 
@@ -94,12 +94,13 @@ class MosaicAttention(nn.Module):
             self.q_ln, self.k_ln = nn.LayerNorm(width, bias=bias), nn.LayerNorm(width, bias=bias)
         self.out_proj = Linear(width, width, bias=bias)
 
-    def forward(self, x_BSD: Tensor, bias_BHSK: Tensor, cache: Any) -> Tensor:
-        qkv = self.Wqkv(x_BSD)
+    def forward(self, x_BSD: Tensor, bias_BHSK: Tensor, cache: Any, last: bool = False) -> Tensor:
+        """[B,S,D], or [B,1,D] of the last token, which sees the keys of all."""
+        q, k, v = split_linear(self.Wqkv, x_BSD, [x_BSD.shape[-1]] * 3, last)
         if self.clip is not None:
-            qkv = qkv.clamp(-self.clip, self.clip)
-        q, k, v = qkv.chunk(3, dim=-1)
+            q, k, v = (x.clamp(-self.clip, self.clip) for x in (q, k, v))
         q, k, v = (self._split(x) for x in (self.q_ln(q), self.k_ln(k), v))
+        bias_BHSK = bias_BHSK[:, :, -q.shape[2] :]
         if cache is not None:
             k, v = cache.update(k, v, self.layer)
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias_BHSK, scale=self.scale)
@@ -122,7 +123,7 @@ class MosaicMlp(nn.Module):
 
     def forward(self, x_BSD: Tensor) -> Tensor:
         half_BSD = halved(x_BSD, self.mlp_up, self.mlp_down)
-        out: Tensor = self.mlp_down(F.gelu(self.mlp_up(half_BSD)))
+        out: Tensor = self.mlp_down(gelu_of(self.mlp_up, half_BSD))
         return out.to(x_BSD.dtype)
 
 
@@ -137,12 +138,16 @@ class MosaicBlock(nn.Module):
         self.ln_2 = nn.LayerNorm(config.d_model, bias=not config.no_bias)
         self.mlp = MosaicMlp(config)
 
-    def forward(self, hidden_states: Tensor, sight: Sight, cache: Any) -> Tensor:
-        if hidden_states.shape[1] == 1 and type(cache) is KeyValueCache and few_rows(hidden_states):
+    def forward(
+        self, hidden_states: Tensor, sight: Sight, cache: Any, last: bool = False
+    ) -> Tensor:
+        """[B,S,D] to the same, or with `last` to that of the last token, [B,1,D]."""
+        if type(cache) is KeyValueCache and few_rows(hidden_states):
             weights = cache.kept(self.layer, self._weights)
             if weights is not None:
-                return self._step(weights, hidden_states[:, 0], sight, cache)[:, None]
-        x_BSD = hidden_states + self.attn(self.ln_1(hidden_states), sight.bias, cache)
+                return self._step(weights, hidden_states, sight, cache)[:, -1 if last else 0 :]
+        attended = self.attn(self.ln_1(hidden_states), sight.bias, cache, last)
+        x_BSD = hidden_states[:, -attended.shape[1] :] + attended
         out: Tensor = x_BSD + self.mlp(self.ln_2(x_BSD))
         return out
 
@@ -163,15 +168,16 @@ class MosaicBlock(nn.Module):
         return whole if len(whole) == len(found) else None
 
     def _step(
-        self, weights: tuple[list[Tensor], ...], x_BD: Tensor, sight: Sight, cache: KeyValueCache
+        self, weights: tuple[list[Tensor], ...], x_BSD: Tensor, sight: Sight, cache: KeyValueCache
     ) -> Tensor:
-        """The same of one token for each row, at once."""
+        """The same of few tokens, at once."""
         first, second, q_norm, k_norm, qkv, out, up, down = weights
         attn = self.attn
-        B, D, length = *x_BD.shape, cache.length
+        (B, S, D), length = x_BSD.shape, cache.length
         H, d = attn.heads, D // attn.heads
-        x_BD = self_few(
-            x_BD,
+        x_RD = x_BSD.reshape(-1, D)
+        x_RD = self_few(
+            x_RD,
             first,
             self.ln_1.eps,
             False,
@@ -180,14 +186,15 @@ class MosaicBlock(nn.Module):
             k_norm,
             [],
             sight.slopes_H,
-            *cache.extend(x_BD, (B, H), d, 1, self.layer),
+            *cache.extend(x_RD, (B, H), d, S, self.layer),
             length,
             sight.real,
             H,
             d**-0.5 if attn.scale is None else attn.scale,
             out,
         )
-        return feed_few(x_BD, second, self.ln_2.eps, False, up, down, "gelu", None)
+        x_RD = feed_few(x_RD, second, self.ln_2.eps, False, up, down, "gelu", None)
+        return x_RD.view_as(x_BSD)
 
 
 class _Mosaic(Decoder):
@@ -218,14 +225,19 @@ class MosaicModel(_Mosaic):
         attention_mask: Tensor | None = None,
         past_key_values: Any = None,
         use_cache: bool | None = None,
+        last: bool = False,
         **_: Any,
     ) -> BaseModelOutputWithPast:
-        """Hidden states [B,S,D] after the last norm; a cache given is extended in place."""
+        """Hidden states [B,S,D] after the last norm; a cache given is extended in place.
+
+        last: of the last token alone, [B,1,D].
+        """
         x_BSD = self.wte(input_ids)
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
         sight = Sight(self.config, x_BSD, past, attention_mask)
-        for block in self.blocks:
-            x_BSD = block(x_BSD, sight, past_key_values)
+        end = len(self.blocks) - 1
+        for at, block in enumerate(self.blocks):
+            x_BSD = block(x_BSD, sight, past_key_values, last and at == end)
         return BaseModelOutputWithPast(self.ln_f(x_BSD), past_key_values)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flamvid.errors import ConfigError, InputError
-from flamvid.models.linear import Linear, hooked
+from flamvid.models.linear import Linear, gelu_of, hooked
 from flamvid.models.time_embedding import TimeEmbedding
 from flamvid.ops import attention, halved
 
@@ -115,8 +115,18 @@ class FeedForward(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """[...,D] to the same."""
         norm, up, activation, down = self
-        out: Tensor = down(activation(up(halved(norm(x), up, down))))
+        half = halved(norm(x), up, down)
+        wide = gelu_of(up, half) if _is_gelu(activation) else activation(up(half))
+        out: Tensor = down(wide)
         return out.to(x.dtype)
+
+
+def _is_gelu(activation: nn.Module) -> bool:
+    """Whether it is the exact one, and nobody listens to it."""
+    if type(activation) is not nn.GELU or activation.approximate != "none":
+        return False
+    # With gradients its backward pass may be listened to; a graph is best left as it is.
+    return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or hooked(activation))
 
 
 class ResamplerBlock(nn.Module):

@@ -3,7 +3,8 @@
 from flamvid.ops.attention import attention, attention_backend
 from flamvid.ops.half import HalfLinear, halved, made_again
 from flamvid.ops.kernels import OPERATIONS, Implementation, implementation, load
-from flamvid.ops.linear import few_rows, linear
+from flamvid.ops.latent_attention import LATENT_STEP, latent_attention
+from flamvid.ops.linear import few_rows, linear, linear_gelu
 from flamvid.ops.linear_int8 import GROUP, Int8, dequantise_int8, linear_int8, quantise_int8
 from flamvid.ops.media_attention import check_index, media_attention
 from flamvid.ops.media_index import Attend, media_index
@@ -12,6 +13,7 @@ from flamvid.ops.token_loss import token_loss_
 
 __all__ = [
     "GROUP",
+    "LATENT_STEP",
     "OPERATIONS",
     "Attend",
     "HalfLinear",
@@ -26,7 +28,9 @@ __all__ = [
     "few_rows",
     "halved",
     "implementation",
+    "latent_attention",
     "linear",
+    "linear_gelu",
     "linear_int8",
     "load",
     "made_again",

@@ -16,6 +16,7 @@ OPERATIONS = (
     "media_index",
     "media_attention_forward",
     "media_attention_backward",
+    "latent_attention",
     "linear_few",
     "linear_int8",
     "widen_int8",

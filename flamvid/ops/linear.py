@@ -19,7 +19,7 @@ from torch.overrides import _len_torch_function_stack  # type: ignore[attr-defin
 
 from flamvid.ops.kernels import implementation
 
-__all__ = ["MANY", "few_rows", "linear"]
+__all__ = ["MANY", "few_rows", "linear", "linear_gelu"]
 
 _FEW = 8  # rows for which reading the weights is what takes the time
 _DENSE = (Tensor, nn.Parameter)  # other types, as torchao's, know their own product
@@ -43,6 +43,16 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if bias is not None:
         out = out + bias
     return out.view(*x.shape[:-1], -1)
+
+
+def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """As `F.gelu` of `linear`; of many rows without another pass over them."""
+    if x.numel() >= MANY * x.shape[-1] > 0 and _plain(x, weight, bias):
+        many = _one_dnn()
+        if many is not None:
+            out: Tensor = many(x, weight, bias, "gelu")
+            return out
+    return F.gelu(linear(x, weight, bias))
 
 
 def few_rows(x: Tensor) -> bool:
@@ -103,15 +113,19 @@ def _one_dnn() -> Any:
     if not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
         return None
 
-    def many(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    def many(x: Tensor, weight: Tensor, bias: Tensor | None, then: str = "none") -> Tensor:
+        # The last names the formula of what comes then; of gelu "none" is the exact one.
+        op = torch.ops.mkldnn._linear_pointwise
+        out: Tensor = op(x, weight, bias, then, [], "" if then == "none" else "none")
         return out
 
     dice = torch.Generator().manual_seed(0)
     x, weight = (torch.randn(MANY, 32, generator=dice) for _ in range(2))
     try:
         with torch.inference_mode():
-            same = torch.allclose(many(x, weight, None), F.linear(x, weight), atol=1e-4)
+            plain = F.linear(x, weight)
+            same = torch.allclose(many(x, weight, None), plain, atol=1e-4)
+            same &= torch.allclose(many(x, weight, None, "gelu"), F.gelu(plain), atol=1e-4)
     except Exception:
         return None
     return many if same else None

@@ -5,7 +5,8 @@ dozen times in each layer. The references here are the formulas; flamvid._C take
 CPUs. Weights come as lists: a norm's weight and perhaps its bias, none for no norm; float32 weights
 [N,K] alone, or the three of int8.
 
-Legend: R rows (one token each), D width, F inner width, H heads, G key heads, d head width.
+Legend: R rows (one token each), B texts, S tokens of each, D width, F inner width, H heads, G key
+heads, d head width.
 """
 
 from __future__ import annotations
@@ -107,28 +108,33 @@ def _self_few(
     scale: float,
     out: Sequence[Tensor],
 ) -> Tensor:
-    """x + out(attention(qkv(norm(x)))), [R,D]; the new keys and values go to place `length`.
+    """x + out(attention(qkv(norm(x)))), [R,D]; new keys and values go to places from `length` on.
 
-    keys, values [R,G,room,d]; q_norm, k_norm over all heads at once; turn: cosine and sine of
-    rotary positions, [R,d] or [1,d] each, or none; slopes [H] of ALiBi; real bool [R,length+1].
+    keys, values [B,G,room,d]: each of B texts has S = R / B rows in succession, its next tokens;
+    q_norm, k_norm over all heads at once; turn: cosine and sine of rotary positions, [R,d] each,
+    or [1,d] where S is 1, or none; slopes [H] of ALiBi; real bool [B,length+S].
     """
-    R, G, _, d = keys.shape
+    B, G, _, d = keys.shape
+    S = x.shape[0] // B
+    end = length + S
     mixed = _linear(_norm(x, norm, eps, rms), qkv)
     q, k, v = mixed.split([heads * d, G * d, G * d], dim=-1)
-    q, k = _norm(q, q_norm, eps, rms).view(R, heads, 1, d), _norm(k, k_norm, eps, rms)
-    k, v = k.view(R, G, 1, d), v.view(R, G, 1, d)
+    q, k = _norm(q, q_norm, eps, rms), _norm(k, k_norm, eps, rms)
+    q, k, v = (part.view(B, S, -1, d).transpose(1, 2) for part in (q, k, v))  # B x H x S x d
     if turn:
-        q, k = _turned(q, *turn), _turned(k, *turn)
-    keys[:, :, length : length + 1], values[:, :, length : length + 1] = k, v
-    bias = x.new_zeros(R, 1, 1, length + 1)
+        cosine, sine = (part.view(-1, 1, S, d) for part in turn)
+        q, k = _turned(q, cosine, sine), _turned(k, cosine, sine)
+    keys[:, :, length:end], values[:, :, length:end] = k, v
+    places = (
+        torch.arange(end, device=x.device) - torch.arange(length, end, device=x.device)[:, None]
+    )
+    bias = x.new_zeros(B, 1, S, end).masked_fill(places > 0, float("-inf"))
     if slopes is not None:
-        places = torch.arange(-length, 1, device=x.device)
         bias = bias + slopes.view(1, -1, 1, 1) * places
     if real is not None:
-        hidden = ~real
-        hidden[:, -1] = False  # a token always sees itself
-        bias = bias.masked_fill(hidden[:, None, None], float("-inf"))
-    room = slice(length + 1)
+        hidden = ~real[:, None] & (places != 0)  # a token always sees itself
+        bias = bias.masked_fill(hidden[:, None], float("-inf"))
+    room = slice(end)
     read = F.scaled_dot_product_attention(
         q,
         keys[:, :, room],
@@ -137,13 +143,13 @@ def _self_few(
         scale=scale,
         enable_gqa=heads != G,
     )
-    return x + _linear(read.reshape(R, -1), out)
+    return x + _linear(read.transpose(1, 2).reshape(x.shape[0], -1), out)
 
 
-def _turned(x_RH1d: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    first, second = x_RH1d.chunk(2, dim=-1)
+def _turned(x_BHSd: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    first, second = x_BHSd.chunk(2, dim=-1)
     other = torch.cat([-second, first], dim=-1)
-    return x_RH1d * cosine[:, None, None] + other * sine[:, None, None]
+    return x_BHSd * cosine + other * sine
 
 
 def _like(x: Tensor, *_: Any) -> Tensor:

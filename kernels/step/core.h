@@ -80,9 +80,9 @@ struct Self {
   const float *cosine, *sine;  // [rows or 1, d] of a rotary embedding; null: none
   int64_t turn_step;           // d, or 0 where all rows have the same
   const float* slopes;         // [heads] of ALiBi; null: none
-  View<float> keys, values;    // [rows, groups, length + 1 at least, d]
-  const uint8_t* real;         // [rows, length + 1]: which keys may be seen; null: all
-  int64_t length;              // of the cache, before this token
+  View<float> keys, values;    // [rows / each, groups, length + each at least, d]
+  const uint8_t* real;         // [rows / each, length + each]: which keys may be seen; null: all
+  int64_t length, each;        // of the cache, before so many rows in succession: a text's next tokens
   int64_t heads, groups, d;
   float scale;
   const float* x;

@@ -164,29 +164,32 @@ void cross(const char* name, const step::Isa& isa, int64_t threads) {
 }
 
 void self(const char* name, const step::Isa& isa, int64_t threads) {
-  const int64_t rows = pick(5), groups = pick(3), heads = groups * pick(3), d = 2 * pick(35);
-  const int64_t width = pick(40), length = pick(30) - 1, room = length + pick(3);
+  const int64_t texts = pick(3), each = pick(3), rows = texts * each;
+  const int64_t groups = pick(3), heads = groups * pick(3), d = 2 * pick(35);
+  const int64_t width = pick(40), length = pick(30) - 1, room = length + each + pick(3) - 1;
   const int64_t inner = heads * d, outputs = (heads + 2 * groups) * d;
   const Floats x = drawn(rows * width), weight = drawn(width), bias = drawn(width),
                qkv = drawn(outputs * width, 0.2f), to_out = drawn(width * inner, 0.2f),
-               slopes = drawn(heads, 0.1f), angles = drawn(d / 2);
-  Floats cosine(d), sine(d), k = drawn(rows * groups * room * d), v = drawn(rows * groups * room * d);
-  for (int64_t e = 0; e < d; ++e) {
-    cosine[e] = std::cos(angles[e % (d / 2)]);
-    sine[e] = std::sin(angles[e % (d / 2)]);
+               slopes = drawn(heads, 0.1f), angles = drawn(rows * d / 2);
+  Floats cosine(rows * d), sine(rows * d);
+  Floats k = drawn(texts * groups * room * d), v = drawn(texts * groups * room * d);
+  for (int64_t i = 0; i < rows * d; ++i) {
+    const float angle = angles[i / d * (d / 2) + i % (d / 2)];
+    cosine[i] = std::cos(angle);
+    sine[i] = std::sin(angle);
   }
-  std::vector<uint8_t> real(rows * (length + 1));
+  std::vector<uint8_t> real(texts * (length + each));
   for (uint8_t& seen : real) seen = dice() % 4 != 0;
   const bool turned = dice() % 2;
   Floats mixed(rows * outputs), attended(rows * inner), out(rows * width);
   const step::Self s{{weight.data(), bias.data(), 1e-5f, false}, {}, {},
                      {qkv.data(), {}, outputs, width},
                      {to_out.data(), {}, width, inner},
-                     turned ? cosine.data() : nullptr, turned ? sine.data() : nullptr, 0,
+                     turned ? cosine.data() : nullptr, turned ? sine.data() : nullptr, d,
                      slopes.data(),
                      {k.data(), groups * room * d, room * d, d},
                      {v.data(), groups * room * d, room * d, d},
-                     real.data(), length, heads, groups, d, 0.3f,
+                     real.data(), length, each, heads, groups, d, 0.3f,
                      x.data(), mixed.data(), attended.data(), out.data(), rows, width};
   together(threads, [&](step::Team& team, int64_t member, step::Scratch& own) {
     isa.self(s, team, member, own);
@@ -194,20 +197,21 @@ void self(const char* name, const step::Isa& isa, int64_t threads) {
   const step::View<const float> keys{k.data(), groups * room * d, room * d, d},
       values{v.data(), groups * room * d, room * d, d};
   for (int64_t r = 0; r < rows; ++r) {
+    const int64_t text = r / each, place = length + r % each;
     Doubles all = product(qkv, normed(weight, bias, false, row(x, r, width)));
     for (int64_t h = 0; turned && h < heads + groups; ++h) {
       double* at = all.data() + h * d;
       for (int64_t e = 0; e < d / 2; ++e) {
         const double a = at[e], b = at[d / 2 + e];
-        at[e] = a * cosine[e] - b * sine[e];
-        at[d / 2 + e] = b * cosine[e] + a * sine[e];
+        at[e] = a * cosine[r * d + e] - b * sine[r * d + e];
+        at[d / 2 + e] = b * cosine[r * d + e] + a * sine[r * d + e];
       }
     }
     for (int64_t g = 0; g < groups; ++g) {  // what the cache has been given
       for (int64_t e = 0; e < d; ++e) {
         const double key = all[inner + g * d + e], value = all[inner + (groups + g) * d + e];
-        if (!(std::abs(keys.at(r, g, length)[e] - key) <= 1e-4 * (1 + std::abs(key))) ||
-            !(std::abs(values.at(r, g, length)[e] - value) <= 1e-4 * (1 + std::abs(value)))) {
+        if (!(std::abs(keys.at(text, g, place)[e] - key) <= 1e-4 * (1 + std::abs(key))) ||
+            !(std::abs(values.at(text, g, place)[e] - value) <= 1e-4 * (1 + std::abs(value)))) {
           std::printf("%s: row %ld: not in the cache\n", name, long(r));
           ++failures;
         }
@@ -215,11 +219,12 @@ void self(const char* name, const step::Isa& isa, int64_t threads) {
     }
     Doubles read;
     for (int64_t h = 0; h < heads; ++h) {
-      Doubles seen(length + 1);
-      for (int64_t i = 0; i <= length; ++i) {
-        seen[i] = i < length && !real[r * (length + 1) + i] ? -INFINITY : slopes[h] * (i - length);
+      Doubles seen(place + 1);
+      for (int64_t i = 0; i <= place; ++i) {
+        const bool hidden = i < place && !real[text * (length + each) + i];
+        seen[i] = hidden ? -INFINITY : slopes[h] * (i - place);
       }
-      const Doubles part = attention(all.data() + h * d, keys, values, r, h / (heads / groups), 0,
+      const Doubles part = attention(all.data() + h * d, keys, values, text, h / (heads / groups), 0,
                                      seen, d, 0.3f);
       read.insert(read.end(), part.begin(), part.end());
     }

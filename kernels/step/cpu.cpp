@@ -200,11 +200,14 @@ Tensor self_few(const Tensor& given, const Tensors& norm_parts, double eps, bool
   const int64_t rows = x.size(0), width = x.size(1);
   const step::View<float> k = view<float>(keys, "keys"), v = view<float>(values, "values");
   const int64_t groups = keys.size(1), d = keys.size(3);
-  STD_TORCH_CHECK(keys.size(0) == rows && values.size(0) == rows && values.size(1) == groups &&
-                      values.size(3) == d,
-                  "self_few: keys and values must be [", rows, ",", groups, ",room,", d, "]");
-  STD_TORCH_CHECK(length >= 0 && length < keys.size(2) && length < values.size(2),
-                  "self_few: a cache of ", keys.size(2), " has no room for token ", length);
+  const int64_t texts = keys.size(0);
+  STD_TORCH_CHECK(texts > 0 && rows % texts == 0 && values.size(0) == texts &&
+                      values.size(1) == groups && values.size(3) == d,
+                  "self_few: keys and values must be [texts,", groups, ",room,", d, "], and the ", rows,
+                  " rows as many of each text");
+  const int64_t each = rows / texts, room = std::min(keys.size(2), values.size(2));
+  STD_TORCH_CHECK(length >= 0 && length <= room - each, "self_few: a cache of ", room,
+                  " has no room for ", each, " tokens from ", length, " on");
   STD_TORCH_CHECK(groups > 0 && heads % groups == 0, "self_few: ", heads, " heads of ", groups,
                   " groups; must be as many of each");
   STD_TORCH_CHECK(!norm_parts.empty(), "self_few: it has a norm");
@@ -216,10 +219,11 @@ Tensor self_few(const Tensor& given, const Tensors& norm_parts, double eps, bool
   if (!turn.empty()) {
     STD_TORCH_CHECK(turn.size() == 2 && d % 2 == 0, "self_few: turn is a cosine and a sine");
     turn_step = turn[0].numel() == d ? 0 : d;
+    STD_TORCH_CHECK(turn_step || each == 1, "self_few: tokens in succession turn each its own way");
     cosine = floats(turn[0], turn_step ? rows * d : d, "cosine");
     sine = floats(turn[1], turn_step ? rows * d : d, "sine");
   }
-  if (real) check(*real, ScalarType::Bool, rows * (length + 1), "real");
+  if (real) check(*real, ScalarType::Bool, texts * (length + each), "real");
   const Tensor mixed = fresh(x, rows, qkv.outputs), attended = fresh(x, rows, heads * d);
   Tensor out = fresh(x, rows, width);
   const step::Self s{norm(norm_parts, width, eps, rms),
@@ -235,6 +239,7 @@ Tensor self_few(const Tensor& given, const Tensors& norm_parts, double eps, bool
                      v,
                      real ? data<const uint8_t>(*real) : nullptr,
                      length,
+                     each,
                      heads,
                      groups,
                      d,

@@ -277,15 +277,17 @@ FLAMVID_FN void self(const Self& s, Team& team, int64_t member, Scratch& own) {
     prepare(s.q_norm, mixed, q, s.heads, s, r);
     prepare(s.k_norm, mixed + inner, k, s.groups, s, r);
     const float* v = mixed + inner + key_inner;
+    const int64_t text = r / s.each, length = s.length + r % s.each;
     for (int64_t g = groups.first; g < groups.last; ++g) {
-      float *key = s.keys.at(r, g, s.length), *value = s.values.at(r, g, s.length);
+      float *key = s.keys.at(text, g, length), *value = s.values.at(text, g, length);
       for (int64_t e = 0; e < s.d; ++e) {
         key[e] = k[g * s.d + e];
         value[e] = v[g * s.d + e];
       }
       for (int64_t h = g * each; h < (g + 1) * each; ++h) {
-        attend({s.keys.at(r, g, 0), s.values.at(r, g, 0), s.keys.row, s.values.row, s.length + 1,
-                s.real ? s.real + r * (s.length + 1) : nullptr, s.slopes ? s.slopes[h] : 0},
+        attend({s.keys.at(text, g, 0), s.values.at(text, g, 0), s.keys.row, s.values.row,
+                length + 1, s.real ? s.real + text * (s.length + s.each) : nullptr,
+                s.slopes ? s.slopes[h] : 0},
                q + h * s.d, s.scale, s.d, s.attended + r * inner + h * s.d, own);
       }
     }

@@ -20,6 +20,7 @@ from flamvid.models.flamingo import Flamingo
 from flamvid.models.gated_xattn import GatedCrossAttention, XattnConfig
 from flamvid.models.int8 import make_int8
 from flamvid.models.llama import Llama, LlamaConfig
+from flamvid.models.lm import MediaContext
 from flamvid.models.mosaic import MosaicConfig, MosaicForCausalLM
 from flamvid.models.resampler import PerceiverResampler, ResamplerConfig
 from flamvid.ops import implementation, media_index
@@ -115,6 +116,47 @@ def write(model: Flamingo, beams: int, rows: int) -> list[list[Generated]]:
     config = GenerationConfig(beams=beams, returns=beams, max_tokens=70, min_tokens=66)
     index = media_index(ids, MEDIA)
     return search(model, latents, ids, index, END, config, real if rows > 1 else None)
+
+
+@pytest.mark.parametrize("host", ["llama", "mosaic", "llama int8", "mosaic int8"])
+@pytest.mark.parametrize("rows", [1, 2])
+@torch.inference_mode()
+def test_next_tokens_of_a_text_are_read_together(
+    host: str, rows: int, monkeypatch: pytest.MonkeyPatch, calls: Counter[str]
+) -> None:
+    model = make(host)
+    dice = torch.Generator().manual_seed(2)
+    ids = torch.randint(6, 40, (rows, 21), generator=dice)
+    ids[:, 1] = ids[:, 11] = MEDIA
+    real = torch.ones_like(ids)
+    real[-1, :3] = 0
+    index = media_index(ids, MEDIA)
+    layers = model.read(torch.randn(rows, 2, 2, 8, generator=dice), index).layers
+
+    def read(parts: tuple[int, ...], last: bool = False, padded: bool = True) -> tuple[Tensor, Any]:
+        cache, states, at = model.lm.new_cache(), [], 0
+        for part in parts:
+            some = slice(at, at := at + part)
+            media = MediaContext(layers, index[:, some])
+            mask = real[:, :at] if padded else None
+            states.append(model.lm(ids[:, some], media, mask, cache, last=last))
+        return torch.cat(states, 1), cache
+
+    for padded in (True, False):
+        want, held = by_modules(monkeypatch, lambda p=padded: read((21,), padded=p))
+        seen = real.bool() if padded else torch.ones_like(real).bool()  # padding means nothing
+        for parts in ((14, 4, 3), (4, 1, 1, 4, 4, 3, 4), (1,) * 21):
+            calls.clear()
+            found, cache = read(parts, padded=padded)
+            torch.testing.assert_close(found[seen], want[seen], atol=1e-4, rtol=1e-4)
+            assert calls["self_few"] == 2 * sum(part * rows <= 8 for part in parts)
+            for one, other in ((cache._keys, held._keys), (cache._values, held._values)):
+                for mine, theirs in zip(one, other, strict=True):
+                    mine, theirs = (x[:, :, :21].transpose(1, 2)[seen] for x in (mine, theirs))
+                    torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
+            ends = torch.tensor(parts).cumsum(0) - 1
+            lasts, _ = read(parts, last=True, padded=padded)
+            torch.testing.assert_close(lasts, found[:, ends], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("beams", "rows"), [(1, 1), (3, 2), (3, 3)])

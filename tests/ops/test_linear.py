@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flamvid.ops import linear
+from flamvid.models.resampler import FeedForward
+from flamvid.ops import HalfLinear, linear, linear_gelu
+
+one_dnn = importlib.import_module("flamvid.ops.linear")
 
 
 @pytest.mark.parametrize("rows", [0, 1, 2, 3, 8, 9, 24, 60])
@@ -50,3 +57,80 @@ def test_few_rows_are_an_operation_of_torch() -> None:
 def test_other_types_stay_torch_s_own() -> None:
     x, weight = torch.randn(3, 40, dtype=torch.bfloat16), torch.randn(7, 40, dtype=torch.bfloat16)
     assert torch.equal(linear(x, weight), F.linear(x, weight))
+
+
+@pytest.mark.parametrize("rows", [0, 1, 9, 23, 24, 61])
+@pytest.mark.parametrize("sizes", [(24, 40), (40, 24), (7, 13)])
+@pytest.mark.parametrize("biased", [False, True])
+def test_gelu_of_it(rows: int, sizes: tuple[int, int], biased: bool) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(1, rows, sizes[0], requires_grad=True)
+    weight = torch.randn(sizes[1], sizes[0], requires_grad=True)
+    bias = torch.randn(sizes[1]) if biased else None
+    ours, theirs = linear_gelu(x, weight, bias), F.gelu(F.linear(x, weight, bias))
+    torch.testing.assert_close(ours, theirs)
+    with torch.no_grad():
+        quick = linear_gelu(x, weight, bias)
+    torch.testing.assert_close(quick, theirs, atol=2e-5, rtol=1e-5)
+    for mine, wanted in zip(
+        torch.autograd.grad(ours.square().sum(), (x, weight)),
+        torch.autograd.grad(theirs.square().sum(), (x, weight)),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What oneDNN is asked for, on processors that have no use for it too."""
+    asked: list[str] = []
+
+    def many(x: Tensor, weight: Tensor, bias: Tensor | None, then: str = "none") -> Tensor:
+        asked.append(then)
+        out = F.linear(x, weight, bias)
+        return F.gelu(out) if then == "gelu" else out
+
+    monkeypatch.setattr(one_dnn, "_one_dnn", lambda: many)
+    return asked
+
+
+def test_many_rows_have_their_gelu_with_the_product(asked: list[str]) -> None:
+    x, ffw = torch.randn(30, 8), FeedForward(8, 4, "gelu")
+    want = ffw(x)
+    assert not asked  # gradients are asked for
+    with torch.no_grad():
+        torch.testing.assert_close(ffw(x), want)
+        assert asked == ["gelu", "none"]
+        ffw(x[:20])
+        assert asked == ["gelu", "none"]
+        with HalfLinear():
+            ffw(x)
+        assert asked == ["gelu", "none"]
+        FeedForward(8, 4, "relu")(x)
+        assert asked == ["gelu", "none", "none", "none"]
+
+
+@pytest.mark.parametrize("at", [1, 2])
+@torch.no_grad()
+def test_who_listens_hears_of_both(asked: list[str], at: int) -> None:
+    x, ffw = torch.randn(30, 8), FeedForward(8, 4, "gelu")
+    heard: list[Tensor] = []
+
+    def listen(_: nn.Module, __: Any, out: Tensor) -> None:
+        heard.append(out)
+
+    ffw[at].register_forward_hook(listen)
+    want = F.linear(ffw[0](x), ffw[1].weight)
+    ffw(x)
+    assert len(heard) == 1
+    torch.testing.assert_close(heard[0], want if at == 1 else F.gelu(want))
+    assert asked == ["none", "none"]
+
+
+@torch.no_grad()
+def test_gelu_s_other_formula_is_not_taken_for_it(asked: list[str]) -> None:
+    x, ffw = torch.randn(30, 8), FeedForward(8, 4, "gelu")
+    ffw[2] = nn.GELU("tanh")
+    want = ffw[3](F.gelu(ffw[1](ffw[0](x)), approximate="tanh"))
+    assert torch.equal(ffw(x), want)
+    assert "gelu" not in asked

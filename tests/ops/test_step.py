@@ -140,7 +140,8 @@ def test_cross_attention(
 
 @settings(max_examples=80, deadline=None)
 @given(
-    rows=rows,
+    texts=st.integers(1, 3),
+    tokens=st.integers(1, 4),
     groups=st.integers(1, 3),
     each=st.integers(1, 3),
     half=st.integers(1, 20),
@@ -154,7 +155,8 @@ def test_cross_attention(
     seed=seeds,
 )
 def test_self_attention(
-    rows: int,
+    texts: int,
+    tokens: int,
     groups: int,
     each: int,
     half: int,
@@ -168,14 +170,18 @@ def test_self_attention(
     seed: int,
 ) -> None:
     torch.manual_seed(seed)
-    d, heads = 2 * half, groups * each
+    d, heads, rows = 2 * half, groups * each, texts * tokens
     if int8:
         d, width = 32, 32 * (width // 32 + 1)
-    turn = [torch.randn(1 if seed % 2 else rows, d) for _ in range(2)] if kind == "rotary" else []
+    turn = (
+        [torch.randn(1 if seed % 2 and tokens == 1 else rows, d) for _ in range(2)]
+        if kind == "rotary"
+        else []
+    )
     slopes = torch.rand(heads) if kind == "alibi" else None
-    real = torch.rand(rows, length + 1) < 0.7 if padded else None
+    real = torch.rand(texts, length + tokens) < 0.7 if padded else None
     q_norm, k_norm = (norm(n * d, not rms) if normed else [] for n in (heads, groups))
-    before = torch.randn(2, rows, groups, length + 3, d)
+    before = torch.randn(2, texts, groups, length + tokens + 2, d)
 
     def run(op: Any) -> tuple[Tensor, Tensor]:
         cache = before.clone()
@@ -204,7 +210,8 @@ def test_self_attention(
     ours, wanted = run(self_few), run(lambda *args: formula("_self_few", *args))
     torch.testing.assert_close(ours[0], wanted[0], **CLOSE)
     torch.testing.assert_close(ours[1], wanted[1], **CLOSE)
-    others = torch.arange(length + 3) != length
+    places = torch.arange(length + tokens + 2)
+    others = (places < length) | (places >= length + tokens)
     assert torch.equal(ours[1][..., others, :], before[..., others, :])
 
 
@@ -305,6 +312,10 @@ def test_self_attention_reads_and_writes_nothing_else() -> None:
         {12: seen[:, :4].contiguous()},
         {12: seen.int()},
         {13: 4, 4: weights(80, 24), 8: torch.rand(4), 15: weights(24, 32)},
+        {9: keys[:1], 10: values[:1], 12: seen[:1, :1].expand(1, 6).contiguous()},  # two turn alike
+        {7: [], 9: keys[:1], 10: values[:1], 12: seen[:1]},  # of two tokens the second is nowhere
+        {7: [], 9: keys[:1], 10: values[:1], 11: 9, 12: None},
+        {9: keys[:0], 10: values[:0]},
         {15: weights(20, 24)},
         {15: weights(24, 20)},
     ]

@@ -1,0 +1,60 @@
+"""Attention of few tokens to the latents of their media, of which keys and values are never made.
+
+q W_k^T x is q by the key of x, whichever product comes first: a query goes through the weights of
+the keys to the latents, and what it takes of them through the weights of the values. Of T tokens
+that see one media of L latents that is 2 T / L of the work. The reference here makes keys and
+values; flamvid._C takes its place on CPUs.
+
+Legend: S tokens, H heads, d head width, M media, L latents of each, D their width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flamvid.ops.media_attention import media_attention
+
+__all__ = ["LATENT_STEP", "latent_attention"]
+
+LATENT_STEP = 16
+"""L, D and d are multiples of it."""
+
+
+@torch.library.custom_op("flamvid::latent_attention", mutates_args=())
+def latent_attention(
+    q: Tensor,
+    latents: Tensor,
+    turned: Tensor,
+    to_keys: Tensor,
+    to_values: Tensor,
+    index: Tensor,
+    heads: int,
+    scale: float,
+) -> Tensor:
+    """q [S,H*d], latents [M,L,D], index int32 [S] -> [S,H*d], 0 where a token sees none (-1).
+
+    turned: the latents as [M,D,L]; to_keys [H*d,D]; to_values turned, [D,H*d]. All float32, without
+    gradients.
+    """
+    keys, values = (
+        (latents.flatten(0, 1) @ weight_DI).unflatten(-1, (heads, -1)).transpose(0, 1)[None]
+        for weight_DI in (to_keys.mT, to_values)
+    )
+    q_1HSd = q.unflatten(-1, (heads, -1)).transpose(0, 1)[None]
+    out = media_attention(q_1HSd, keys, values, index[None], latents.shape[1], scale)
+    return out[0].transpose(0, 1).flatten(1)
+
+
+@latent_attention.register_fake
+def _(
+    q: Tensor,
+    latents: Tensor,
+    turned: Tensor,
+    to_keys: Tensor,
+    to_values: Tensor,
+    index: Tensor,
+    heads: int,
+    scale: float,
+) -> Tensor:
+    return q.new_empty(q.shape)
