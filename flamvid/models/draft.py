@@ -32,6 +32,7 @@ class Draft:
     narrow: Callable[[Tensor], Tensor] | None
 
     @classmethod
+    @torch.no_grad()
     def of(cls, lm: LanguageModel, head: TokenHead | None = None) -> Draft:
         """A draft with int8 weights of its own, a third of the model's; all else is the model's.
 
