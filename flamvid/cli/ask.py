@@ -57,6 +57,7 @@ def ask(
     device: opt.Device = None,
     dtype: opt.Dtype = None,
     device_map: opt.DeviceMap = None,
+    draft: opt.Draft = False,
     decode_timeout: opt.DecodeTimeout = None,
     verbose: opt.Verbose = False,
 ) -> int:
@@ -79,7 +80,10 @@ def ask(
     )
     if not question.strip():
         raise InputError("the question is empty; give a sentence, in quotes")
-    where = opt.ModelOptions(model=model, device=device, dtype=dtype, device_map=device_map)
+    where = opt.ModelOptions(
+        model=model, device=device, dtype=dtype, device_map=device_map, draft=draft
+    )
+    opt.check_draft(where, text)
     wanted = expand([source])
     if verbose:
         extra = [f"--format={format}", *([f"--shots={shots}"] if shots else [])]

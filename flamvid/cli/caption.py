@@ -80,6 +80,7 @@ def caption(
     device: opt.Device = None,
     dtype: opt.Dtype = None,
     device_map: opt.DeviceMap = None,
+    draft: opt.Draft = False,
     decode_timeout: opt.DecodeTimeout = None,
     verbose: opt.Verbose = False,
 ) -> int:
@@ -108,7 +109,10 @@ def caption(
         prompt=prompt,
         decode_timeout=decode_timeout,
     )
-    where = opt.ModelOptions(model=model, device=device, dtype=dtype, device_map=device_map)
+    where = opt.ModelOptions(
+        model=model, device=device, dtype=dtype, device_map=device_map, draft=draft
+    )
+    opt.check_draft(where, text)
     wanted = expand(sources)
     check_target(output, wanted)
     kind = format_for(Format, format, output)

@@ -41,6 +41,7 @@ def chat(
     device: opt.Device = None,
     dtype: opt.Dtype = None,
     device_map: opt.DeviceMap = None,
+    draft: opt.Draft = False,
     verbose: opt.Verbose = False,
 ) -> int:
     """Talk about pictures and videos: /image PATH, /video PATH [START END], or a question."""
@@ -54,7 +55,10 @@ def chat(
         top_p=top_p,
         seed=seed,
     )
-    where = opt.ModelOptions(model=model, device=device, dtype=dtype, device_map=device_map)
+    where = opt.ModelOptions(
+        model=model, device=device, dtype=dtype, device_map=device_map, draft=draft
+    )
+    opt.check_draft(where, text)
     check_stdin("flamvid chat")
     if reconfigure := getattr(sys.stdin, "reconfigure", None):
         reconfigure(errors="replace")  # a byte that is no text must not end the conversation

@@ -22,6 +22,7 @@ __all__ = [
     "DecodeTimeout",
     "Device",
     "DeviceMap",
+    "Draft",
     "Dtype",
     "End",
     "Fps",
@@ -40,6 +41,7 @@ __all__ = [
     "TopK",
     "TopP",
     "Verbose",
+    "check_draft",
     "command_line",
 ]
 
@@ -53,6 +55,12 @@ Dtype = Annotated[
 DeviceMap = Annotated[
     str | None,
     typer.Option(help="auto: lay a model too large for one device over all, memory and the disk."),
+]
+Draft = Annotated[
+    bool,
+    typer.Option(
+        "--draft", help="The same text sooner, by guessing ahead; for fp32 on a CPU and --beams 1."
+    ),
 ]
 Frames = Annotated[
     int | None, typer.Option(help="How many frames to look at (what suits the model).")
@@ -94,6 +102,7 @@ class ModelOptions:
     device: str | None = None
     dtype: str | None = None
     device_map: str | None = None
+    draft: bool = False
 
     def __post_init__(self) -> None:
         if self.device is not None and self.device_map is not None:
@@ -105,7 +114,7 @@ class ModelOptions:
         """The captioner; this is where torch gets imported."""
         from flamvid import api
 
-        return api.load(self.model, self.device, self.dtype, self.device_map)
+        return api.load(self.model, self.device, self.dtype, self.device_map, draft=self.draft)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,6 +206,16 @@ class TextOptions:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in leave}
 
 
+def check_draft(where: ModelOptions, text: TextOptions) -> None:
+    """Refuse a draft where several texts are written at a time."""
+    for name, value in (("beams", text.beams), ("returns", text.returns)):
+        if where.draft and value > 1:
+            raise InputError(
+                f"--draft guesses ahead for one text at a time, but --{name} is {value}; "
+                f"give --{name} 1 as well, or leave --draft out"
+            )
+
+
 def command_line(
     verb: str, arguments: list[str], *options: ModelOptions | TextOptions, extra: Sequence[str] = ()
 ) -> str:
@@ -210,7 +229,9 @@ def command_line(
     for part in options:
         for field in fields(part):
             value = getattr(part, field.name)
-            if value is not None:
+            if value is True:
+                words.append(_flag(field.name))
+            elif value is not None and value is not False:
                 # = keeps a value that starts with - from being read as a flag
                 words.append(f"{_flag(field.name)}={value}")
     return shlex.join([*words, *extra, "--", *map(shown, arguments)])

@@ -20,7 +20,8 @@ from flamvid.models.lm import LanguageModel, MediaContext, TokenHead
 
 __all__ = ["Ahead"]
 
-_AT_FIRST, _MOST = 3, 7  # guesses; eight rows are as many as take little more than one
+# Guesses: int8 is right nearly always, and eight rows are as many as take little more than one.
+_AT_FIRST, _MOST = 5, 7
 
 
 class Ahead:
@@ -47,7 +48,7 @@ class Ahead:
         self._layers, self._drafts_layers = layers, draft.read(layers)
         self._head = head
         self._to_logits: Callable[[Tensor], Tensor] = head or lm.head
-        self._to_guess: Callable[[Tensor], Tensor] = head or draft.lm.head
+        self._to_guess = draft.head(head)
         self._end, self._media_id = stops
         self._read = cache.get_seq_length()  # tokens that were chosen, and those of the prompt
         self._many = _AT_FIRST

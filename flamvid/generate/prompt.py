@@ -62,6 +62,7 @@ class Prompt:
             favours=[favours],
             on_token=on_token,
             begun=begun,
+            draft=self.model.draft if config.beams == config.returns == 1 else None,
         )
         if memory is not None and begun is not None and not self.again:
             memory.keep(flamingo, self._media(), [*self.ids, *texts[0].ids], begun)

@@ -8,16 +8,17 @@ decoding, arXiv 2211.17192; here the model drafts for itself).
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from flamvid.errors import InputError
 from flamvid.models.gated_xattn import GatedCrossAttention, MediaKeyValues
 from flamvid.models.int8 import Int8Linear, make_int8
-from flamvid.models.lm import LanguageModel
-from flamvid.ops import implementation
+from flamvid.models.lm import LanguageModel, TokenHead
+from flamvid.ops import GROUP, implementation, quantise_int8
 
 __all__ = ["Draft"]
 
@@ -27,19 +28,30 @@ class Draft:
     """The twin of a model as it was when this was made. Threads may share one."""
 
     lm: LanguageModel
+    known: TokenHead | None
+    narrow: Callable[[Tensor], Tensor] | None
 
     @classmethod
-    def of(cls, lm: LanguageModel) -> Draft:
+    @torch.no_grad()
+    def of(cls, lm: LanguageModel, head: TokenHead | None = None) -> Draft:
         """A draft with int8 weights of its own, a third of the model's; all else is the model's.
 
-        Raises InputError where it would be no gain, or where guesses can't be taken back.
+        head: that it is to choose by, if not the model's own. Raises InputError where it would be
+        no gain, or where guesses can't be taken back.
         """
         _check(lm)
         shared = {id(tensor): tensor for tensor in (*lm.parameters(), *lm.buffers())}
         twin = copy.deepcopy(lm, shared)
         for part in (twin.lm, twin.inserted):
             make_int8(part)
-        return cls(twin)
+        fits = head is not None and head.weight.shape[1] % GROUP == 0
+        return cls(twin, head, Int8Linear(quantise_int8(head.weight)) if head and fits else None)
+
+    def head(self, head: TokenHead | None) -> Callable[[Tensor], Tensor]:
+        """Hidden states to logits, as a head of the model or the model itself makes them."""
+        if head is None:
+            return self.lm.head
+        return self.narrow if self.narrow and head is self.known else head
 
     def read(self, layers: Sequence[MediaKeyValues]) -> tuple[MediaKeyValues, ...]:
         """The keys and values that the model has of its media, for the twin's own layers."""

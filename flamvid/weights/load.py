@@ -13,6 +13,7 @@ from torch import Tensor
 from flamvid.errors import ConfigError, InputError, WeightsError
 from flamvid.models.build import ModelConfig, about
 from flamvid.models.card import Card
+from flamvid.models.draft import Draft
 from flamvid.models.flamingo import Flamingo
 from flamvid.models.labels import Labels
 from flamvid.models.lm import TokenHead
@@ -43,6 +44,7 @@ class LoadedModel:
     dtype: torch.dtype
     head: TokenHead | None  # None: every token of the LM may be generated
     labels: Labels | None = None  # None: the model's prompts name nothing
+    draft: Draft | None = None  # guesses ahead where one text is written at a time
 
     def name(self, features_TNF: Tensor) -> dict[str, float]:
         """What a caption's prompt says of a media, by its features, and how surely."""

@@ -268,6 +268,26 @@ def test_half_precision_says_much_the_same(captioner: Captioner, tmp_path: Path)
     assert other.logprob == pytest.approx(one.logprob, abs=0.3)
 
 
+def test_a_draft_changes_no_text(captioner: Captioner, clip: Path) -> None:
+    [toml] = Path(captioner.model.config.adapter).parent.glob("*.toml")
+    drafted = flamvid.load(str(toml), device="cpu", draft=True)
+    calls: list[int] = []
+    drafted.model.flamingo.lm.register_forward_pre_hook(lambda *_: calls.append(1))
+    for how in ({"beams": 1}, {"beams": 1, "temperature": 2.0}, {"beams": 3}):
+        mine, theirs = (c.caption(clip, **how, max_tokens=30) for c in (drafted, captioner))
+        assert [made.text for made in mine] == [made.text for made in theirs]
+    chats = [c.chat(beams=1, max_tokens=30) for c in (drafted, captioner)]
+    del calls[:]
+    for talk in chats:
+        talk.show(clip)
+    for question in ("What colour?", "And now?"):
+        mine, theirs = (talk.say(question) for talk in chats)
+        assert mine == theirs
+    assert len(calls) < 30
+    with pytest.raises(InputError, match="these are bfloat16 on cpu; give dtype fp32"):
+        flamvid.load(str(toml), device="cpu", dtype="bfloat16", draft=True)
+
+
 def test_a_source_is_looked_at_once_and_asked_often(captioner: Captioner, clip: Path) -> None:
     seen = captioner.see(clip, frames=3, start=1)
     assert seen.latents.shape == (1, 4, 16)

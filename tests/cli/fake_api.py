@@ -92,8 +92,9 @@ def build() -> tuple[types.ModuleType, FakeCaptioner]:
         device: str | None = None,
         dtype: str | None = None,
         device_map: str | None = None,
+        draft: bool = False,
     ) -> FakeCaptioner:
-        captioner.loads.append(model)
+        captioner.loads.append(f"{model}, with a draft" if draft else model)
         if model == "far":
             raise OfflineError("far is not in the cache and FLAMVID_OFFLINE is set")
         if dtype not in (None, "float32"):

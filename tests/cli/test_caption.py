@@ -142,6 +142,8 @@ def test_subtitles_are_of_one_source(run: Any, fake: Any) -> None:
         ("--min-tokens 30", "--min-tokens is 30; must be at most --max-tokens, which is 20"),
         ("--no-repeat-ngram -1", "--no-repeat-ngram is -1; must be at least 0"),
         ("--temperature -1 --beams 1", "--temperature is -1; must be at least 0"),
+        ("--draft", "one text at a time, but --beams is 3; give --beams 1 as well, or leave"),
+        ("--draft --beams 1 --temperature 1 --returns 2", "but --returns is 2; give --returns 1"),
         ("--decode-timeout 0", "--decode-timeout is 0; must be above 0"),
         ("--seed -1", "--seed is -1; must be at least 0"),
         ("--length-penalty inf", "--length-penalty is inf; must be a finite number"),
@@ -208,6 +210,16 @@ def test_verbose_prints_a_command_that_does_the_same(run: Any, fake: Any) -> Non
     assert run(*words[1:]).exit_code == 0
     assert Path("x.jsonl").read_text() == before
     assert fake.calls[0] == fake.calls[1]
+
+
+def test_a_draft_is_asked_for_and_said(run: Any, fake: Any) -> None:
+    for verb in (["caption", "a.mp4"], ["ask", "a.mp4", "what?"]):
+        result = run(*verb, "-v", "--beams", 1, "--draft")
+        assert result.exit_code == 0
+        assert " --draft " in result.stderr.splitlines()[0]
+        assert " --draft" not in run(*verb, "-v").stderr
+    assert fake.loads[::2] == ["flamvid-base, with a draft"] * 2
+    assert run("chat", "--draft", "--beams", 2).exit_code == 2
 
 
 def test_ask_answers(run: Any, fake: Any) -> None:

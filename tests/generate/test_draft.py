@@ -98,11 +98,12 @@ def same(one: Generated, other: Generated) -> bool:
 @pytest.mark.parametrize(("host", "xattn"), MODELS)
 def test_the_text_is_that_without(host: str, xattn: dict[str, Any]) -> None:
     model, other = (made(host, seed, **xattn) for seed in (0, 1))
-    good, wrong = Draft.of(model.lm), Draft.of(other.lm)
+    own = head_of(model)
+    good, wrong = Draft.of(model.lm, own), Draft.of(other.lm, head_of(other))
     read: dict[Draft, list[int]] = {good: [], wrong: []}
     written = 0
     for prompt, how in enumerate(HOWS):
-        head = head_of(model) if prompt % 2 else None
+        head = own if prompt % 2 else None
         want = say(model, None, prompt, head=head, **how)
         written += len(want.ids)
         for draft, seen in read.items():
@@ -143,7 +144,7 @@ def test_tokens_are_told_as_they_are_chosen() -> None:
     assert tuple(told) == text.ids
 
 
-@pytest.mark.parametrize(("most", "reads"), [(1, []), (2, [1]), (3, [2]), (6, [4, 1])])
+@pytest.mark.parametrize(("most", "reads"), [(1, []), (2, [1]), (3, [2]), (8, [6, 1])])
 def test_nothing_is_read_behind_the_last_token(most: int, reads: list[int]) -> None:
     model = made("llama")
     draft = Draft.of(model.lm)
@@ -206,7 +207,11 @@ def test_all_but_the_int8_weights_is_shared() -> None:
     for name in linear:
         narrow, whole = draft.lm.get_submodule(name), model.lm.get_submodule(name)
         assert isinstance(narrow, Int8Linear) or narrow.weight is whole.weight
+    assert draft.head(None) is draft.lm.head
     assert isinstance(draft.lm.head, Int8Linear)
+    head, other = head_of(model), head_of(model)
+    assert isinstance(Draft.of(model.lm, head).head(head), Int8Linear)
+    assert Draft.of(model.lm, head).head(other) is other
 
     with torch.inference_mode():
         [has, _] = model.read(torch.cat(media(2))[None], torch.zeros(1, 1)).layers

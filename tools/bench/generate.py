@@ -8,7 +8,8 @@ its wrapper, line by line (tests/weights/reference.py), under transformers' `gen
 values of all media and the dense mask anew for each token, and pictures repeated for each beam.
 Its LM has torch's own linear layers. Where it would give logits of every token of a prompt, this
 one gives the last alone, which spares the peer work. Both sides must write the same tokens. Beside
-them ours with int8 weights, as `--dtype int8` has them, and how many of its tokens are the same.
+them ours with int8 weights, as `--dtype int8` has them, and how many of its tokens are the same;
+and ours with such a draft, as `--draft` has it, which must write the same tokens as without.
 "The same shots again": all but the last of the media, and their texts, were read in a call before;
 the peer reads them again. Medians of one run, interleaved.
 """
@@ -32,6 +33,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from flamvid.generate.config import GenerationConfig
 from flamvid.generate.engine import generate, search
 from flamvid.generate.memory import PromptMemory
+from flamvid.models.draft import Draft
 from flamvid.models.flamingo import Flamingo
 from flamvid.models.mosaic import MosaicForCausalLM
 from flamvid.ops import implementation, media_index
@@ -120,9 +122,11 @@ def models() -> tuple[Flamingo, Peer]:
 class Case:
     """A prompt of so many media, each with its few tokens of text."""
 
-    def __init__(self, ours: Flamingo, int8: Flamingo, peer: Peer, media: int, tokens: int) -> None:
+    def __init__(
+        self, ours: Flamingo, int8: Flamingo, draft: Draft, peer: Peer, media: int, tokens: int
+    ) -> None:
         self.ours, self.peer, self.tokens = ours, peer, tokens
-        self.int8 = int8
+        self.int8, self.draft = int8, draft
         self.features = torch.randn(1, media, PATCHES, WIDTH)
         self.ids = torch.randint(8, END, (1, media * 16))
         self.ids[:, ::16] = MEDIA
@@ -132,6 +136,7 @@ class Case:
         # Once, uncounted: the first run of a shape is slower.
         self.ours_from_latents(self.latents, 1, 2)
         self.int8_from_latents(self.latents, 1, 2)
+        self.drafted_from_latents(self.latents, 4)
         self.peer_from_latents(self.latents, 1, 2)
 
     def ours_latents(self) -> Tensor:
@@ -151,6 +156,9 @@ class Case:
     def int8_from_latents(self, latents: Tensor, beams: int, tokens: int) -> list[int]:
         return self._write(self.int8, latents, beams, tokens)
 
+    def drafted_from_latents(self, latents: Tensor, tokens: int) -> list[int]:
+        return self._write(self.ours, latents, 1, tokens, self.draft)
+
     def agreed(self, text: list[int]) -> int:
         """How many tokens of a text int8 would choose as well, each after those before it."""
         ids = torch.cat([self.ids, torch.tensor([text])], dim=1)
@@ -158,9 +166,17 @@ class Case:
         hidden = self.int8.lm(ids, self.int8.read(self.latents, index))[:, -len(text) - 1 : -1]
         return int((self.int8.lm.head(hidden).argmax(-1) == ids[:, -len(text) :]).sum())
 
-    def _write(self, model: Flamingo, latents: Tensor, beams: int, tokens: int) -> list[int]:
+    def _write(
+        self,
+        model: Flamingo,
+        latents: Tensor,
+        beams: int,
+        tokens: int,
+        draft: Draft | None = None,
+    ) -> list[int]:
         config = GenerationConfig(beams=beams, max_tokens=tokens)
-        found = generate(model, latents, self.ids, self.index, END, config, media_id=MEDIA)
+        prompt = (latents, self.ids, self.index)
+        found = generate(model, *prompt, END, config, media_id=MEDIA, draft=draft)
         return list(found[0].ids)
 
     def ours_whole(self, beams: int, tokens: int) -> list[int]:
@@ -207,6 +223,8 @@ def compare(case: Case, rounds: int, clock: str) -> float:
             "peer, resampler": lambda: case.peer.resample(case.features),
             "int8": lambda: case.int8_from_latents(latents, 1, n),
             "int8, one token": lambda: case.int8_from_latents(latents, 1, 1),
+            "draft": lambda: case.drafted_from_latents(latents, n),
+            "draft, one token": lambda: case.drafted_from_latents(latents, 1),
             **again,
         },
         rounds,
@@ -218,6 +236,8 @@ def compare(case: Case, rounds: int, clock: str) -> float:
         raise SystemExit(
             f"with the shots known ours wrote {wrote['ours, again']}: must be the same"
         )
+    if wrote["draft"] != wrote["ours"]:
+        raise SystemExit(f"with a draft ours wrote {wrote['draft']}: must be {wrote['ours']}")
     print(f"{media} media, {case.ids.shape[1]} tokens of prompt; {n} new tokens, the same of both")
     rates: list[tuple[str, float, float]] = [
         ("from latents", n / took["ours"], n / took["peer"]),
@@ -235,12 +255,18 @@ def compare(case: Case, rounds: int, clock: str) -> float:
     if again:  # the peer has no such thing: its time is what it was
         rates.append(("the same shots again", n / took["ours, again"], rates[0][2]))
     for name, ours, theirs in rates:
-        print(f"  {name:26}ours {ours:7.2f} tokens/s, peer {theirs:7.2f}: {ours / theirs:6.2f}x")
+        print(f"  {name:27}ours {ours:7.2f} tokens/s, peer {theirs:7.2f}: {ours / theirs:6.2f}x")
     for name, ours, (_, _, theirs) in (
         ("from latents, int8", n / took["int8"], rates[0]),
         ("  tokens after the first", (n - 1) / (took["int8"] - took["int8, one token"]), rates[1]),
+        ("from latents, with a draft", n / took["draft"], rates[0]),
+        (
+            "  tokens after the first",
+            (n - 1) / (took["draft"] - took["draft, one token"]),
+            rates[1],
+        ),
     ):
-        print(f"  {name:26}ours {ours:7.2f} tokens/s, peer {theirs:7.2f}: {ours / theirs:6.2f}x")
+        print(f"  {name:27}ours {ours:7.2f} tokens/s, peer {theirs:7.2f}: {ours / theirs:6.2f}x")
     print(
         f"  int8, after the same tokens, chooses the same next {case.agreed(wrote['ours'])} of {n}"
     )
@@ -290,16 +316,17 @@ def main() -> int:
     ours, peer = models()
     int8 = copy.deepcopy(ours)
     quantise(int8, own=True)
+    draft = Draft.of(ours.lm)
     served = implementation("media_attention_forward")
     print(f"{served.name}, {torch.get_num_threads()} threads, {options.clock} time")
 
     verdicts: list[tuple[str, bool]] = []
     for media in options.media:
-        case = Case(ours, int8, peer, media, options.tokens)
+        case = Case(ours, int8, draft, peer, media, options.tokens)
         ratio = compare(case, options.rounds, options.clock)
         bar = BARS.get(media, 1.0)
         verdicts.append((f"{media} media: {ratio:.2f}x, bar {bar:g}x", ratio >= bar))
-    case = Case(ours, int8, peer, 5, options.tokens)
+    case = Case(ours, int8, draft, peer, 5, options.tokens)
     cost = beams(case, options.rounds, options.clock)
     said = f"{BEAMS} beams, 5 media: {cost:.2f} of greedy, bar {BEAM_BAR:g}"
     verdicts.append((said, cost < BEAM_BAR))
