@@ -209,12 +209,13 @@ class GatedCrossAttention(nn.Module):
     ) -> Tensor:
         """As `forward`, a sum at a time."""
         norm, eps, q, out, gate, feed, feed_gate = step
-        keys, values, index = media.keys, media.values, media.places(index_BS).reshape(-1)
+        keys, values, index = media.keys, media.values, index_BS.reshape(-1)
         x_RD = x_BSD.reshape(-1, x_BSD.shape[-1])
         try:
-            x_RD = cross_few(x_RD, norm, eps, q, keys, values, index, media.latents, out, gate)
+            seen = (keys, values, index, media.start, media.latents)
+            x_RD = cross_few(x_RD, norm, eps, q, *seen, out, gate)
         except RuntimeError:  # all that C++ can raise; a check before it would cost every step
-            check_index(index, keys.shape[2] // media.latents)
+            check_index(index, media.start + keys.shape[2] // media.latents)
             raise
         if feed is None:
             return self.feed(x_RD.view(x_BSD.shape))

@@ -74,18 +74,21 @@ def _cross_few(
     keys: Tensor,
     values: Tensor,
     index: Tensor,
+    start: int,
     latents: int,
     to_out: Sequence[Tensor],
     gate: Tensor | None,
 ) -> Tensor:
     """x + tanh(gate) out(attention(q(norm(x)), media)), [R,D].
 
-    keys, values [P,H,M*latents,d] of P prompts, so many rows each; index int32 [R]: media, or -1.
+    keys, values [P,H,M*latents,d] of P prompts, so many rows each; index int32 [R]: which media, of
+    which those from `start` on have keys, or -1.
     """
     P, H = keys.shape[:2]
     q = _linear(_norm(x, norm, eps, False), to_q)
     q = q.view(P, -1, H, keys.shape[3]).transpose(1, 2)
-    read = media_attention(q, keys, values, index.view(P, -1), latents)
+    places = torch.where(index < 0, -1, index - start)
+    read = media_attention(q, keys, values, places.view(P, -1), latents)
     return x + _gated(gate, _linear(read.transpose(1, 2).reshape(x.shape[0], -1), to_out))
 
 

@@ -65,6 +65,7 @@ struct Cross {
   float gate, scale;
   View<const float> keys, values;
   const int32_t* index;       // [rows]; -1 sees nothing
+  int64_t start;              // of the first media that has keys
   int64_t latents, rows_each;  // so many rows in succession look at the same media
   int64_t heads, d;
   const float* x;

@@ -134,14 +134,15 @@ void cross(const char* name, const step::Isa& isa, int64_t threads) {
                to_q = drawn(inner * width, 0.2f), to_out = drawn(width * inner, 0.2f),
                k = drawn(prompts * heads * held * d), v = drawn(prompts * heads * held * d);
   std::vector<int32_t> index(rows);
-  for (int32_t& at : index) at = static_cast<int32_t>(dice() % (media + 1)) - 1;
+  const int32_t start = dice() % 3;
+  for (int32_t& at : index) at = dice() % 4 ? start + static_cast<int32_t>(dice() % media) : -1;
   const step::View<const float> keys{k.data(), heads * held * d, held * d, d},
       values{v.data(), heads * held * d, held * d, d};
   Floats q(rows * inner), attended(rows * inner), out(rows * width);
   const step::Cross c{{weight.data(), bias.data(), 1e-5f, false},
                       {to_q.data(), {}, inner, width},
                       {to_out.data(), {}, width, inner},
-                      0.5f, 0.3f, keys, values, index.data(), latents, each, heads, d,
+                      0.5f, 0.3f, keys, values, index.data(), start, latents, each, heads, d,
                       x.data(), q.data(), attended.data(), out.data(), rows, width};
   together(threads, [&](step::Team& team, int64_t member, step::Scratch& own) {
     isa.cross(c, team, member, own);
@@ -152,7 +153,7 @@ void cross(const char* name, const step::Isa& isa, int64_t threads) {
     for (int64_t h = 0; h < heads; ++h) {
       Doubles part(d);
       if (index[r] >= 0) {
-        part = attention(query.data() + h * d, keys, values, r / each, h, index[r] * latents,
+        part = attention(query.data() + h * d, keys, values, r / each, h, (index[r] - start) * latents,
                          Doubles(latents), d, 0.3f);
       }
       read.insert(read.end(), part.begin(), part.end());

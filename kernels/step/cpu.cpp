@@ -136,8 +136,8 @@ Tensor feed_few(const Tensor& given, const Tensors& norm_parts, double eps, bool
 }
 
 Tensor cross_few(const Tensor& given, const Tensors& norm_parts, double eps, const Tensors& q_parts,
-                 const Tensor& keys, const Tensor& values, const Tensor& index, int64_t latents,
-                 const Tensors& out_parts, const std::optional<Tensor>& gate) {
+                 const Tensor& keys, const Tensor& values, const Tensor& index, int64_t start,
+                 int64_t latents, const Tensors& out_parts, const std::optional<Tensor>& gate) {
   STD_TORCH_CHECK(given.dim() == 2, "cross_few: x must be [rows,width]");
   const Tensor x = torch::stable::contiguous(given);
   const int64_t rows = x.size(0), width = x.size(1);
@@ -152,12 +152,14 @@ Tensor cross_few(const Tensor& given, const Tensors& norm_parts, double eps, con
   STD_TORCH_CHECK(latents > 0 && keys.size(2) % latents == 0, "cross_few: ", keys.size(2),
                   " keys of media with ", latents, " latents each; must be as many of each");
   STD_TORCH_CHECK(!norm_parts.empty(), "cross_few: it has a norm");
+  STD_TORCH_CHECK(0 <= start && start <= INT32_MAX, "cross_few: media can't start at ", start);
   const Tensor own_index = torch::stable::contiguous(index);
   check(own_index, ScalarType::Int, rows, "index");
   const auto* at = data<const int32_t>(own_index);
   for (int64_t r = 0; r < rows; ++r) {
-    STD_TORCH_CHECK(-1 <= at[r] && at[r] < keys.size(2) / latents, "cross_few: index is ", at[r],
-                    "; must be -1 or below the ", keys.size(2) / latents, " media");
+    STD_TORCH_CHECK(at[r] == -1 || (start <= at[r] && at[r] < start + keys.size(2) / latents),
+                    "cross_few: index is ", at[r], "; must be -1 or one of the ",
+                    keys.size(2) / latents, " media from ", start, " on");
   }
   const step::Dense to_q = dense(q_parts, width, "to_q");
   const step::Dense to_out = dense(out_parts, heads * d, "to_out");
@@ -173,6 +175,7 @@ Tensor cross_few(const Tensor& given, const Tensors& norm_parts, double eps, con
                       k,
                       v,
                       at,
+                      start,
                       latents,
                       rows / prompts,
                       heads,

@@ -229,7 +229,7 @@ FLAMVID_FN void cross(const Cross& c, Team& team, int64_t member, Scratch& own) 
         for (int64_t e = 0; e < c.d; ++e) out[e] = 0;
         continue;
       }
-      const int64_t prompt = r / c.rows_each, first = c.index[r] * c.latents;
+      const int64_t prompt = r / c.rows_each, first = (c.index[r] - c.start) * c.latents;
       attend({c.keys.at(prompt, h, first), c.values.at(prompt, h, first), c.keys.row, c.values.row,
               c.latents, nullptr, 0},
              c.q + r * inner + h * c.d, c.scale, c.d, out, own);

@@ -123,13 +123,14 @@ def test_cross_attention(
     both = torch.randn(2, prompts, heads, media * latents, d)
     if strided:  # as they come of one product
         both = torch.randn(prompts, media * latents, 2, heads, d).permute(2, 0, 3, 1, 4)
-    index = torch.randint(-1, media, (rows,), dtype=torch.int32)
+    index, start = torch.randint(-1, media, (rows,), dtype=torch.int32), seed % 3
     args = (
         norm(width, True),
         1e-5,
         weights(inner, width, int8),
         *both,
-        index,
+        torch.where(index < 0, -1, index + start),
+        start,
         latents,
         weights(width, inner, int8),
         torch.randn(()),
@@ -232,7 +233,7 @@ def test_threads_share_what_is_large() -> None:
             held = cache.clone()
             args = (first, 1e-5, False, qkv, [], [], [], None, *held, 590, None, heads, 0.125)
             index = torch.tensor([1, 0], dtype=torch.int32)
-            media = (to_q, *held[:, :, :, :30], index, 15)
+            media = (to_q, *held[:, :, :, :30], index, 0, 15)
             seen = cross_few(x, first, 1e-5, *media, out_w, None)
             found.append((fed, seen, self_few(x, *args, out_w), held))
     finally:
@@ -249,7 +250,7 @@ def test_they_are_operations_of_torch() -> None:
     torch.library.opcheck(torch.ops.flamvid.feed_few.default, args)
     keys, values = torch.randn(2, 1, 3, 10, 8)
     index = torch.tensor([1, -1], dtype=torch.int32)
-    args = (x, first, 1e-5, weights(24, 24), keys, values, index, 5, weights(24, 24), None)
+    args = (x, first, 1e-5, weights(24, 24), keys, values, index, 0, 5, weights(24, 24), None)
     torch.library.opcheck(torch.ops.flamvid.cross_few.default, args)
     cache = torch.randn(2, 2, 3, 10, 8)
     args = (x, first, 1e-5, False, weights(72, 24), [], [], [], None, cache[0], cache[1], 4, None)
@@ -278,7 +279,9 @@ def test_what_does_not_fit_is_refused_before_it_is_read() -> None:
     for index, latents in (([0, 2], 5), ([0, -2], 5), ([0, 1], 0), ([0, 1], 4), ([0], 5)):
         at_media = torch.tensor(index, dtype=torch.int32)
         with pytest.raises(RuntimeError, match=r"step|few"):
-            cross_few(x, first, 1e-5, weights(24, 24), keys, values, at_media, latents, down, None)
+            cross_few(
+                x, first, 1e-5, weights(24, 24), keys, values, at_media, 0, latents, down, None
+            )
     cache = torch.randn(2, 2, 3, 10, 8)
     for length in (-1, 10):
         args = (first, 1e-5, False, weights(72, 24), [], [], [], None, *cache, length, None, 3, 1.0)
@@ -325,7 +328,7 @@ def test_self_attention_reads_and_writes_nothing_else() -> None:
 def test_cross_attention_reads_nothing_else() -> None:
     keys, values = torch.randn(2, 2, 3, 10, 8)
     index = torch.tensor([0, 1], dtype=torch.int32)
-    good = (torch.randn(2, 24), norm(24, True), 1e-5, weights(24, 24), keys, values, index, 5)
+    good = (torch.randn(2, 24), norm(24, True), 1e-5, weights(24, 24), keys, values, index, 0, 5)
     good = (*good, weights(24, 24), None)
     three = torch.zeros(3, dtype=torch.int32)
     changes: list[dict[int, Any]] = [
@@ -336,7 +339,11 @@ def test_cross_attention_reads_nothing_else() -> None:
         {5: values.double()},
         {6: index.long()},
         {6: three},
-        {8: weights(20, 24)},
+        {7: 1},  # the first media has no keys then
+        {7: -1},
+        {6: index - 1, 7: -1},
+        {6: index + 2**31 - 2, 7: 2**31},
+        {9: weights(20, 24)},
     ]
     refused(cross_few, good, changes)
 
