@@ -216,5 +216,6 @@ MEMORY: Any = SimpleNamespace(
     prompts=SimpleNamespace(end_id=END, media_id=MEDIA),
     device=torch.device("cpu"),
     dtype=torch.float32,
+    draft=None,
 )
 MEMORY.head = MEMORY.flamingo.lm.head_of(torch.tensor([END, *range(7, VOCAB)]))
