@@ -110,6 +110,7 @@ def model_of(lm: Any, **xattn: Any) -> Any:
         head=flamingo.lm.head_of(torch.tensor([END, *range(7, VOCAB)])),
         device=torch.device("cpu"),
         dtype=torch.float32,
+        draft=None,
     )
 
 
