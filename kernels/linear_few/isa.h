@@ -5,13 +5,9 @@
 
 namespace flamvid::few::FLAMVID_ISA {
 
-inline constexpr int LANES = FLAMVID_LANES;
+#include "../vector.h"
+
 inline constexpr int HINTS = LANES / 4;
-
-typedef float V __attribute__((vector_size(4 * FLAMVID_LANES)));
-typedef float Loose __attribute__((vector_size(4 * FLAMVID_LANES), aligned(4), may_alias));
-
-FLAMVID_FN V load(const float* at) { return *reinterpret_cast<const Loose*>(at); }
 
 // N weight rows from row n on times ROWS rows of x from row r on.
 template <int ROWS, int N>
@@ -37,10 +33,9 @@ FLAMVID_FN void multiply(const Problem& p, int64_t n, int64_t r) {
   }
   for (int o = 0; o < N; ++o) {
     for (int i = 0; i < ROWS; ++i) {
-      float total = 0;
-      for (int e = 0; e < LANES; ++e) total += totals[o][i][e];
-      for (int64_t j = k; j < p.width; ++j) total += weights[o * p.width + j] * x[i * p.width + j];
-      p.out[(r + i) * p.outputs + n + o] = total;
+      float sum = total(totals[o][i]);
+      for (int64_t j = k; j < p.width; ++j) sum += weights[o * p.width + j] * x[i * p.width + j];
+      p.out[(r + i) * p.outputs + n + o] = sum;
     }
   }
 }

@@ -33,15 +33,6 @@ struct Weights {
   const float* offsets;
 };
 
-// What offsets are multiplied with.
-inline void sum_groups(const float* x, int64_t groups, float* sums) {
-  for (int64_t g = 0; g < groups; ++g) {
-    float sum = 0;
-    for (int k = 0; k < GROUP; ++k) sum += x[g * GROUP + k];
-    sums[g] = sum;
-  }
-}
-
 }  // namespace flamvid::linear
 
 #define FLAMVID_ISA plain
@@ -89,15 +80,16 @@ namespace flamvid::linear {
 struct Isa {
   void (*outputs)(const Problem&, int64_t, int64_t);
   void (*widen)(const Weights&, float*, int64_t, int64_t);
+  void (*sum_groups)(const float*, int64_t, float*);
 };
 
 // The best that this processor has.
 inline Isa best_isa() {
 #if defined(__x86_64__) && defined(__GNUC__)
-  if (has_avx512()) return {&avx512::outputs, &avx512::widen};
-  if (has_avx2()) return {&avx2::outputs, &avx2::widen};
+  if (has_avx512()) return {&avx512::outputs, &avx512::widen, &avx512::sum_groups};
+  if (has_avx2()) return {&avx2::outputs, &avx2::widen, &avx2::sum_groups};
 #endif
-  return {&plain::outputs, &plain::widen};
+  return {&plain::outputs, &plain::widen, &plain::sum_groups};
 }
 
 }  // namespace flamvid::linear

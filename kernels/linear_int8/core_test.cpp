@@ -27,7 +27,7 @@ void check(const char* name, linear::Isa isa, std::mt19937& dice) {
     for (float& value : scales) value = std::abs(normal(dice)) / 100;
     for (float& value : offsets) value = normal(dice);
     for (int8_t& value : weights) value = static_cast<int8_t>(dice() % 256 - 128);
-    linear::sum_groups(x.data(), rows * groups, sums.data());
+    isa.sum_groups(x.data(), rows * groups, sums.data());
     const linear::Problem p{x.data(),    weights.data(), scales.data(), offsets.data(),
                             sums.data(), out.data(),     rows,          width,
                             outputs};
@@ -70,13 +70,13 @@ void check(const char* name, linear::Isa isa, std::mt19937& dice) {
 
 int main() {
   std::mt19937 dice(7);
-  check("plain", {&linear::plain::outputs, &linear::plain::widen}, dice);
+  check("plain", {&linear::plain::outputs, &linear::plain::widen, &linear::plain::sum_groups}, dice);
 #if defined(__x86_64__) && defined(__GNUC__)
   if (__builtin_cpu_supports("avx2")) {
-    check("avx2", {&linear::avx2::outputs, &linear::avx2::widen}, dice);
+    check("avx2", {&linear::avx2::outputs, &linear::avx2::widen, &linear::avx2::sum_groups}, dice);
   }
   if (__builtin_cpu_supports("avx512vl")) {
-    check("avx512", {&linear::avx512::outputs, &linear::avx512::widen}, dice);
+    check("avx512", {&linear::avx512::outputs, &linear::avx512::widen, &linear::avx512::sum_groups}, dice);
   }
 #endif
   std::printf("%d failures\n", failures);

@@ -42,7 +42,8 @@ Tensor linear_int8(const Tensor& x, const Tensor& weight, const Tensor& scales,
   if (rows == 0 || outputs == 0) return out;
   const auto* data = static_cast<const float*>(xs.data_ptr());
   std::vector<float> sums(rows * groups);
-  linear::sum_groups(data, rows * groups, sums.data());
+  static const linear::Isa isa = linear::best_isa();
+  isa.sum_groups(data, rows * groups, sums.data());
   const linear::Problem p{data,
                           static_cast<const int8_t*>(w.data_ptr()),
                           static_cast<const float*>(s.data_ptr()),
@@ -50,7 +51,6 @@ Tensor linear_int8(const Tensor& x, const Tensor& weight, const Tensor& scales,
                           sums.data(),
                           static_cast<float*>(out.data_ptr()),
                           rows, width, outputs};
-  static const linear::Isa isa = linear::best_isa();
   // Less than this is done before another thread is awake.
   const int64_t grain = std::clamp<int64_t>(1'000'000 / (width * rows + 1), 1, outputs);
   torch::stable::parallel_for(0, outputs, grain,

@@ -9,8 +9,6 @@ namespace flamvid::step::FLAMVID_ISA {
 
 inline constexpr float LOG2E = 1.44269504f;
 
-typedef float Four __attribute__((vector_size(16)));
-
 // The first `count` floats, and zeros.
 FLAMVID_FN V load_some(const float* at, int64_t count) {
   if (count == LANES) return load(at);
@@ -21,16 +19,6 @@ FLAMVID_FN V load_some(const float* at, int64_t count) {
 FLAMVID_FN void store_some(float* at, V v, int64_t count) {
   if (count == LANES) return store(at, v);
   for (int64_t e = 0; e < count; ++e) at[e] = v[e];
-}
-
-FLAMVID_FN float total(V v) {
-  union {
-    V whole;
-    Four parts[LANES / 4];
-  } u = {v};
-  Four sum = u.parts[0];
-  for (int part = 1; part < LANES / 4; ++part) sum += u.parts[part];
-  return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
 // Sum of (x - shift)^power over n.
@@ -79,7 +67,7 @@ FLAMVID_FN void multiply(const Dense& w, const float* x, int64_t rows, float* ou
   }
   const int64_t groups = rows * w.width / linear::GROUP;
   float* sums = Scratch::of(own.sums, groups);
-  linear::sum_groups(x, groups, sums);
+  linear::FLAMVID_ISA::sum_groups(x, groups, sums);
   linear::FLAMVID_ISA::outputs({x, w.int8.bytes, w.int8.scales, w.int8.offsets, sums, out, rows,
                                 w.width, w.outputs},
                                part.first, part.last);
