@@ -178,14 +178,13 @@ class GatedCrossAttention(nn.Module):
             attended = attended + media.passed.read_by(q_BSI, index_BS, self.heads)
         attended = self.to_out(attended)
 
-        return self.feed(x_BSD + _gate(self.attn_gate, attended))
+        return self.feed(_sum(x_BSD, self.attn_gate, attended))
 
     def feed(self, x_BSD: Tensor) -> Tensor:
         """The second sum alone, which is all of it for a token that sees no media: [B,S,D]."""
         if self.ffw is None:
             return x_BSD
-        out: Tensor = x_BSD + _gate(self.ffw_gate, self.ffw(x_BSD))
-        return out
+        return _sum(x_BSD, self.ffw_gate, self.ffw(x_BSD))
 
     def _step(self) -> _Step | None:
         """None where the layer is not plain."""
@@ -226,5 +225,10 @@ class GatedCrossAttention(nn.Module):
         return heads  # B x H x S x d
 
 
-def _gate(gate: Tensor | None, x: Tensor) -> Tensor:
-    return x if gate is None else gate.tanh() * x
+def _sum(x: Tensor, gate: Tensor | None, more: Tensor) -> Tensor:
+    """x + tanh(gate) more."""
+    if gate is None:
+        return x + more
+    if x.dtype == more.dtype == gate.dtype and not torch.is_grad_enabled():
+        return x.addcmul(more, gate.tanh())  # once through memory
+    return x + gate.tanh() * more

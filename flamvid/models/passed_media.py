@@ -64,11 +64,11 @@ class PassedMedia:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PassedWeights:
-    """Such media, and a layer's weights for keys, and for values, turned."""
+    """Such media, and a layer's weights for their keys and values."""
 
     media: PassedMedia
     to_keys: Tensor  # I x D
-    to_values: Tensor  # D x I
+    to_values: Tensor  # I x D
 
     @classmethod
     def of(cls, media: PassedMedia, to_kv: nn.Module, heads: int) -> PassedWeights | None:
@@ -77,10 +77,10 @@ class PassedWeights:
             return None
         weight = to_kv.rows() if isinstance(to_kv, Int8Linear) else to_kv.weight
         assert isinstance(weight, Tensor)
-        to_keys_ID, to_values_ID = weight.detach().chunk(2)
-        if to_keys_ID.shape[0] % (heads * LATENT_STEP):
+        to_keys, to_values = weight.detach().chunk(2)
+        if to_keys.shape[0] % (heads * LATENT_STEP):
             return None
-        return cls(media, to_keys_ID, to_values_ID.mT.contiguous())
+        return cls(media, to_keys, to_values)
 
     def read_by(self, q_BSI: Tensor, index_BS: Tensor, heads: int) -> Tensor:
         """What each query takes of the media its index names, [B,S,I]; 0 where that isn't one."""

@@ -34,12 +34,11 @@ def latent_attention(
 ) -> Tensor:
     """q [S,H*d], latents [M,L,D], index int32 [S] -> [S,H*d], 0 where a token sees none (-1).
 
-    turned: the latents as [M,D,L]; to_keys [H*d,D]; to_values turned, [D,H*d]. All float32, without
-    gradients.
+    turned: the latents as [M,D,L]; to_keys, to_values [H*d,D]. All float32, without gradients.
     """
     keys, values = (
-        (latents.flatten(0, 1) @ weight_DI).unflatten(-1, (heads, -1)).transpose(0, 1)[None]
-        for weight_DI in (to_keys.mT, to_values)
+        (latents.flatten(0, 1) @ weight.mT).unflatten(-1, (heads, -1)).transpose(0, 1)[None]
+        for weight in (to_keys, to_values)
     )
     q_1HSd = q.unflatten(-1, (heads, -1)).transpose(0, 1)[None]
     out = media_attention(q_1HSd, keys, values, index[None], latents.shape[1], scale)

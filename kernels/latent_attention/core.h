@@ -71,16 +71,28 @@ struct Plan {
 
 namespace flamvid::latent {
 
-// One head of a chunk, whose rows of `out` no other unit writes.
-using Attend = void (*)(const Problem&, int64_t head, const Chunk&, const int32_t* rows, Scratch&);
+// The two of one instruction set.
+struct Isa {
+  // One head of a chunk, whose rows of `out` no other unit writes.
+  void (*attend)(const Problem&, int64_t head, const Chunk&, const int32_t* rows, Scratch&);
+  // to [columns][rows] = from [rows][columns], of those columns from `first` to `last`.
+  void (*turn_columns)(const float* from, int64_t rows, int64_t columns, int64_t first, int64_t last,
+                       float* to);
+};
+
+inline constexpr Isa PLAIN{&plain::attend, &plain::turn_columns};
+#if defined(__x86_64__) && defined(__GNUC__)
+inline constexpr Isa AVX2{&avx2::attend, &avx2::turn_columns};
+inline constexpr Isa AVX512{&avx512::attend, &avx512::turn_columns};
+#endif
 
 // The best that this processor has.
-inline Attend best_attend() {
+inline Isa best_isa() {
 #if defined(__x86_64__) && defined(__GNUC__)
-  if (has_avx512()) return &avx512::attend;
-  if (has_avx2()) return &avx2::attend;
+  if (has_avx512()) return AVX512;
+  if (has_avx2()) return AVX2;
 #endif
-  return &plain::attend;
+  return PLAIN;
 }
 
 }  // namespace flamvid::latent

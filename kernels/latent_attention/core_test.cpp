@@ -48,7 +48,7 @@ std::vector<double> wanted(const latent::Problem& p, int64_t token, int64_t head
   return out;
 }
 
-void check(const char* name, latent::Attend attend) {
+void check(const char* name, const latent::Isa& isa) {
   std::mt19937 dice(5);
   for (int turn = 0; turn < 25; ++turn) {
     const int64_t d = 16 * (dice() % 3 + 1), heads = dice() % 3 + 1, count = 16 * (dice() % 3 + 1);
@@ -76,7 +76,7 @@ void check(const char* name, latent::Attend attend) {
     latent::Scratch scratch;
     for (const latent::Chunk& chunk : plan.chunks) {
       for (int64_t h = 0; h < heads; ++h) {
-        attend(p, h, chunk, plan.rows.data() + chunk.first, scratch);
+        isa.attend(p, h, chunk, plan.rows.data() + chunk.first, scratch);
       }
     }
     for (int64_t t = 0; t < tokens; ++t) {
@@ -96,13 +96,33 @@ void check(const char* name, latent::Attend attend) {
   }
 }
 
+void turn(const char* name, const latent::Isa& isa) {
+  const int64_t rows = 48, columns = 80;
+  std::vector<float> from(rows * columns), to(from.size());
+  for (size_t i = 0; i < from.size(); ++i) from[i] = static_cast<float>(i);
+  isa.turn_columns(from.data(), rows, columns, 0, 32, to.data());
+  isa.turn_columns(from.data(), rows, columns, 32, columns, to.data());
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = 0; c < columns; ++c) {
+      if (to[c * rows + r] == from[r * columns + c]) continue;
+      std::printf("%s: row %ld, column %ld is elsewhere\n", name, long(r), long(c));
+      ++failures;
+    }
+  }
+}
+
+void both(const char* name, const latent::Isa& isa) {
+  check(name, isa);
+  turn(name, isa);
+}
+
 }  // namespace
 
 int main() {
-  check("plain", &latent::plain::attend);
+  both("plain", latent::PLAIN);
 #if defined(__x86_64__) && defined(__GNUC__)
-  if (flamvid::has_avx2()) check("avx2", &latent::avx2::attend);
-  if (flamvid::has_avx512()) check("avx512", &latent::avx512::attend);
+  if (flamvid::has_avx2()) both("avx2", latent::AVX2);
+  if (flamvid::has_avx512()) both("avx512", latent::AVX512);
 #endif
   std::printf("%d failures\n", failures);
   return failures != 0;

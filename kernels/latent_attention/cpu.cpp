@@ -38,7 +38,7 @@ Tensor latent_attention(const Tensor& q, const Tensor& latents, const Tensor& tu
   const Tensor qs = checked(q, {S, inner}, "q"), all = checked(latents, {M, L, D}, "latents");
   const Tensor across = checked(turned, {M, D, L}, "turned");
   const Tensor keys = checked(to_keys, {inner, D}, "to_keys");
-  const Tensor values = checked(to_values, {D, inner}, "to_values");
+  const Tensor values = checked(to_values, {inner, D}, "to_values");
   STD_TORCH_CHECK(index.is_cpu() && index.scalar_type() == ScalarType::Int && index.dim() == 1 &&
                       index.size(0) == S,
                   "latent_attention: index must be an int32 CPU tensor [", S, "]");
@@ -50,17 +50,23 @@ Tensor latent_attention(const Tensor& q, const Tensor& latents, const Tensor& tu
   }
   Tensor out = torch::stable::new_zeros(q, {S, inner});
   const latent::Plan plan(seen, S, M);
-  const latent::Problem p{floats(qs), floats(all), floats(across), floats(keys), floats(values),
-                          static_cast<float*>(out.data_ptr()), heads, d, L, D,
+  if (plan.chunks.empty()) return out;
+  static const latent::Isa isa = latent::best_isa();
+  const Tensor turned_values = torch::stable::new_empty(q, {D, inner});
+  torch::stable::parallel_for(0, D / latent::STEP, 1, [&](int64_t first, int64_t last) {
+    isa.turn_columns(floats(values), inner, D, first * latent::STEP, last * latent::STEP,
+                     static_cast<float*>(turned_values.data_ptr()));
+  });
+  const latent::Problem p{floats(qs), floats(all), floats(across), floats(keys),
+                          floats(turned_values), static_cast<float*>(out.data_ptr()), heads, d, L, D,
                           static_cast<float>(scale)};
-  static const latent::Attend attend = latent::best_attend();
   // All heads of a media in succession: its latents are then in the cache.
   const int64_t units = static_cast<int64_t>(plan.chunks.size()) * heads;
   torch::stable::parallel_for(0, units, 1, [&](int64_t first, int64_t last) {
     latent::Scratch scratch;
     for (int64_t id = first; id < last; ++id) {
       const latent::Chunk& chunk = plan.chunks[id / heads];
-      attend(p, id % heads, chunk, plan.rows.data() + chunk.first, scratch);
+      isa.attend(p, id % heads, chunk, plan.rows.data() + chunk.first, scratch);
     }
   });
   return out;

@@ -34,6 +34,16 @@ FLAMVID_FN void softmax(float* scores, int count) {
   for (int k = 0; k < count; k += LANES) put(scores + k, get(scores + k) * share);
 }
 
+// In blocks, as the floats of a column are pages apart: a cache has few places for such.
+FLAMVID_FN void turn_columns(const float* from, int64_t rows, int64_t columns, int64_t first,
+                             int64_t last, float* to) {
+  for (int64_t c = first; c < last; c += STEP) {
+    for (int64_t r = 0; r < rows; r += STEP / 2) {
+      turn(from + r * columns + c, columns, to + c * rows + r, STEP / 2, STEP, 1, rows);
+    }
+  }
+}
+
 FLAMVID_FN void attend(const Problem& p, int64_t head, const Chunk& chunk, const int32_t* rows,
                        Scratch& s) {
   const int n = chunk.count, count = static_cast<int>(p.count), d = static_cast<int>(p.d);

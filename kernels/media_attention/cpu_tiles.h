@@ -230,7 +230,8 @@ FLAMVID_FN void narrow(const float* from, float factor, T* to, int width) {
 }
 
 // to[c][r] = factor * from[r][c], four by four; rows and width are multiples of four.
-FLAMVID_FN void turn(const float* from, int64_t ld, float* to, int rows, int width, float factor) {
+FLAMVID_FN void turn(const float* from, int64_t ld, float* to, int rows, int width, float factor,
+                     int64_t pitch = ROWS) {
   for (int c = 0; c < width; c += 4) {
     for (int r = 0; r < rows; r += 4) {
       const float* at = from + r * ld + c;
@@ -240,11 +241,11 @@ FLAMVID_FN void turn(const float* from, int64_t ld, float* to, int rows, int wid
       const Four z = *reinterpret_cast<const LooseFour*>(at + 3 * ld) * factor;
       const Four wx0 = FLAMVID_SHUFFLE(w, x, 0, 4, 1, 5), wx1 = FLAMVID_SHUFFLE(w, x, 2, 6, 3, 7);
       const Four yz0 = FLAMVID_SHUFFLE(y, z, 0, 4, 1, 5), yz1 = FLAMVID_SHUFFLE(y, z, 2, 6, 3, 7);
-      float* out = to + c * ROWS + r;
+      float* out = to + c * pitch + r;
       *reinterpret_cast<LooseFour*>(out) = FLAMVID_SHUFFLE(wx0, yz0, 0, 1, 4, 5);
-      *reinterpret_cast<LooseFour*>(out + ROWS) = FLAMVID_SHUFFLE(wx0, yz0, 2, 3, 6, 7);
-      *reinterpret_cast<LooseFour*>(out + 2 * ROWS) = FLAMVID_SHUFFLE(wx1, yz1, 0, 1, 4, 5);
-      *reinterpret_cast<LooseFour*>(out + 3 * ROWS) = FLAMVID_SHUFFLE(wx1, yz1, 2, 3, 6, 7);
+      *reinterpret_cast<LooseFour*>(out + pitch) = FLAMVID_SHUFFLE(wx0, yz0, 2, 3, 6, 7);
+      *reinterpret_cast<LooseFour*>(out + 2 * pitch) = FLAMVID_SHUFFLE(wx1, yz1, 0, 1, 4, 5);
+      *reinterpret_cast<LooseFour*>(out + 3 * pitch) = FLAMVID_SHUFFLE(wx1, yz1, 2, 3, 6, 7);
     }
   }
 }

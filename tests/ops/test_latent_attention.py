@@ -33,7 +33,7 @@ def arguments(
         latents,
         latents.mT.contiguous(),
         to_keys,
-        to_values.mT.contiguous(),
+        to_values,
         index,
         H,
         d**-0.5,
