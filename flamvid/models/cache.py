@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 __all__ = ["KeyValueCache"]
@@ -25,6 +26,8 @@ class KeyValueCache:
         self._keys: list[Tensor | None] = [None] * layers
         self._values: list[Tensor | None] = [None] * layers
         self.length = 0  # tokens that all layers have
+        self._times, self._common = 1, 0  # so many rows in succession have so many tokens in common
+        self._begun = 0  # tokens that another cache has in the same buffers
         self._kept: dict[int, Any] = {}
 
     def kept(self, layer_idx: int, make: Callable[[], T]) -> T:
@@ -76,7 +79,9 @@ class KeyValueCache:
     def beginning(self, tokens: int) -> KeyValueCache:
         """A cache of the first tokens: what either is given from now on, the other never sees."""
         begun = KeyValueCache(len(self._keys))
-        begun.length = tokens
+        begun.length = begun._begun = tokens
+        # What that one has is never written here again.
+        self._common, self._begun = 0, max(self._begun, tokens)
         # Views without room: for its next tokens it takes buffers of its own.
         begun._keys, begun._values = (
             [None if buffer is None else buffer[:, :, :tokens] for buffer in buffers]
@@ -92,18 +97,35 @@ class KeyValueCache:
 
     def cut(self, tokens: int) -> None:
         """Leave the first tokens alone."""
-        self.length = tokens
+        self.length, self._common = tokens, min(tokens, self._common)
+        if tokens < self._begun:
+            self._map(lambda x: x[:, :, :tokens])  # without room, as above
+            self._begun = tokens
 
     def batch_repeat_interleave(self, times: int) -> None:
         """Each row `times` times in succession."""
         if times > 1:
             self._map(lambda x: x.repeat_interleave(times, 0))
+            self._times, self._common, self._begun = times, self.length, 0
 
     def reorder_cache(self, rows: Tensor) -> None:
-        """Let row i be what row `rows[i]` was."""
-        self._map(lambda x: x.index_select(0, rows))
+        """Let row i be what row `rows[i]` was.
 
-    def _map(self, change: Any) -> None:
+        Rows that were one, as beams of a prompt are, stay as they are as far as they were that.
+        """
+        among = torch.arange(len(rows), device=rows.device) // self._times
+        if self._common and torch.equal(rows // self._times, among):
+            self._map(lambda x: self._reordered(x, rows))
+        else:
+            self._common = 0
+            self._map(lambda x: x.index_select(0, rows))
+
+    def _reordered(self, buffer: Tensor, rows: Tensor) -> Tensor:
+        new = buffer[:, :, self._common : self.length]
+        new.copy_(new.index_select(0, rows))
+        return buffer
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> None:
         for buffers in (self._keys, self._values):
             for layer, buffer in enumerate(buffers):
                 if buffer is not None:
