@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flamvid.errors import InputError
-from flamvid.ops.linear import MANY, linear
+from flamvid.ops.linear import linear
 
 __all__ = ["GROUP", "Int8", "dequantise_int8", "linear_int8", "quantise_int8"]
 
 GROUP = 32
+_MOST = 128
 
 
 class Int8(NamedTuple):
@@ -52,13 +53,13 @@ def _(weight: Tensor, scales: Tensor, offsets: Tensor) -> Tensor:
 def linear_int8(x: Tensor, w: Int8) -> Tensor:
     """`x` [...,K] float32 times the weights, [...,N]; no gradients.
 
-    Weights are widened as they are read: writing a text reads all of them for each token, and these
-    are a third as long. Raises InputError for other shapes and types.
+    Weights are widened as they are read: writing a text reads all of them for each token, a short
+    prompt once, and these are a third as long. Raises InputError for other shapes and types.
     """
     K = x.shape[-1]
     rows = x.numel() // (K or 1)
     try:
-        if rows >= MANY:  # what widening takes is then little
+        if rows > _MOST:  # what widening takes is then little
             return linear(x, dequantise_int8(w))
         out: Tensor = torch.ops.flamvid.linear_int8(x.reshape(rows, K), *w)
     except (RuntimeError, ValueError):  # the operation sees to it: twice would take as long again

@@ -4,7 +4,7 @@
 #include <random>
 #include <vector>
 
-#include "core.h"
+#include "many.h"
 
 namespace linear = flamvid::linear;
 
@@ -12,10 +12,11 @@ namespace {
 
 int failures = 0;
 
-void check(const char* name, linear::Isa isa, std::mt19937& dice) {
+void check(const char* name, const linear::Isa& isa, const linear::many::Isa& of_many,
+           std::mt19937& dice) {
   for (int turn = 0; turn < 60; ++turn) {
     const auto pick = [&](int most) { return static_cast<int64_t>(dice() % most) + 1; };
-    const int64_t rows = pick(9), width = pick(6) * linear::GROUP, outputs = pick(20);
+    const int64_t rows = pick(turn % 3 ? 9 : 70), width = pick(6) * linear::GROUP, outputs = pick(60);
     // Exactly as long as they are said to be: the sanitizer hears of a byte too far.
     const int64_t groups = width / linear::GROUP;
     std::vector<float> x(rows * width), scales(outputs * groups), offsets(outputs * groups);
@@ -32,8 +33,20 @@ void check(const char* name, linear::Isa isa, std::mt19937& dice) {
                             sums.data(), out.data(),     rows,          width,
                             outputs};
     const int64_t middle = outputs / 2;
-    isa.outputs(p, 0, middle);
-    isa.outputs(p, middle, outputs);
+    if (turn % 2) {
+      isa.outputs(p, 0, middle);
+      isa.outputs(p, middle, outputs);
+    } else {
+      const int64_t pitch = (rows + 15) / 16 * 16, part = linear::GROUP * (groups / 2);
+      const linear::many::Problem q{x.data(), {weights.data(), scales.data(), offsets.data()},
+                                    out.data(), rows, pitch, width, outputs};
+      std::vector<float> turned(width * pitch, NAN);
+      of_many.turn_rows(q, 0, part, turned.data());
+      of_many.turn_rows(q, part, width, turned.data());
+      linear::many::Scratch scratch;
+      of_many.outputs(q, turned.data(), 0, middle, scratch);
+      of_many.outputs(q, turned.data(), middle, outputs, scratch);
+    }
     std::vector<float> wide(outputs * width, NAN);
     const linear::Weights packed{weights.data(), scales.data(), offsets.data()};
     isa.widen(packed, wide.data(), 0, middle * groups);
@@ -70,13 +83,17 @@ void check(const char* name, linear::Isa isa, std::mt19937& dice) {
 
 int main() {
   std::mt19937 dice(7);
-  check("plain", {&linear::plain::outputs, &linear::plain::widen, &linear::plain::sum_groups}, dice);
+  namespace plain = linear::plain;
+  check("plain", {&plain::outputs, &plain::widen, &plain::sum_groups}, linear::many::PLAIN, dice);
 #if defined(__x86_64__) && defined(__GNUC__)
-  if (__builtin_cpu_supports("avx2")) {
-    check("avx2", {&linear::avx2::outputs, &linear::avx2::widen, &linear::avx2::sum_groups}, dice);
+  if (flamvid::has_avx2()) {
+    namespace avx2 = linear::avx2;
+    check("avx2", {&avx2::outputs, &avx2::widen, &avx2::sum_groups}, linear::many::AVX2, dice);
   }
-  if (__builtin_cpu_supports("avx512vl")) {
-    check("avx512", {&linear::avx512::outputs, &linear::avx512::widen, &linear::avx512::sum_groups}, dice);
+  if (flamvid::has_avx512()) {
+    namespace avx512 = linear::avx512;
+    check("avx512", {&avx512::outputs, &avx512::widen, &avx512::sum_groups}, linear::many::AVX512,
+          dice);
   }
 #endif
   std::printf("%d failures\n", failures);

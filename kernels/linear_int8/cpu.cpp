@@ -9,11 +9,12 @@
 #include <vector>
 
 #include "../huge_pages.h"
-#include "core.h"
+#include "many.h"
 
 namespace {
 
 namespace linear = flamvid::linear;
+namespace many = flamvid::linear::many;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
@@ -21,6 +22,23 @@ void check_groups(const Tensor& x, int64_t outputs, int64_t groups, const char* 
   STD_TORCH_CHECK(x.is_cpu() && x.scalar_type() == ScalarType::Float && x.dim() == 2 &&
                       x.size(0) == outputs && x.size(1) == groups,
                   name, " must be a float32 CPU tensor [", outputs, ",", groups, "]");
+}
+
+// More rows are more work than the reading of the weights.
+constexpr int64_t FEW = 8;
+
+void outputs_of_many(const many::Problem& p) {
+  static const many::Isa isa = many::best_isa();
+  std::vector<float> turned(p.width * p.pitch);
+  torch::stable::parallel_for(0, p.width / linear::GROUP, 8, [&](int64_t first, int64_t last) {
+    isa.turn_rows(p, first * linear::GROUP, last * linear::GROUP, turned.data());
+  });
+  const int64_t blocks = (p.outputs + many::BLOCK - 1) / many::BLOCK;
+  torch::stable::parallel_for(0, blocks, 1, [&](int64_t first, int64_t last) {
+    many::Scratch scratch;
+    isa.outputs(p, turned.data(), first * many::BLOCK, std::min(last * many::BLOCK, p.outputs),
+                scratch);
+  });
 }
 
 Tensor linear_int8(const Tensor& x, const Tensor& weight, const Tensor& scales,
@@ -41,6 +59,15 @@ Tensor linear_int8(const Tensor& x, const Tensor& weight, const Tensor& scales,
   Tensor out = torch::stable::new_empty(x, {rows, outputs});
   if (rows == 0 || outputs == 0) return out;
   const auto* data = static_cast<const float*>(xs.data_ptr());
+  if (rows > FEW) {
+    const int64_t pitch = (rows + many::ROWS - 1) / many::ROWS * many::ROWS;
+    outputs_of_many({data,
+                     {static_cast<const int8_t*>(w.data_ptr()),
+                      static_cast<const float*>(s.data_ptr()),
+                      static_cast<const float*>(o.data_ptr())},
+                     static_cast<float*>(out.data_ptr()), rows, pitch, width, outputs});
+    return out;
+  }
   std::vector<float> sums(rows * groups);
   static const linear::Isa isa = linear::best_isa();
   isa.sum_groups(data, rows * groups, sums.data());

@@ -14,7 +14,7 @@ from flamvid.ops import GROUP, Int8, dequantise_int8, linear_int8, quantise_int8
 
 @settings(max_examples=60, deadline=None)
 @given(
-    rows=st.one_of(st.integers(1, 9), st.integers(23, 25)),
+    rows=st.one_of(st.integers(1, 9), st.integers(10, 70), st.integers(127, 130)),
     groups=st.integers(1, 20),
     outputs=st.integers(1, 40),
     seed=st.integers(0),
@@ -57,6 +57,10 @@ def test_leading_dimensions_are_kept() -> None:
     x = torch.randn(2, 3, GROUP)
     assert linear_int8(x, w).shape == (2, 3, 5)
     torch.testing.assert_close(linear_int8(x.transpose(0, 1), w)[1, 0], linear_int8(x[0, 1], w))
+    many = torch.randn(3, 11, GROUP)
+    torch.testing.assert_close(
+        linear_int8(many.transpose(0, 1), w)[7, 2], linear_int8(many[2, 7], w)
+    )
     assert linear_int8(x[:0], w).shape == (0, 3, 5)
 
 
