@@ -109,15 +109,19 @@ class MosaicAttention(nn.Module):
         q, k, v = (self._split(x) for x in (self.q_ln(q), self.k_ln(k), v))
         if cache is not None:
             k, v = cache.update(k, v, self.layer)
-        scale = q.shape[3] ** -0.5 if self.scale is None else self.scale
-        if causal_is_compiled(q):
-            attended_BSHd = causal_attention(q, k, v, sight.slopes_H, sight.real, scale)
-        else:
-            bias_BHSK = sight.bias[:, :, -q.shape[2] :]
-            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias_BHSK, scale=scale)
-            attended_BSHd = attended.transpose(1, 2)
-        out: Tensor = self.out_proj(attended_BSHd.flatten(2))
+        out: Tensor = self.out_proj(self.attend(q, k, v, sight).flatten(2))
         return out
+
+    def attend(self, q_BHSd: Tensor, k_BHKd: Tensor, v_BHKd: Tensor, sight: Sight) -> Tensor:
+        """[B,S,H,d] of the last S tokens."""
+        scale = q_BHSd.shape[3] ** -0.5 if self.scale is None else self.scale
+        if causal_is_compiled(q_BHSd):
+            return causal_attention(q_BHSd, k_BHKd, v_BHKd, sight.slopes_H, sight.real, scale)
+        bias = sight.bias[:, :, -q_BHSd.shape[2] :]
+        out: Tensor = F.scaled_dot_product_attention(
+            q_BHSd, k_BHKd, v_BHKd, attn_mask=bias, scale=scale
+        )
+        return out.transpose(1, 2)
 
     def _split(self, x: Tensor) -> Tensor:
         heads: Tensor = x.unflatten(-1, (self.heads, -1)).transpose(1, 2)

@@ -10,12 +10,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from flamvid.models.flamingo import Flamingo
 from flamvid.models.gated_xattn import XattnConfig
 from flamvid.models.linear import Linear
-from flamvid.models.mosaic import MosaicConfig
+from flamvid.models.mosaic import MosaicAttention, MosaicConfig, Sight
 from flamvid.models.resampler import ResamplerConfig
 from flamvid.weights.open_flamingo import build_open_flamingo
 
@@ -47,11 +48,22 @@ class OpenFlamingo(nn.Module):
         return self.lang_encoder.transformer.blocks
 
     def with_plain_layers(self) -> Any:
-        """Itself, with torch's own linear layers, as theirs has."""
+        """Itself, with torch's own linear layers and attention, as theirs has."""
         for module in self.modules():
             if isinstance(module, Linear):
                 module.__class__ = nn.Linear
+            if isinstance(module, MosaicAttention):
+                module.__class__ = _PlainAttention
         return self
+
+
+class _PlainAttention(MosaicAttention):
+    """MPT-1B's without our kernel."""
+
+    def attend(self, q_BHSd: Tensor, k_BHKd: Tensor, v_BHKd: Tensor, sight: Sight) -> Tensor:
+        bias = sight.bias[:, :, -q_BHSd.shape[2] :]
+        out = F.scaled_dot_product_attention(q_BHSd, k_BHKd, v_BHKd, attn_mask=bias)
+        return out.transpose(1, 2)
 
 
 class Features(nn.Module):
