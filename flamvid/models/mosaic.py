@@ -115,12 +115,12 @@ class MosaicAttention(nn.Module):
     def attend(self, q_BHSd: Tensor, k_BHKd: Tensor, v_BHKd: Tensor, sight: Sight) -> Tensor:
         """[B,S,H,d] of the last S tokens."""
         scale = q_BHSd.shape[3] ** -0.5 if self.scale is None else self.scale
+        out: Tensor
         if causal_is_compiled(q_BHSd):
-            return causal_attention(q_BHSd, k_BHKd, v_BHKd, sight.slopes_H, sight.real, scale)
+            out = causal_attention(q_BHSd, k_BHKd, v_BHKd, sight.slopes_H, sight.real, scale)
+            return out
         bias = sight.bias[:, :, -q_BHSd.shape[2] :]
-        out: Tensor = F.scaled_dot_product_attention(
-            q_BHSd, k_BHKd, v_BHKd, attn_mask=bias, scale=scale
-        )
+        out = F.scaled_dot_product_attention(q_BHSd, k_BHKd, v_BHKd, attn_mask=bias, scale=scale)
         return out.transpose(1, 2)
 
     def _split(self, x: Tensor) -> Tensor:
