@@ -96,7 +96,7 @@ class PromptMemory:
             held = _read(model, latents[:media], input_ids[:, :again], index_1S[:, :again])
             self._held = held
         cache = model.lm.beginning(held.cache, tokens) if held else model.lm.new_cache()
-        known = _first(held.layers, media) if held else ()
+        known = _first(held.layers, media) if held and media else ()
         # Media that were passed have no keys: if a token sees one now, all are read again.
         first = int(index_1S[0, tokens:].clamp_min(0).min())
         if any(layer.start > first for layer in known):

@@ -41,7 +41,13 @@ class Draft:
         """
         _check(lm)
         shared = {id(tensor): tensor for tensor in (*lm.parameters(), *lm.buffers())}
-        twin = copy.deepcopy(lm, shared)
+        try:
+            twin = copy.deepcopy(lm, shared)
+        except TypeError as error:
+            raise InputError(
+                f"a draft is a copy of the language model, of which something can't be copied "
+                f"({error}); take its hooks off, or leave the draft out"
+            ) from error
         for part in (twin.lm, twin.inserted):
             make_int8(part)
         fits = head is not None and head.weight.shape[1] % GROUP == 0

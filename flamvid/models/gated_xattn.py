@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from flamvid.errors import ConfigError
+from flamvid.errors import ConfigError, InputError
 from flamvid.models.few import feed_parts, hooked, linear_parts, norm_parts
 from flamvid.models.linear import Linear
 from flamvid.models.passed_media import PassedMedia, PassedWeights
@@ -110,7 +110,20 @@ class MediaKeyValues:
 
     def places(self, index: Tensor) -> Tensor:
         """Which of the media that have keys an index of all of them means, -1 for the others."""
-        return index if not self.start else (index - self.start).clamp_min(-1)
+        if not self.start:
+            return index
+        if self.passed is None:
+            self.check(index)
+        return (index - self.start).clamp_min(-1)
+
+    def check(self, index: Tensor) -> None:
+        """InputError for an index that names a media without keys."""
+        check_index(index, self.start + self.keys.shape[2] // self.latents)
+        if bool(((index >= 0) & (index < self.start)).any()):
+            raise InputError(
+                f"a token sees one of the first {self.start} media, which have no keys, for the "
+                "prompt passed them; read the media again with an index of all tokens to come"
+            )
 
 
 class GatedCrossAttention(nn.Module):
@@ -214,7 +227,7 @@ class GatedCrossAttention(nn.Module):
             seen = (keys, values, index, media.start, media.latents)
             x_RD = cross_few(x_RD, norm, eps, q, *seen, out, gate)
         except RuntimeError:  # all that C++ can raise; a check before it would cost every step
-            check_index(index, media.start + keys.shape[2] // media.latents)
+            media.check(index)
             raise
         if feed is None:
             return self.feed(x_RD.view(x_BSD.shape))

@@ -74,7 +74,9 @@ class Sight:
     @functools.cached_property
     def real(self) -> Tensor | None:
         """Which keys are no padding, bool [B,K]."""
-        return None if self._mask is None else self._mask != 0
+        if self._mask is None:
+            return None
+        return (self._mask != 0).expand(self._x.shape[0], -1).contiguous()
 
     @functools.cached_property
     def bias(self) -> Tensor:

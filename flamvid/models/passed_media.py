@@ -9,13 +9,14 @@ Legend: B batch, S tokens, M media, L latents of each, D their width, I inner wi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from flamvid.models.few import linear_parts
 from flamvid.models.int8 import Int8Linear
+from flamvid.models.linear import Linear
 from flamvid.ops import LATENT_STEP, implementation, latent_attention
 
 __all__ = ["PassedMedia", "PassedWeights"]
@@ -26,10 +27,17 @@ _MOST = 0.4
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PassedMedia:
-    """The latents of a prompt's first media, as they are and turned."""
+    """The latents of a prompt's first media."""
 
     latents: Tensor  # M x L x D
-    turned: Tensor  # M x D x L
+    _kept: list[Tensor] = field(default_factory=list)
+
+    @property
+    def turned(self) -> Tensor:
+        """The same, [M,D,L], made once for all layers."""
+        if not self._kept:
+            self._kept.append(self.latents.mT.contiguous())
+        return self._kept[0]
 
     @property
     def count(self) -> int:
@@ -44,7 +52,8 @@ class PassedMedia:
         """
         B, M, L, D = latents_BMLD.shape
         wanted = (
-            B == index_BS.shape[0] == 1
+            type(index_BS) is Tensor  # no stand-in of a trace, which has no values
+            and B == index_BS.shape[0] == 1
             and index_BS.shape[1] > 0
             and latents_BMLD.is_cpu
             and latents_BMLD.dtype == torch.float32
@@ -58,8 +67,7 @@ class PassedMedia:
         tokens = int((index_BS < last).sum())
         if not 0 < last < M or tokens > _MOST * last * L:
             return None
-        latents_MLD = latents_BMLD[0, :last].contiguous()
-        return cls(latents_MLD, latents_MLD.mT.contiguous())
+        return cls(latents_BMLD[0, :last].contiguous())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,32 +75,33 @@ class PassedWeights:
     """Such media, and a layer's weights for their keys and values."""
 
     media: PassedMedia
-    to_keys: Tensor  # I x D
-    to_values: Tensor  # I x D
+    to_kv: Linear | Int8Linear
 
     @classmethod
     def of(cls, media: PassedMedia, to_kv: nn.Module, heads: int) -> PassedWeights | None:
         """None where calling the layer would do anything but multiply, and so must be called."""
         if linear_parts(to_kv) is None:
             return None
-        weight = to_kv.rows() if isinstance(to_kv, Int8Linear) else to_kv.weight
-        assert isinstance(weight, Tensor)
-        to_keys, to_values = weight.detach().chunk(2)
-        if to_keys.shape[0] % (heads * LATENT_STEP):
-            return None
-        return cls(media, to_keys, to_values)
+        assert isinstance(to_kv, Linear | Int8Linear)
+        parts = to_kv.int8 if isinstance(to_kv, Int8Linear) else None
+        weight = to_kv.weight if isinstance(to_kv, Linear) else parts and parts.weight
+        fits = weight is not None and weight.shape[0] % (2 * heads * LATENT_STEP) == 0
+        return cls(media, to_kv) if fits else None
 
     def read_by(self, q_BSI: Tensor, index_BS: Tensor, heads: int) -> Tensor:
         """What each query takes of the media its index names, [B,S,I]; 0 where that isn't one."""
         index_X = index_BS.flatten()
         index_X = torch.where(index_X < self.media.count, index_X, -1)
         q_XI = q_BSI.flatten(0, 1)
+        to_kv = self.to_kv
+        weight = to_kv.rows() if isinstance(to_kv, Int8Linear) else to_kv.weight
+        to_keys_ID, to_values_ID = weight.chunk(2)
         out_XI: Tensor = latent_attention(
             q_XI,
             self.media.latents,
             self.media.turned,
-            self.to_keys,
-            self.to_values,
+            to_keys_ID,
+            to_values_ID,
             index_X,
             heads,
             (q_XI.shape[1] // heads) ** -0.5,

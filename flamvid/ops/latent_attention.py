@@ -10,6 +10,8 @@ Legend: S tokens, H heads, d head width, M media, L latents of each, D their wid
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -21,7 +23,6 @@ LATENT_STEP = 16
 """L, D and d are multiples of it."""
 
 
-@torch.library.custom_op("flamvid::latent_attention", mutates_args=())
 def latent_attention(
     q: Tensor,
     latents: Tensor,
@@ -34,19 +35,15 @@ def latent_attention(
 ) -> Tensor:
     """q [S,H*d], latents [M,L,D], index int32 [S] -> [S,H*d], 0 where a token sees none (-1).
 
-    turned: the latents as [M,D,L]; to_keys, to_values [H*d,D]. All float32, without gradients.
+    turned: the latents as [M,D,L]; to_keys, to_values [H*d,D]. All float32. With gradients it is
+    the formula that serves.
     """
-    keys, values = (
-        (latents.flatten(0, 1) @ weight.mT).unflatten(-1, (heads, -1)).transpose(0, 1)[None]
-        for weight in (to_keys, to_values)
-    )
-    q_1HSd = q.unflatten(-1, (heads, -1)).transpose(0, 1)[None]
-    out = media_attention(q_1HSd, keys, values, index[None], latents.shape[1], scale)
-    return out[0].transpose(0, 1).flatten(1)
+    given = (q, latents, turned, to_keys, to_values, index, heads, scale)
+    out: Tensor = _formula(*given) if torch.is_grad_enabled() else _operation(*given)
+    return out
 
 
-@latent_attention.register_fake
-def _(
+def _formula(
     q: Tensor,
     latents: Tensor,
     turned: Tensor,
@@ -56,4 +53,18 @@ def _(
     heads: int,
     scale: float,
 ) -> Tensor:
+    keys, values = (
+        (latents.flatten(0, 1) @ weight.mT).unflatten(-1, (heads, -1)).transpose(0, 1)[None]
+        for weight in (to_keys, to_values)
+    )
+    q_1HSd = q.unflatten(-1, (heads, -1)).transpose(0, 1)[None]
+    out = media_attention(q_1HSd, keys, values, index[None], latents.shape[1], scale)
+    return out[0].transpose(0, 1).flatten(1)
+
+
+_operation = torch.library.custom_op("flamvid::latent_attention", _formula, mutates_args=())
+
+
+@_operation.register_fake
+def _(q: Tensor, *_: Any) -> Tensor:
     return q.new_empty(q.shape)

@@ -41,12 +41,12 @@ Tensor causal_attention(const Tensor& q, const Tensor& keys, const Tensor& value
   if (slopes) {
     STD_TORCH_CHECK(slopes->is_cpu() && slopes->scalar_type() == ScalarType::Float &&
                         slopes->dim() == 1 && slopes->size(0) == H && slopes->is_contiguous(),
-                    "causal_attention: slopes must be a float32 CPU tensor [", H, "]");
+                    "causal_attention: slopes must be a contiguous float32 CPU tensor [", H, "]");
   }
   if (real) {
     STD_TORCH_CHECK(real->is_cpu() && real->scalar_type() == ScalarType::Bool && real->dim() == 2 &&
                         real->size(0) == B && real->size(1) == K && real->is_contiguous(),
-                    "causal_attention: real must be a bool CPU tensor [", B, ",", K, "]");
+                    "causal_attention: real must be a contiguous bool CPU tensor [", B, ",", K, "]");
   }
   Tensor out = torch::stable::new_empty(q, {B, S, H, d});
   const causal::Problem p{qs, ks, vs,

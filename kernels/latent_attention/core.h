@@ -6,6 +6,7 @@
 
 #include "../media_attention/cpu_core.h"
 #include "../processor.h"
+#include "../room.h"
 
 namespace flamvid::latent {
 
@@ -27,11 +28,6 @@ struct Problem {
 // What a thread needs for itself.
 struct Scratch {
   std::vector<float> q, scores, part;
-
-  static float* of(std::vector<float>& buffer, int64_t size) {
-    if (static_cast<int64_t>(buffer.size()) < size) buffer.resize(size);
-    return buffer.data();
-  }
 };
 
 // Tokens that see one media, rows[first .. first + count].

@@ -52,9 +52,9 @@ FLAMVID_FN void attend(const Problem& p, int64_t head, const Chunk& chunk, const
   const float* turned = p.turned + chunk.media * count * D;
   const float* to_keys = p.to_keys + head * d * D;
   const float* to_values = p.to_values + head * d;
-  float* q = Scratch::of(s.q, n * d);
-  float* scores = Scratch::of(s.scores, n * p.count);
-  float* part = Scratch::of(s.part, n * PART);
+  float* q = room(s.q, n * d);
+  float* scores = room(s.scores, n * p.count);
+  float* part = room(s.part, n * PART);
   for (int r = 0; r < n; ++r) {
     const float* from = p.q + rows[r] * inner + head * d;
     for (int e = 0; e < d; e += LANES) put(q + r * d + e, get(from + e) * (p.scale * LOG2E));

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "../media_attention/cpu_core.h"
+#include "../room.h"
 #include "core.h"
 
 namespace flamvid::linear::many {

@@ -26,18 +26,18 @@ FLAMVID_FN void outputs(const Problem& p, const float* turned, int64_t first, in
                         Scratch& s) {
   const int64_t groups = p.width / GROUP;
   const int pitch = static_cast<int>(p.pitch), width = static_cast<int>(p.width);
-  s.wide.resize(BLOCK * p.width);
-  s.out.resize(BLOCK * p.pitch);
+  float* wide = room(s.wide, BLOCK * p.width);
+  float* out = room(s.out, BLOCK * p.pitch);
   for (int64_t n = first; n < last; n += BLOCK) {
     const int some = static_cast<int>(std::min<int64_t>(BLOCK, last - n));
     const Weights block{p.weights.bytes + n * p.width, p.weights.scales + n * groups,
                         p.weights.offsets + n * groups};
-    linear::FLAMVID_ISA::widen(block, s.wide.data(), 0, some * groups);
+    linear::FLAMVID_ISA::widen(block, wide, 0, some * groups);
     Stream none;
-    multiply(Along{s.wide.data(), p.width}, turned, pitch, s.out.data(), pitch, some, width, pitch,
+    multiply(Along{wide, p.width}, turned, pitch, out, pitch, some, width, pitch,
              false, none);
     for (int64_t r = 0; r < p.rows; ++r) {
-      for (int o = 0; o < some; ++o) p.out[r * p.outputs + n + o] = s.out[o * pitch + r];
+      for (int o = 0; o < some; ++o) p.out[r * p.outputs + n + o] = out[o * pitch + r];
     }
   }
 }

@@ -13,6 +13,7 @@
 #include "../linear_few/core.h"
 #include "../linear_int8/core.h"
 #include "../processor.h"
+#include "../room.h"
 #include "team.h"
 
 namespace flamvid::step {
@@ -96,14 +97,6 @@ struct Self {
 // What a thread needs for itself.
 struct Scratch {
   std::vector<float> normed, sums, scores, q, k;
-
-  // `size` floats from the beginning of a cache line on: no vector of them lies on two.
-  static float* of(std::vector<float>& buffer, int64_t size) {
-    constexpr int64_t LINE = 64 / sizeof(float);
-    if (static_cast<int64_t>(buffer.size()) < size + LINE) buffer.resize(size + LINE);
-    const auto at = reinterpret_cast<uintptr_t>(buffer.data());
-    return buffer.data() + (64 - at % 64) % 64 / sizeof(float);
-  }
 };
 
 }  // namespace flamvid::step

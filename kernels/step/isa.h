@@ -53,7 +53,7 @@ FLAMVID_FN void normalise(const Norm& norm, const float* x, float* out, int64_t 
 
 FLAMVID_FN const float* normed(const Norm& norm, const float* x, int64_t rows, int64_t width,
                                Scratch& own) {
-  float* out = Scratch::of(own.normed, rows * width);
+  float* out = room(own.normed, rows * width);
   for (int64_t r = 0; r < rows; ++r) normalise(norm, x + r * width, out + r * width, width);
   return out;
 }
@@ -66,7 +66,7 @@ FLAMVID_FN void multiply(const Dense& w, const float* x, int64_t rows, float* ou
     return;
   }
   const int64_t groups = rows * w.width / linear::GROUP;
-  float* sums = Scratch::of(own.sums, groups);
+  float* sums = room(own.sums, groups);
   linear::FLAMVID_ISA::sum_groups(x, groups, sums);
   linear::FLAMVID_ISA::outputs({x, w.int8.bytes, w.int8.scales, w.int8.offsets, sums, out, rows,
                                 w.width, w.outputs},
@@ -163,7 +163,7 @@ struct Sight {
 // One token's attention in one head.
 FLAMVID_FN void attend(const Sight& see, const float* q, float scale, int64_t d, float* out,
                        Scratch& own) {
-  float* weights = Scratch::of(own.scores, see.count);
+  float* weights = room(own.scores, see.count);
   int64_t k = 0;
   for (; k + 4 <= see.count; k += 4) {
     score<4>(q, see.keys + k * see.key_step, see.key_step, d, weights + k);
@@ -257,8 +257,8 @@ FLAMVID_FN void self(const Self& s, Team& team, int64_t member, Scratch& own) {
   team.wait();
   const int64_t inner = s.heads * s.d, key_inner = s.groups * s.d, each = s.heads / s.groups;
   const Team::Share groups = team.share(member, s.groups, 1);
-  float* q = Scratch::of(own.q, inner);
-  float* k = Scratch::of(own.k, key_inner);
+  float* q = room(own.q, inner);
+  float* k = room(own.k, key_inner);
   for (int64_t r = 0; groups.first < groups.last && r < s.rows; ++r) {
     const float* mixed = s.mixed + r * s.qkv.outputs;
     // All heads, as a norm may be over all of them: it is little.

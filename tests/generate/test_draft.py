@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
+from threading import Lock
 from typing import Any
 
 import pytest
@@ -114,6 +116,24 @@ def test_the_text_is_that_without(host: str, xattn: dict[str, Any]) -> None:
     assert len(read[good]) < written / 3
     assert max(read[good]) == 8
     assert max(read[wrong][-40:]) < 8
+
+
+def test_guesses_are_favoured_as_what_is_written_is() -> None:
+    model = made("mpt")
+    draft = Draft.of(model.lm)
+    words = [Favour((8, 13, 9), 60.0), Favour((9, 21), 40.0)]
+    want = say(model, None, favours=[words], max_tokens=12)
+    with counted(model) as calls:
+        text = say(model, draft, favours=[words], max_tokens=12)
+    assert same(text, want)
+    assert len(calls) == 2  # of six, then the rest
+
+
+def test_what_cannot_be_copied_is_told() -> None:
+    model = made("mpt")
+    model.lm.lm.register_forward_hook(partial(max, Lock()))
+    with pytest.raises(InputError, match="can't be copied"):
+        Draft.of(model.lm)
 
 
 def test_media_and_padding_and_favoured_words() -> None:

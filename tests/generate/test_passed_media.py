@@ -12,7 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from flamvid.errors import InputError
 from flamvid.generate.config import Generated, GenerationConfig
 from flamvid.generate.engine import search
 from flamvid.generate.memory import PromptMemory
@@ -20,6 +22,7 @@ from flamvid.generate.prompt import Prompt
 from flamvid.generate.score import score_options
 from flamvid.models.flamingo import Flamingo
 from flamvid.models.gated_xattn import XattnConfig
+from flamvid.models.lm import MediaContext
 from flamvid.models.mosaic import MosaicConfig, MosaicForCausalLM
 from flamvid.models.passed_media import PassedMedia
 from flamvid.models.resampler import PerceiverResampler, ResamplerConfig
@@ -158,6 +161,74 @@ def test_it_is_left_when_it_is_no_gain_or_cannot_be(model: Flamingo) -> None:
         assert PassedMedia.of(latents, torch.full_like(index, -1)) is None
         assert PassedMedia.of(latents, index[:, :0]) is None
     assert PassedMedia.of(latents, index) is None  # gradients
+
+
+def test_a_short_prompt_passes_media_too(model: Flamingo, passes: list[int], without: Any) -> None:
+    ids = torch.tensor([[MEDIA, 7, MEDIA, MEDIA, 8, MEDIA]])  # as few as a decoding step takes
+    asked = media(4), ids, media_index(ids, MEDIA)
+    assert close(say(model, *asked), without(lambda: say(model, *asked)))
+    assert passes == [3]
+
+
+def test_what_is_passed_is_let_go_of_behind_the_prompt(model: Flamingo) -> None:
+    kept: list[bool] = []
+    listener = model.lm.register_forward_pre_hook(
+        lambda _, args: kept.append(args[1].layers[0].passed is not None)
+    )
+    say(model, media(3), *prompt(2))
+    listener.remove()
+    assert kept == [True] + [False] * (len(kept) - 1)
+    assert len(kept) == 6
+
+
+@pytest.mark.parametrize("tokens", [1, 4, 12])
+@torch.inference_mode()
+def test_a_token_that_sees_what_was_passed_is_told(model: Flamingo, tokens: int) -> None:
+    latents, (ids, index) = media(3), prompt(2)
+    seen = model.read(latents, index)
+    late = MediaContext(tuple(layer.beyond() for layer in seen.layers), index[:, 1 : 1 + tokens])
+    with pytest.raises(InputError, match="first 2 media, which have no keys"):
+        model.lm(ids[:, 1 : 1 + tokens], late)
+
+
+def test_other_media_at_the_start_are_passed_with_a_memory_too() -> None:
+    model, memory = MEMORY, PromptMemory()
+    counts = []
+    layer = model.flamingo.lm.inserted[0]
+    made = layer._passed
+    layer._passed = lambda given: (made(given), counts.append(given.count))[0]
+    for first in (0, 1):  # the second prompt begins with another media, and goes on as the first
+        latents = [*media(1, first)[0][:, None], *media(3, 9)[0][:, None]]
+        ids = [0, *EXAMPLE * 3, MEDIA, 7]
+        Prompt(model, latents, ids, memory).search(GREEDY)
+    del layer._passed
+    assert counts == [3, 3]
+
+
+@torch.no_grad()
+def test_a_trace_without_values_is_spared(model: Flamingo) -> None:
+    _, index = prompt(2)
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+        found = model.read(fake.from_tensor(media(3)), fake.from_tensor(index))
+    assert found.layers[0].start == 0
+
+
+def test_gradients_of_words_go_through_what_was_passed(model: Flamingo, without: Any) -> None:
+    latents, (ids, index) = media(3), prompt(2, 7)
+    table = model.lm.lm.get_input_embeddings()
+    words = table.weight.detach()[ids].requires_grad_()
+
+    def slope() -> Tensor:
+        with torch.no_grad():
+            seen = model.read(latents, index)
+        swap = table.register_forward_hook(lambda *_: words)
+        try:
+            hidden = model.lm(ids, seen)
+        finally:
+            swap.remove()
+        return torch.autograd.grad(hidden.square().sum(), words)[0]
+
+    torch.testing.assert_close(slope(), without(slope), atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("part", ["to_kv", "norm_k", "norm_q"])

@@ -70,3 +70,16 @@ def test_rows_are_what_was_done_to_them(data: st.DataObject) -> None:
             at.add(data.draw(st.sampled_from([1, 1, 2, 40])), 1 + 100_000 * step)
     for n, at in enumerate(caches):
         at.add(1, 90_000_000 + 10 * n)
+
+
+def test_beams_that_change_places_leave_what_another_began_with() -> None:
+    beams = Rows(KeyValueCache(LAYERS), [[]])
+    beams.add(2, 1)
+    beams.cache.batch_repeat_interleave(2)
+    beams.tokens = [list(beams.tokens[0]) for _ in range(2)]
+    beams.add(1, 10)
+    other = Rows(beams.cache.beginning(3), [list(row) for row in beams.tokens])
+    beams.cache.reorder_cache(torch.tensor([1, 0]))
+    beams.tokens.reverse()
+    other.add(1, 20)
+    beams.add(1, 30)

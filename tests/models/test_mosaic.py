@@ -30,10 +30,11 @@ def padded() -> tuple[torch.Tensor, torch.Tensor]:
     return ids, mask
 
 
+@pytest.mark.parametrize("width", [32, 64])  # with heads of 8, and of 16, which kernels take
 @torch.no_grad()
-def test_without_the_query_and_key_norms_it_is_transformers_mpt() -> None:
-    ours = make(attn_qk_ln=False, attn_clip_qkv=0.7)
-    config = MptConfig(**SIZES, attn_config={"clip_qkv": 0.7})
+def test_without_the_query_and_key_norms_it_is_transformers_mpt(width: int) -> None:
+    ours = make(d_model=width, attn_qk_ln=False, attn_clip_qkv=0.7)
+    config = MptConfig(**SIZES | {"d_model": width}, attn_config={"clip_qkv": 0.7})
     theirs = MptForCausalLM(config).eval()
     tensors = {}
     for name, tensor in ours.state_dict().items():
@@ -44,6 +45,16 @@ def test_without_the_query_and_key_norms_it_is_transformers_mpt() -> None:
     ids, mask = padded()
     logits, wanted = (m(ids, attention_mask=mask).logits[mask == 1] for m in (ours, theirs))
     torch.testing.assert_close(logits, wanted, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_masks_may_lie_anyhow_and_be_of_all_rows() -> None:
+    model = make(d_model=64)
+    ids, mask = padded()
+    want = model(ids, attention_mask=mask).logits
+    assert torch.equal(model(ids, attention_mask=mask.T.contiguous().T).logits, want)
+    all_real = model(ids, attention_mask=torch.ones(1, 9)).logits
+    torch.testing.assert_close(all_real, model(ids).logits, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,6 +17,13 @@ from flamvid.ops import LATENT_STEP, implementation, latent_attention
 pytestmark = pytest.mark.skipif(
     implementation("latent_attention").name != "kernel", reason="flamvid._C is not there"
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_gradients() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
 
 steps = st.integers(1, 4).map(lambda n: n * LATENT_STEP)
 
@@ -55,7 +63,9 @@ def test_it_is_attention_by_keys_and_values(
 ) -> None:
     given = arguments(S, H, d, M, L, D, seed)
     found = latent_attention(*given)
-    torch.testing.assert_close(found, latent_attention._init_fn(*given), atol=2e-5, rtol=1e-4)
+    with torch.enable_grad():
+        formula = latent_attention(*given)
+    torch.testing.assert_close(found, formula, atol=2e-5, rtol=1e-4)
     assert not found[given[5] < 0].any()
 
 
@@ -69,13 +79,23 @@ def test_each_media_is_seen_by_its_own_tokens_alone() -> None:
     assert after[index == 1].isnan().all()
 
 
+def test_with_gradients_it_is_the_formula() -> None:
+    q, *others = arguments(9, 2, 16, 2, 16, 32, 0)
+    with torch.enable_grad():
+        q.requires_grad_()
+        out = latent_attention(q, *others)
+        (slope,) = torch.autograd.grad(out.square().sum(), q)
+    step = 1e-2 * slope / slope.norm()
+    gain = [latent_attention(q + s * step, *others).double().square().sum() for s in (1, -1)]
+    assert float(gain[0] - gain[1]) == pytest.approx(2e-2 * float(slope.norm()), rel=1e-2)
+
+
 def test_threads_and_their_number_change_nothing() -> None:
     given = arguments(70, 3, 32, 4, 32, 64, 1)
     want = latent_attention(*given)
     with ThreadPoolExecutor(4) as pool:
-        assert all(
-            torch.equal(x, want) for x in pool.map(lambda _: latent_attention(*given), "12345678")
-        )
+        runs = pool.map(torch.no_grad()(lambda _: latent_attention(*given)), "12345678")
+        assert all(torch.equal(x, want) for x in runs)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
