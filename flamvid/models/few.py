@@ -1,7 +1,8 @@
 """The layers of a decoding step as lists of weights, for the operations that do a step at once.
 
-They are asked for once for each text, its prompt included where that is short: else Python would take a tenth of each token's time. A hook
-or a weight that is put in while a text is written is heard of with the next.
+They are asked for once for each text, its prompt included where that is short: else Python would
+take a tenth of each token's time. A hook or a weight that is put in while a text is written is
+heard of with the next.
 """
 
 from __future__ import annotations
