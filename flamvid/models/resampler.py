@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -119,6 +120,10 @@ class FeedForward(nn.Sequential):
         wide = gelu_of(up, half) if _is_gelu(activation) else activation(up(half))
         out: Tensor = down(wide)
         return out.to(x.dtype)
+
+    def __getitem__(self, at: Any) -> Any:
+        """One of its parts, or some of them as a plain sequence."""
+        return nn.Sequential(*list(self)[at]) if isinstance(at, slice) else super().__getitem__(at)
 
 
 def _is_gelu(activation: nn.Module) -> bool:

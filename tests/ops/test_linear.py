@@ -134,3 +134,10 @@ def test_gelu_s_other_formula_is_not_taken_for_it(asked: list[str]) -> None:
     want = ffw[3](F.gelu(ffw[1](ffw[0](x)), approximate="tanh"))
     assert torch.equal(ffw(x), want)
     assert "gelu" not in asked
+
+
+def test_some_parts_of_a_feed_forward_are_a_sequence() -> None:
+    x, ffw = torch.randn(5, 8), FeedForward(8, 4, "gelu")
+    assert torch.equal(ffw[2:](ffw[:2](x)), ffw[3](ffw[2](ffw[1](ffw[0](x)))))
+    assert ffw[-1] is list(ffw)[3]
+    assert len(ffw[1:3]) == 2
