@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from flamvid.models.int8 import Int8Linear
 from flamvid.models.linear import Linear, hooked
 from flamvid.models.resampler import ACTIVATIONS, FeedForward
+from flamvid.ops import DENSE
 
 __all__ = ["feed_parts", "hooked", "linear_parts", "norm_parts", "weight_parts"]
 
-_DENSE = (Tensor, nn.Parameter)  # other types, as torchao's, know their own product
 _NAMES = {kind: name for name, kind in ACTIVATIONS.items()}
 
 
@@ -50,7 +50,7 @@ def norm_parts(norm: nn.Module) -> list[Tensor] | None:
 def weight_parts(*weights: Any) -> list[Tensor] | None:
     """Some weights, if a kernel can read them as they lie: plain float32 tensors on a CPU."""
     for w in weights:
-        if type(w) not in _DENSE or w.dtype is not torch.float32 or not w.is_cpu:
+        if type(w) not in DENSE or w.dtype is not torch.float32 or not w.is_cpu:
             return None
         if not w.is_contiguous():
             return None

@@ -11,11 +11,9 @@ from torch.nn import functional as F
 from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 from torch.overrides import _len_torch_function_stack  # type: ignore[attr-defined]
 
-from flamvid.ops import linear, linear_gelu
+from flamvid.ops import DENSE, linear, linear_gelu
 
 __all__ = ["Linear", "gelu_of", "hooked", "quicken", "split_linear"]
-
-_DENSE = (Tensor, nn.Parameter)  # other types, as torchao's, know their own product
 
 
 class Linear(nn.Linear):
@@ -48,7 +46,7 @@ def split_linear(
     """
     # A mode keeps what it makes of each weight that it is given, and a part is a new one each time.
     moded = _len_torch_function_stack()
-    if moded or not (last and _is_but_linear(layer) and type(layer.weight) in _DENSE):
+    if moded or not (last and _is_but_linear(layer) and type(layer.weight) in DENSE):
         first, *others = layer(x_BSK).split(list(widths), -1)
         return first[:, -1:] if last else first, *others
     sizes = [widths[0], sum(widths[1:])]

@@ -19,10 +19,10 @@ from torch.overrides import _len_torch_function_stack  # type: ignore[attr-defin
 
 from flamvid.ops.kernels import implementation
 
-__all__ = ["MANY", "few_rows", "linear", "linear_gelu"]
+__all__ = ["DENSE", "MANY", "few_rows", "linear", "linear_gelu"]
 
 _FEW = 8  # rows for which reading the weights is what takes the time
-_DENSE = (Tensor, nn.Parameter)  # other types, as torchao's, know their own product
+DENSE = (Tensor, nn.Parameter)  # other types, as torchao's, know their own product
 MANY = 24  # with fewer oneDNN gains less than it takes to prepare for another number of rows
 
 
@@ -72,7 +72,7 @@ def few_rows(x: Tensor) -> bool:
 
 def _plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether these are float32 on a CPU, and nothing but their product is asked for."""
-    if torch.compiler.is_compiling() or type(weight) not in _DENSE or not x.is_cpu:
+    if torch.compiler.is_compiling() or type(weight) not in DENSE or not x.is_cpu:
         return False
     if not x.dtype == weight.dtype == torch.float32:
         return False

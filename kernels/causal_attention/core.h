@@ -4,22 +4,16 @@
 
 #include "../media_attention/cpu_core.h"
 #include "../processor.h"
+#include "../view.h"
 
 namespace flamvid::causal {
+
+using flamvid::View;
 
 inline constexpr int ROWS = attention::cpu::ROWS;  // tokens of a unit
 inline constexpr int KEYS = attention::cpu::KEYS;
 inline constexpr int WIDEST = attention::cpu::WIDTH;
 inline constexpr int64_t STEP = 16;  // d is a multiple of it
-
-// [batch, heads, length, d], d contiguous.
-template <typename T>
-struct View {
-  T* data;
-  int64_t batch, head, row;
-
-  T* at(int64_t b, int64_t h, int64_t k) const { return data + b * batch + h * head + k * row; }
-};
 
 struct Problem {
   View<const float> q;             // [batch, heads, tokens, d]: the last of all

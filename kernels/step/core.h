@@ -14,9 +14,12 @@
 #include "../linear_int8/core.h"
 #include "../processor.h"
 #include "../room.h"
+#include "../view.h"
 #include "team.h"
 
 namespace flamvid::step {
+
+using flamvid::View;
 
 inline constexpr int64_t PIECE = 8;  // outputs that `few::outputs` makes at a time
 
@@ -48,15 +51,6 @@ struct Feed {
   float* hidden;   // [rows, down.width]; may be `wide`
   float* out;      // [rows, width]
   int64_t rows, width;
-};
-
-// Keys or values, [batch, heads, length, d], d contiguous.
-template <typename T>
-struct View {
-  T* data;
-  int64_t batch, head, row;
-
-  T* at(int64_t b, int64_t h, int64_t k) const { return data + b * batch + h * head + k * row; }
 };
 
 // x + gate out(attention(q(norm(x)), media)); a row sees `latents` keys from index * latents on.
