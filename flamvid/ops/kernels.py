@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["OPERATIONS", "Implementation", "implementation", "load"]
+__all__ = ["CUDA_OPERATIONS", "OPERATIONS", "Implementation", "implementation", "load"]
 
+CUDA_OPERATIONS = ("media_index", "media_attention_forward", "media_attention_backward")
+# All have a kernel for CPUs.
 OPERATIONS = (
-    "media_index",
-    "media_attention_forward",
-    "media_attention_backward",
+    *CUDA_OPERATIONS,
     "latent_attention",
     "causal_attention",
     "linear_few",
