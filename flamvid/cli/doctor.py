@@ -195,6 +195,7 @@ def _operations() -> list[Callable[[], Check]]:
             "latent_attention",
             "causal_attention",
             "linear_few",
+            "linear_many",
             "linear_int8",
             "widen_int8",
             "feed_few",

@@ -19,6 +19,7 @@ OPERATIONS = (
     "latent_attention",
     "causal_attention",
     "linear_few",
+    "linear_many",
     "linear_int8",
     "widen_int8",
     "feed_few",

@@ -229,11 +229,63 @@ FLAMVID_FN void narrow(const float* from, float factor, T* to, int width) {
   for (int c = 0; c < width; ++c) to[c] = static_cast<T>(from[c] * factor);
 }
 
+// Within each four floats of two vectors, which to take: of the second those from 4 on.
+template <int A, int B, int C, int D, int... I>
+FLAMVID_FN V fours(V x, V y, std::integer_sequence<int, I...>) {
+  constexpr int from[] = {A, B, C, D};
+  return FLAMVID_SHUFFLE(x, y, (I / 4 * 4 + from[I % 4] % 4 + from[I % 4] / 4 * LANES)...);
+}
+
+// Of two vectors the fours in turns, from the first half of each or from the second.
+template <int SECOND, int... I>
+FLAMVID_FN V lanes_of(V x, V y, std::integer_sequence<int, I...>) {
+  return FLAMVID_SHUFFLE(x, y, (SECOND * HALF + I / 8 * 4 + I % 4 + I / 4 % 2 * LANES)...);
+}
+
+// to[c][r] = from[r][c], LANES by LANES: each cache line is read once, whatever is between rows.
+FLAMVID_FN void turn_square(const float* from, int64_t ld, float* to, float factor, int64_t pitch) {
+  constexpr int FOURS = LANES / 4;
+  V x[4][FOURS];  // [i][j]: of rows 4j to 4j + 3 the columns i, 4 + i, 8 + i ..
+#pragma GCC unroll 4
+  for (int j = 0; j < FOURS; ++j) {
+    const float* at = from + 4 * j * ld;
+    const V a = get(at) * factor, b = get(at + ld) * factor;
+    const V c = get(at + 2 * ld) * factor, d = get(at + 3 * ld) * factor;
+    const V ab0 = fours<0, 4, 1, 5>(a, b, Lane{}), ab1 = fours<2, 6, 3, 7>(a, b, Lane{});
+    const V cd0 = fours<0, 4, 1, 5>(c, d, Lane{}), cd1 = fours<2, 6, 3, 7>(c, d, Lane{});
+    x[0][j] = fours<0, 1, 4, 5>(ab0, cd0, Lane{});
+    x[1][j] = fours<2, 3, 6, 7>(ab0, cd0, Lane{});
+    x[2][j] = fours<0, 1, 4, 5>(ab1, cd1, Lane{});
+    x[3][j] = fours<2, 3, 6, 7>(ab1, cd1, Lane{});
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    V(&y)[FOURS] = x[i];
+    if constexpr (FOURS == 4) {
+      const V a = lanes_of<0>(y[0], y[2], Lane{}), b = lanes_of<1>(y[0], y[2], Lane{});
+      const V c = lanes_of<0>(y[1], y[3], Lane{}), d = lanes_of<1>(y[1], y[3], Lane{});
+      y[0] = lanes_of<0>(a, c, Lane{}), y[1] = lanes_of<1>(a, c, Lane{});
+      y[2] = lanes_of<0>(b, d, Lane{}), y[3] = lanes_of<1>(b, d, Lane{});
+    } else if constexpr (FOURS == 2) {
+      const V a = y[0];
+      y[0] = lanes_of<0>(a, y[1], Lane{}), y[1] = lanes_of<1>(a, y[1], Lane{});
+    }
+#pragma GCC unroll 4
+    for (int j = 0; j < FOURS; ++j) put(to + (4 * j + i) * pitch, y[j]);
+  }
+}
+
 // to[c][r] = factor * from[r][c], four by four; rows and width are multiples of four.
 FLAMVID_FN void turn(const float* from, int64_t ld, float* to, int rows, int width, float factor,
                      int64_t pitch = ROWS) {
+  const int squares = width % LANES ? 0 : rows / LANES * LANES;
+  for (int c = 0; c < width; c += LANES) {
+    for (int r = 0; r < squares; r += LANES) {
+      turn_square(from + r * ld + c, ld, to + c * pitch + r, factor, pitch);
+    }
+  }
   for (int c = 0; c < width; c += 4) {
-    for (int r = 0; r < rows; r += 4) {
+    for (int r = squares; r < rows; r += 4) {
       const float* at = from + r * ld + c;
       const Four w = *reinterpret_cast<const LooseFour*>(at) * factor;
       const Four x = *reinterpret_cast<const LooseFour*>(at + ld) * factor;

@@ -6,6 +6,7 @@
 namespace flamvid::step::FLAMVID_ISA {
 
 #include "../vector.h"
+#include "../erf.h"
 
 inline constexpr float LOG2E = 1.44269504f;
 
@@ -84,25 +85,6 @@ FLAMVID_FN void add(const Dense& w, const float* y, const float* x, float gate, 
   }
 }
 
-// The error function, to 5e-7: from 4 on it is 1. A quotient of polynomials, as Eigen has it.
-FLAMVID_FN V erf_of(V x) {
-  const V most = all(4.0f), least = all(-4.0f);
-  x = x > most ? most : x;
-  x = x < least ? least : x;
-  const V z = x * x;
-  V p = z * -2.72614225801306e-10f + 2.77068142495902e-08f;
-  p = p * z - 2.10102402082508e-06f;
-  p = p * z - 5.69250639462346e-05f;
-  p = p * z - 7.34990630326855e-04f;
-  p = p * z - 2.95459980854025e-03f;
-  p = p * z - 1.60960333262415e-02f;
-  V q = z * -1.45660718464996e-05f - 2.13374055278905e-04f;
-  q = q * z - 1.68282697438203e-03f;
-  q = q * z - 7.37332916720468e-03f;
-  q = q * z - 1.42647390514189e-02f;
-  return x * p / q;
-}
-
 // x / (1 + e^-x).
 FLAMVID_FN V silu_of(V x) {
   const V most = all(126.0f), power = x * -LOG2E;
@@ -110,7 +92,7 @@ FLAMVID_FN V silu_of(V x) {
 }
 
 FLAMVID_FN V activated(Activation kind, V x) {
-  if (kind == Activation::gelu) return x * 0.5f * (1.0f + erf_of(x * 0.70710678f));
+  if (kind == Activation::gelu) return gelu_of(x);
   const V none{}, above = x < none ? none : x;  // what is no number stays none
   return kind == Activation::relu ? above : above * above;
 }

@@ -1,0 +1,53 @@
+// A float32 linear layer for the many rows of a prompt; no torch.
+//
+// The weights of 64 outputs at a time are turned into the cache, where some hundred rows go through
+// them; those of the next are called for meanwhile. oneDNN turns all of them into memory first.
+#pragma once
+
+#include "../media_attention/cpu_core.h"
+#include "../processor.h"
+#include "../room.h"
+
+namespace flamvid::dense {
+
+inline constexpr int PANEL = 64;       // outputs at a time
+inline constexpr int64_t STEP = 16;    // width and outputs are multiples of it
+inline constexpr int64_t DEPTH = 512;  // of the width at a time: a panel of it stays in the cache,
+inline constexpr int64_t ROWS = 288;   // at a time, and so do they
+
+struct Problem {
+  const float* x;        // [rows, width]
+  const float* weights;  // [outputs, width]
+  const float* bias;     // [outputs], or null
+  float* out;            // [rows, outputs]
+  int64_t rows, width, outputs;
+  bool gelu;
+
+  int64_t panels() const { return (outputs + PANEL - 1) / PANEL; }
+  // Even blocks of rows, of which one begins here, and even parts of the width.
+  int64_t blocks() const { return (rows + ROWS - 1) / ROWS; }
+  int64_t row(int64_t block) const { return rows * block / blocks(); }
+  int64_t parts() const { return (width + DEPTH - 1) / DEPTH; }
+  int64_t column(int64_t part) const { return width / STEP * part / parts() * STEP; }
+};
+
+}  // namespace flamvid::dense
+
+#define FLAMVID_BODY "linear_many/isa.h"
+#include "../each_isa.h"
+
+namespace flamvid::dense {
+
+// The outputs of a panel for the rows of a block; `own` is scratch of the thread.
+using Outputs = void (*)(const Problem&, int64_t block, int64_t panel, std::vector<float>& own);
+
+// The best that this processor has.
+inline Outputs best_outputs() {
+#if defined(__x86_64__) && defined(__GNUC__)
+  if (has_avx512()) return &avx512::outputs;
+  if (has_avx2()) return &avx2::outputs;
+#endif
+  return &plain::outputs;
+}
+
+}  // namespace flamvid::dense

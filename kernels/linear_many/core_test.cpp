@@ -1,0 +1,64 @@
+// The linear layer of many rows of every instruction set that this processor has, against double.
+#include <cmath>
+#include <cstdio>
+#include <random>
+#include <vector>
+
+#include "core.h"
+
+namespace dense = flamvid::dense;
+
+namespace {
+
+int failures = 0;
+
+void check(const char* name, dense::Outputs run, std::mt19937& dice) {
+  for (int turn = 0; turn < 40; ++turn) {
+    const auto pick = [&](int most) { return static_cast<int64_t>(dice() % most) + 1; };
+    // Several blocks of rows, parts of the width and panels now and then, and less than one of each.
+    const int64_t rows = turn % 8 ? pick(40) : pick(700), width = pick(turn % 5 ? 6 : 80) * 16;
+    const int64_t outputs = pick(turn % 3 ? 3 : 10) * 16;
+    const bool gelu = turn % 2, biased = turn % 4 < 2;
+    // Exactly as long as they are said to be: the sanitizer hears of a float too far.
+    std::vector<float> x(rows * width), weights(outputs * width), out(rows * outputs, NAN);
+    std::vector<float> bias(outputs), own;
+    std::normal_distribution<float> normal;
+    for (auto* values : {&x, &weights, &bias}) {
+      for (float& value : *values) value = normal(dice);
+    }
+    const dense::Problem p{x.data(), weights.data(), biased ? bias.data() : nullptr, out.data(),
+                           rows, width, outputs, gelu};
+    for (int64_t block = 0; block < p.blocks(); ++block) {
+      for (int64_t panel = 0; panel < p.panels(); ++panel) run(p, block, panel, own);
+    }
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t n = 0; n < outputs; ++n) {
+        double sum = biased ? bias[n] : 0, size = std::abs(sum) + 1;
+        for (int64_t k = 0; k < width; ++k) {
+          const double part = static_cast<double>(x[r * width + k]) * weights[n * width + k];
+          sum += part;
+          size += std::abs(part);
+        }
+        const double want = gelu ? sum * 0.5 * (1 + std::erf(sum * std::sqrt(0.5))) : sum;
+        if (!(std::abs(out[r * outputs + n] - want) <= 1e-6 * size)) {
+          std::printf("%s: row %ld output %ld is %g, not %g\n", name, long(r), long(n),
+                      out[r * outputs + n], want);
+          ++failures;
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+
+int main() {
+  std::mt19937 dice(7);
+  check("plain", &dense::plain::outputs, dice);
+#if defined(__x86_64__) && defined(__GNUC__)
+  if (flamvid::has_avx2()) check("avx2", &dense::avx2::outputs, dice);
+  if (flamvid::has_avx512()) check("avx512", &dense::avx512::outputs, dice);
+#endif
+  std::printf("%d failures\n", failures);
+  return failures != 0;
+}
