@@ -20,7 +20,7 @@ from flamvid.models.int8 import Int8Linear, make_int8
 from flamvid.models.lm import LanguageModel, TokenHead
 from flamvid.ops import GROUP, implementation, quantise_int8
 
-__all__ = ["Draft"]
+__all__ = ["Draft", "reads_few_at_once"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,15 +66,30 @@ class Draft:
         return tuple(x.read(nothing, has) for x, has in zip(xattns, layers, strict=True))
 
 
+def reads_few_at_once(lm: LanguageModel) -> bool:
+    """Whether a few tokens take the model hardly longer than one, and can be taken back."""
+    return (
+        getattr(lm.lm, "takes_own_cache", False)
+        and implementation("linear_few").name == "kernel"
+        and _kinds(lm) == {"float32 on cpu"}
+    )
+
+
+def _kinds(lm: LanguageModel) -> set[str]:
+    """What its weights are, and where."""
+    kinds = {f"{str(x.dtype).removeprefix('torch.')} on {x.device}" for x in lm.parameters()}
+    if any(isinstance(module, Int8Linear) for module in lm.modules()):
+        kinds.add("int8 on cpu")
+    return kinds
+
+
 def _check(lm: LanguageModel) -> None:
     if not getattr(lm.lm, "takes_own_cache", False):
         raise InputError(
             f"a draft can't guess for {type(lm.lm).__name__}, whose cache is transformers'; "
             "leave the draft out"
         )
-    kinds = {f"{str(x.dtype).removeprefix('torch.')} on {x.device}" for x in lm.parameters()}
-    if any(isinstance(module, Int8Linear) for module in lm.modules()):
-        kinds.add("int8 on cpu")
+    kinds = _kinds(lm)
     if kinds != {"float32 on cpu"}:
         raise InputError(
             f"a draft is for weights in float32 on a CPU, and these are {', '.join(sorted(kinds))};"
