@@ -142,7 +142,7 @@ def search(
     guesser: Guesser | None = None
     if draft is not None:
         guesser = Drafted(draft, cache, layers, head, (end, media_id), config)
-    elif config.lookup and B * K == 1 and reads_few_at_once(model.lm):
+    elif config.lookup and B * K == 1 and reads_few_at_once(model.lm, layers, cache, hidden):
         guesser = Lookup(input_ids[0].tolist(), head, (end_id, media_id))
     ahead = None
     if guesser is not None:
