@@ -198,7 +198,8 @@ class TextOptions:
         """Those of the search alone, as `GenerationConfig` takes them."""
         from flamvid.generate.config import Search
 
-        chosen = {name: getattr(self, name) for name in Search.__annotations__}
+        known = Search.__annotations__  # some of which are no flags
+        chosen = {f.name: getattr(self, f.name) for f in fields(self) if f.name in known}
         return cast("Search", chosen)
 
     def keywords(self, *leave: str) -> dict[str, int | float | str | None]:

@@ -24,6 +24,7 @@ class Search(TypedDict, total=False):
     no_repeat_ngram: int
     returns: int
     seed: int
+    lookup: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +37,9 @@ class GenerationConfig:
     `seed` starts; there are no beams then. top_k: only from the k likeliest tokens (0: from all).
     top_p: only from the likeliest that together reach this probability. min_tokens, max_tokens: of
     the text, without its end. no_repeat_ngram: no n tokens in a row stand twice in a text (0: they
-    may). returns: how many texts of each prompt: the best beams, or so many draws.
+    may). returns: how many texts of each prompt: the best beams, or so many draws. lookup: guess
+    the next tokens of a single text by what stood before, where reading several at once takes
+    hardly longer (our own language models in float32 on a CPU); the text is the same to the bit.
     """
 
     beams: int = 3
@@ -49,6 +52,7 @@ class GenerationConfig:
     no_repeat_ngram: int = 0
     returns: int = 1
     seed: int = 0
+    lookup: bool = True
 
     def __post_init__(self) -> None:
         for name in ("temperature", "length_penalty"):

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from flamvid.errors import InputError, WeightsError
-from flamvid.generate.ahead import Ahead
+from flamvid.generate.ahead import Ahead, Guesser, Written
 from flamvid.generate.choose import draw, forbid
 from flamvid.generate.config import Generated, GenerationConfig
 from flamvid.generate.favour import Favour, Favoured, favour
+from flamvid.generate.guess import Drafted, Lookup
 from flamvid.generate.memory import Begun
-from flamvid.models.draft import Draft
+from flamvid.models.draft import Draft, reads_few_at_once
 from flamvid.models.flamingo import Flamingo
 from flamvid.models.lm import MediaContext, TokenHead
 from flamvid.ops import media_index
@@ -138,9 +139,14 @@ def search(
     M = latents_BMLD.shape[1]
     mask = None if mask is None else mask.repeat_interleave(rows_each, 0)
     logits = to_logits(hidden.repeat_interleave(rows_each, 0))  # B*K x V
-    ahead = None
+    guesser: Guesser | None = None
     if draft is not None:
-        ahead = Ahead(model.lm, draft, cache, layers, head, (end, media_id), config)
+        guesser = Drafted(draft, cache, layers, head, (end, media_id), config)
+    elif config.lookup and B * K == 1 and reads_few_at_once(model.lm, layers, cache, hidden):
+        guesser = Lookup(input_ids[0].tolist(), head, (end_id, media_id))
+    ahead = None
+    if guesser is not None:
+        ahead = Ahead(model.lm, guesser, cache, layers, to_logits, config.max_tokens)
 
     texts: list[list[int]] = [[] for _ in range(B * K)]  # as columns of the logits
     wishes = [_columns(favours[b // draws], head) if favours else () for b in range(B)]
@@ -208,7 +214,7 @@ def search(
             seen = index[:, 0] + 1
             index = media_index(token_ids, media_id, seen=seen).clamp_max(M - 1)
         if ahead is not None:
-            logits = ahead.after(token_ids, index, mask, texts[0], favoured[0], dice)
+            logits = ahead.after(Written(token_ids, index, mask, texts[0], favoured[0], dice))
         else:
             hidden = model.lm(token_ids, MediaContext(layers, index), mask, cache)[:, -1]
             logits = to_logits(hidden)

@@ -10,17 +10,19 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from flamvid.errors import InputError
+from flamvid.models.cache import KeyValueCache
 from flamvid.models.gated_xattn import GatedCrossAttention, MediaKeyValues
 from flamvid.models.int8 import Int8Linear, make_int8
-from flamvid.models.lm import LanguageModel, TokenHead
-from flamvid.ops import GROUP, implementation, quantise_int8
+from flamvid.models.lm import LanguageModel, TokenHead, decoder_layers
+from flamvid.ops import GROUP, few_rows, implementation, quantise_int8
 
-__all__ = ["Draft"]
+__all__ = ["Draft", "reads_few_at_once"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,15 +68,41 @@ class Draft:
         return tuple(x.read(nothing, has) for x, has in zip(xattns, layers, strict=True))
 
 
+def reads_few_at_once(
+    lm: LanguageModel, layers: Sequence[MediaKeyValues], cache: Any, state_BD: Tensor
+) -> bool:
+    """Whether a few tokens take the model hardly longer than one, each the same to the bit.
+
+    So it is where every layer reads them by the operations of a decoding step, which compute each
+    row alone; torch's own attention rounds otherwise for more of them. layers, cache, state_BD: as
+    they are behind the prompt.
+    """
+    if type(cache) is not KeyValueCache or not few_rows(state_BD):
+        return False
+    if any(read.step is None or read.step.feed is None for read in layers):
+        return False
+    for at, layer in enumerate(decoder_layers(lm.lm)):
+        weights = getattr(layer, "step_weights", None)
+        if weights is None or cache.kept(at, weights) is None:
+            return False
+    return _kinds(lm) == {"float32 on cpu"}
+
+
+def _kinds(lm: LanguageModel) -> set[str]:
+    """What its weights are, and where."""
+    kinds = {f"{str(x.dtype).removeprefix('torch.')} on {x.device}" for x in lm.parameters()}
+    if any(isinstance(module, Int8Linear) for module in lm.modules()):
+        kinds.add("int8 on cpu")
+    return kinds
+
+
 def _check(lm: LanguageModel) -> None:
     if not getattr(lm.lm, "takes_own_cache", False):
         raise InputError(
             f"a draft can't guess for {type(lm.lm).__name__}, whose cache is transformers'; "
             "leave the draft out"
         )
-    kinds = {f"{str(x.dtype).removeprefix('torch.')} on {x.device}" for x in lm.parameters()}
-    if any(isinstance(module, Int8Linear) for module in lm.modules()):
-        kinds.add("int8 on cpu")
+    kinds = _kinds(lm)
     if kinds != {"float32 on cpu"}:
         raise InputError(
             f"a draft is for weights in float32 on a CPU, and these are {', '.join(sorted(kinds))};"

@@ -143,7 +143,7 @@ class LlamaLayer(nn.Module):
         """[B,S,D] to the same, or with `last` to that of the last token, [B,1,D]."""
         B, _, D = x_BSD.shape
         if cache is not None and few_rows(x_BSD):
-            weights = cache.kept(at, self._weights)
+            weights = cache.kept(at, self.step_weights)
             if weights is not None:
                 return self._step(weights, x_BSD, turn, mask, cache, at)[:, -1 if last else 0 :]
         normed = F.rms_norm(x_BSD, (D,), self.norm_attention, self.eps)
@@ -174,8 +174,8 @@ class LlamaLayer(nn.Module):
         heads: Tensor = x.unflatten(-1, (-1, self.width)).transpose(1, 2)
         return heads  # B x H x S x d
 
-    def _weights(self) -> tuple[list[Tensor], ...] | None:
-        """As `_step` takes them; None where the layer is not plain."""
+    def step_weights(self) -> tuple[list[Tensor], ...] | None:
+        """What a step of few tokens takes of the layer; None where it is not plain."""
         linear = (linear_parts(x) for x in (self.qkv, self.out, self.gate_up, self.down))
         found = (weight_parts(self.norm_attention), weight_parts(self.norm_mlp), *linear)
         whole = tuple(parts for parts in found if parts is not None)

@@ -161,7 +161,7 @@ class MosaicBlock(nn.Module):
     ) -> Tensor:
         """[B,S,D] to the same, or with `last` to that of the last token, [B,1,D]."""
         if type(cache) is KeyValueCache and few_rows(hidden_states):
-            weights = cache.kept(self.layer, self._weights)
+            weights = cache.kept(self.layer, self.step_weights)
             if weights is not None:
                 return self._step(weights, hidden_states, sight, cache)[:, -1 if last else 0 :]
         attended = self.attn(self.ln_1(hidden_states), sight, cache, last)
@@ -169,8 +169,8 @@ class MosaicBlock(nn.Module):
         out: Tensor = x_BSD + self.mlp(self.ln_2(x_BSD))
         return out
 
-    def _weights(self) -> tuple[list[Tensor], ...] | None:
-        """As `_step` takes them; None where the layer is not plain."""
+    def step_weights(self) -> tuple[list[Tensor], ...] | None:
+        """What a step of few tokens takes of the layer; None where it is not plain."""
         attn, mlp = self.attn, self.mlp
         if type(attn) is not MosaicAttention or type(mlp) is not MosaicMlp:
             return None

@@ -1,6 +1,7 @@
 // The linear layer of few rows of every instruction set that this processor has, against double.
 #include <cmath>
 #include <cstdio>
+#include <cstring>
 #include <random>
 #include <vector>
 
@@ -26,6 +27,13 @@ void check(const char* name, few::Outputs run, std::mt19937& dice) {
     run(p, 0, middle);
     run(p, middle, outputs);
     for (int64_t r = 0; r < rows; ++r) {
+      // Texts are read some tokens at once where that changes no bit (docs/adr/0012-lookup.md).
+      std::vector<float> alone(outputs, NAN);
+      run({x.data() + r * width, weights.data(), alone.data(), 1, width, outputs}, 0, outputs);
+      if (std::memcmp(alone.data(), &out[r * outputs], outputs * sizeof(float)) != 0) {
+        std::printf("%s: row %ld of %ld is not what it is alone\n", name, long(r), long(rows));
+        ++failures;
+      }
       for (int64_t n = 0; n < outputs; ++n) {
         double sum = 0, size = 0;
         for (int64_t k = 0; k < width; ++k) {

@@ -39,7 +39,8 @@ def test_the_tenth_of_a_folder_is_captioned_as_if_it_were_the_first(
     prompts = captioner.model.prompts
     seen = [captioner.see(clip, start=at, end=at + 1) for at in (0.0, 2.0, 4.0)]
     with reading(captioner) as calls:
-        run = [captioner.caption(one, shots=shots, beams=beams) for one in seen * 3]
+        how = {"shots": shots, "beams": beams, "lookup": False}  # token by token
+        run = [captioner.caption(one, **how) for one in seen * 3]
         asked = [captioner.ask(seen[0], f"{what}?", shots=shots) for what in ("Who", "What")]
     whole = len(prompts.caption(shots=[((), shot.text) for shot in shots]))
     turns = len(prompts.question("Who?", [(shot.question, shot.text) for shot in shots]))

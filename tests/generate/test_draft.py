@@ -78,7 +78,10 @@ def say(model: Flamingo, draft: Draft | None, prompt: int = 0, **how: Any) -> Ge
     ids[0, [1, 5]] = MEDIA
     known = GenerationConfig.__dataclass_fields__
     config = GenerationConfig(
-        **{"beams": 1, "max_tokens": 40, **{k: v for k, v in how.items() if k in known}}
+        **{
+            **{"beams": 1, "max_tokens": 40, "lookup": False},
+            **{k: v for k, v in how.items() if k in known},
+        }
     )
     return search(
         model,
@@ -180,7 +183,9 @@ def test_the_cache_is_left_as_without(host: str, xattn: dict[str, Any]) -> None:
     ids = torch.tensor([[0, MEDIA, 7, 8, 9]])
     index, latents, ended = media_index(ids, MEDIA), media(1), 0
     for seed, most in enumerate((1, 2, 3, 6, *[24] * 16)):
-        config = GenerationConfig(beams=1, max_tokens=most, temperature=12.0, seed=seed)
+        config = GenerationConfig(
+            beams=1, max_tokens=most, temperature=12.0, seed=seed, lookup=False
+        )
         left = []
         for draft in drafts:
             begun = PromptMemory().begin(model, latents, ids, index)
@@ -203,12 +208,12 @@ def test_the_cache_is_left_as_without(host: str, xattn: dict[str, Any]) -> None:
             assert same(text, want)
             length = cache.get_seq_length()
             assert length == plain.get_seq_length() == 5 + min(len(want.ids), most - 1)
-            for mine, theirs in zip(_buffers(cache), _buffers(plain), strict=True):
+            for mine, theirs in zip(buffers(cache), buffers(plain), strict=True):
                 torch.testing.assert_close(mine[:, :, :length], theirs[:, :, :length])
     assert ended
 
 
-def _buffers(cache: Any) -> Sequence[Tensor]:
+def buffers(cache: Any) -> Sequence[Tensor]:
     caches = (cache.host, cache.own) if hasattr(cache, "host") else (cache,)
     return [buffer for c in caches for buffer in (*c._keys, *c._values)]
 

@@ -7,6 +7,7 @@ import pickle
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from threading import Barrier
 from types import SimpleNamespace
 from typing import Any
@@ -166,15 +167,18 @@ def test_shots_are_read_once_and_what_is_said_is_the_same_to_the_bit(
     model: Any, how: dict[str, Any]
 ) -> None:
     config = GenerationConfig(**{"beams": 1, "max_tokens": 6, "min_tokens": 4, **how})
+    plain = replace(config, lookup=False)  # which reads token by token
     shots, memory, texts = media(3), PromptMemory(), set()
     for turn in range(4):
         latents, ids = [*shots, *media(1, 10 + turn % 2)], [*SHOTS, 20 + turn, MEDIA, 7, 8]
         with counted(model) as seen:
-            found = say(model, latents, ids, memory, len(SHOTS), config)
+            found = say(model, latents, ids, memory, len(SHOTS), plain)
         first = [] if turn else [-6, len(SHOTS)]
         assert seen[: len(first) + 2] == [*first, -2, 4]
         assert set(seen[len(first) + 2 :]) == {1}
-        assert found == say(model, latents, ids, PromptMemory(), len(SHOTS), config)
+        assert found == say(model, latents, ids, PromptMemory(), len(SHOTS), plain)
+        for other in (memory, PromptMemory()):
+            assert found == say(model, latents, ids, other, len(SHOTS), config)
         assert close(found, say(model, latents, ids, config=config))
         texts |= {made.ids for made in found}
     assert len(texts) > 1
@@ -287,7 +291,8 @@ def test_layers_that_changed_are_heard_of_in_the_next_turn() -> None:
         lambda *_: called.append(1)  # what it gives is as before
     )
     model.flamingo.lm.inserted[0].to_out.register_forward_hook(lambda *_: called.append(2))
-    say(model, media(1), [*ids, *said.ids, END, 9], memory)
+    plain = replace(GREEDY, lookup=False)
+    say(model, media(1), [*ids, *said.ids, END, 9], memory, config=plain)
     assert called.count(1) == called.count(2) == 6  # the question, then token by token
 
 

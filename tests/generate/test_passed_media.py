@@ -175,7 +175,7 @@ def test_what_is_passed_is_let_go_of_behind_the_prompt(model: Flamingo) -> None:
     listener = model.lm.register_forward_pre_hook(
         lambda _, args: kept.append(args[1].layers[0].passed is not None)
     )
-    say(model, media(3), *prompt(2))
+    say(model, media(3), *prompt(2), lookup=False)
     listener.remove()
     assert kept == [True] + [False] * (len(kept) - 1)
     assert len(kept) == 6

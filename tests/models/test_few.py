@@ -113,7 +113,9 @@ def write(model: Flamingo, beams: int, rows: int) -> list[list[Generated]]:
     if rows > 1:
         ids[1, :4], real[1, :4] = 0, 0
     latents = torch.randn(rows, 2, 2, 8, generator=dice)
-    config = GenerationConfig(beams=beams, returns=beams, max_tokens=70, min_tokens=66)
+    config = GenerationConfig(
+        beams=beams, returns=beams, max_tokens=70, min_tokens=66, lookup=False
+    )
     index = media_index(ids, MEDIA)
     return search(model, latents, ids, index, END, config, real if rows > 1 else None)
 

@@ -18,8 +18,8 @@ from contextlib import contextmanager
 
 CAPTION = """
 import sys, time
-from flamvid.cli.process import _keep_freed_memory
-_keep_freed_memory()
+from flamvid.cli.process import keep_freed_memory
+keep_freed_memory()
 import flamvid
 captioner = flamvid.load()
 captioner.caption(sys.argv[1])
