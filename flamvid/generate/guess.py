@@ -18,7 +18,7 @@ from flamvid.models.lm import MediaContext, TokenHead
 
 __all__ = ["Drafted", "Lookup"]
 
-_MOST = 7  # with the token before them eight rows, as many as take little more than one
+_MOST = 6  # with the token before them seven rows, as many as go over the weights in one pass
 
 
 class Drafted:

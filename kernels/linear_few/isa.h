@@ -27,7 +27,7 @@ FLAMVID_FN void multiply(const Problem& p, int64_t n, int64_t r) {
         __builtin_prefetch(at + (1 + hint % 2) * N * p.width, 0, 2);
       }
       const V w = load(at);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int i = 0; i < ROWS; ++i) totals[o][i] += w * load(x + i * p.width + k);
     }
   }
@@ -40,15 +40,19 @@ FLAMVID_FN void multiply(const Problem& p, int64_t n, int64_t r) {
   }
 }
 
+// All rows: up to seven in one pass over the weights, eight in two, as sums of more have no room.
 template <int N>
 FLAMVID_FN void rows(const Problem& p, int64_t n) {
-  for (int64_t r = 0; r < p.rows; r += 4) {
-    switch (p.rows - r) {
-      case 1: multiply<1, N>(p, n, r); break;
-      case 2: multiply<2, N>(p, n, r); break;
-      case 3: multiply<3, N>(p, n, r); break;
-      default: multiply<4, N>(p, n, r);
-    }
+  int64_t r = 0;
+  for (; p.rows - r > 7; r += 4) multiply<4, N>(p, n, r);
+  switch (p.rows - r) {
+    case 1: multiply<1, N>(p, n, r); break;
+    case 2: multiply<2, N>(p, n, r); break;
+    case 3: multiply<3, N>(p, n, r); break;
+    case 4: multiply<4, N>(p, n, r); break;
+    case 5: multiply<5, N>(p, n, r); break;
+    case 6: multiply<6, N>(p, n, r); break;
+    default: multiply<7, N>(p, n, r);
   }
 }
 

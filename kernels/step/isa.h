@@ -192,8 +192,9 @@ FLAMVID_FN void cross(const Cross& c, Team& team, int64_t member, Scratch& own) 
   const int64_t inner = c.heads * c.d;
   const Team::Share heads = team.share(member, c.heads, 1);  // which need no other's queries
   multiply(c.to_q, x, c.rows, c.q, {heads.first * c.d, heads.last * c.d}, own);
-  for (int64_t r = 0; r < c.rows; ++r) {
-    for (int64_t h = heads.first; h < heads.last; ++h) {
+  // Rows inside: what they see of a head is then in the cache.
+  for (int64_t h = heads.first; h < heads.last; ++h) {
+    for (int64_t r = 0; r < c.rows; ++r) {
       float* out = c.attended + r * inner + h * c.d;
       if (c.index[r] < 0) {
         for (int64_t e = 0; e < c.d; ++e) out[e] = 0;
@@ -239,27 +240,30 @@ FLAMVID_FN void self(const Self& s, Team& team, int64_t member, Scratch& own) {
   team.wait();
   const int64_t inner = s.heads * s.d, key_inner = s.groups * s.d, each = s.heads / s.groups;
   const Team::Share groups = team.share(member, s.groups, 1);
-  float* q = room(own.q, inner);
+  float* q = room(own.q, s.rows * inner);
   float* k = room(own.k, key_inner);
   for (int64_t r = 0; groups.first < groups.last && r < s.rows; ++r) {
     const float* mixed = s.mixed + r * s.qkv.outputs;
     // All heads, as a norm may be over all of them: it is little.
-    prepare(s.q_norm, mixed, q, s.heads, s, r);
+    prepare(s.q_norm, mixed, q + r * inner, s.heads, s, r);
     prepare(s.k_norm, mixed + inner, k, s.groups, s, r);
     const float* v = mixed + inner + key_inner;
-    const int64_t text = r / s.each, length = s.length + r % s.each;
     for (int64_t g = groups.first; g < groups.last; ++g) {
-      float *key = s.keys.at(text, g, length), *value = s.values.at(text, g, length);
+      const int64_t at = s.length + r % s.each;
+      float *key = s.keys.at(r / s.each, g, at), *value = s.values.at(r / s.each, g, at);
       for (int64_t e = 0; e < s.d; ++e) {
         key[e] = k[g * s.d + e];
         value[e] = v[g * s.d + e];
       }
-      for (int64_t h = g * each; h < (g + 1) * each; ++h) {
-        attend({s.keys.at(text, g, 0), s.values.at(text, g, 0), s.keys.row, s.values.row,
-                length + 1, s.real ? s.real + text * (s.length + s.each) : nullptr,
-                s.slopes ? s.slopes[h] : 0},
-               q + h * s.d, s.scale, s.d, s.attended + r * inner + h * s.d, own);
-      }
+    }
+  }
+  for (int64_t h = groups.first * each; h < groups.last * each; ++h) {
+    for (int64_t r = 0; r < s.rows; ++r) {  // inside: keys and values are then in the cache
+      const int64_t text = r / s.each, g = h / each, at = r * inner + h * s.d;
+      attend({s.keys.at(text, g, 0), s.values.at(text, g, 0), s.keys.row, s.values.row,
+              s.length + r % s.each + 1, s.real ? s.real + text * (s.length + s.each) : nullptr,
+              s.slopes ? s.slopes[h] : 0},
+             q + at, s.scale, s.d, s.attended + at, own);
     }
   }
   team.wait();
