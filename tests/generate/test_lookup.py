@@ -70,7 +70,7 @@ def test_the_text_is_that_without_to_the_bit(host: str, xattn: dict[str, Any]) -
     assert written > 100  # else all ended at once, and the test says little
     if (host, xattn) in ALONE:
         assert len(read) < written * 0.9
-        assert set(read) >= {1, 4, 8}
+        assert set(read) >= {1, 4, 7}
     else:
         assert set(read) == {1}
 
