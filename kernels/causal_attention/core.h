@@ -40,12 +40,6 @@ namespace flamvid::causal {
 using Attend = void (*)(const Problem&, int64_t b, int64_t head, int64_t first, Scratch&);
 
 // The best that this processor has.
-inline Attend best_attend() {
-#if defined(__x86_64__) && defined(__GNUC__)
-  if (has_avx512()) return &avx512::attend;
-  if (has_avx2()) return &avx2::attend;
-#endif
-  return &plain::attend;
-}
+inline Attend best_attend() { return FLAMVID_BEST(attend); }
 
 }  // namespace flamvid::causal

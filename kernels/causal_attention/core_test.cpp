@@ -72,11 +72,8 @@ void check(const char* name, causal::Attend attend) {
 }  // namespace
 
 int main() {
-  check("plain", &causal::plain::attend);
-#if defined(__x86_64__) && defined(__GNUC__)
-  if (flamvid::has_avx2()) check("avx2", &causal::avx2::attend);
-  if (flamvid::has_avx512()) check("avx512", &causal::avx512::attend);
-#endif
+#define CHECK(isa) check(#isa, &causal::isa::attend)
+  FLAMVID_EACH(CHECK);
   std::printf("%d failures\n", failures);
   return failures != 0;
 }

@@ -60,13 +60,6 @@ struct Plan {
   }
 };
 
-}  // namespace flamvid::latent
-
-#define FLAMVID_BODY "latent_attention/isa.h"
-#include "../each_isa.h"
-
-namespace flamvid::latent {
-
 // The two of one instruction set.
 struct Isa {
   // One head of a chunk, whose rows of `out` no other unit writes.
@@ -76,19 +69,14 @@ struct Isa {
                        float* to);
 };
 
-inline constexpr Isa PLAIN{&plain::attend, &plain::turn_columns};
-#if defined(__x86_64__) && defined(__GNUC__)
-inline constexpr Isa AVX2{&avx2::attend, &avx2::turn_columns};
-inline constexpr Isa AVX512{&avx512::attend, &avx512::turn_columns};
-#endif
+}  // namespace flamvid::latent
+
+#define FLAMVID_BODY "latent_attention/isa.h"
+#include "../each_isa.h"
+
+namespace flamvid::latent {
 
 // The best that this processor has.
-inline Isa best_isa() {
-#if defined(__x86_64__) && defined(__GNUC__)
-  if (has_avx512()) return AVX512;
-  if (has_avx2()) return AVX2;
-#endif
-  return PLAIN;
-}
+inline Isa best_isa() { return FLAMVID_BEST(ISA); }
 
 }  // namespace flamvid::latent

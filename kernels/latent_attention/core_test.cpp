@@ -119,11 +119,8 @@ void both(const char* name, const latent::Isa& isa) {
 }  // namespace
 
 int main() {
-  both("plain", latent::PLAIN);
-#if defined(__x86_64__) && defined(__GNUC__)
-  if (flamvid::has_avx2()) both("avx2", latent::AVX2);
-  if (flamvid::has_avx512()) both("avx512", latent::AVX512);
-#endif
+#define CHECK(isa) both(#isa, latent::isa::ISA)
+  FLAMVID_EACH(CHECK);
   std::printf("%d failures\n", failures);
   return failures != 0;
 }

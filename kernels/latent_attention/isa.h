@@ -76,4 +76,6 @@ FLAMVID_FN void attend(const Problem& p, int64_t head, const Chunk& chunk, const
   }
 }
 
+inline constexpr Isa ISA{&attend, &turn_columns};
+
 }  // namespace flamvid::latent::FLAMVID_ISA

@@ -27,12 +27,6 @@ namespace flamvid::few {
 using Outputs = void (*)(const Problem&, int64_t, int64_t);
 
 // The best that this processor has.
-inline Outputs best_outputs() {
-#if defined(__x86_64__) && defined(__GNUC__)
-  if (has_avx512()) return &avx512::outputs;
-  if (has_avx2()) return &avx2::outputs;
-#endif
-  return &plain::outputs;
-}
+inline Outputs best_outputs() { return FLAMVID_BEST(outputs); }
 
 }  // namespace flamvid::few

@@ -55,11 +55,8 @@ void check(const char* name, few::Outputs run, std::mt19937& dice) {
 
 int main() {
   std::mt19937 dice(7);
-  check("plain", &few::plain::outputs, dice);
-#if defined(__x86_64__) && defined(__GNUC__)
-  if (__builtin_cpu_supports("avx2")) check("avx2", &few::avx2::outputs, dice);
-  if (__builtin_cpu_supports("avx512f")) check("avx512", &few::avx512::outputs, dice);
-#endif
+#define CHECK(isa) check(#isa, &few::isa::outputs, dice)
+  FLAMVID_EACH(CHECK);
   std::printf("%d failures\n", failures);
   return failures != 0;
 }

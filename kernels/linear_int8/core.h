@@ -33,6 +33,13 @@ struct Weights {
   const float* offsets;
 };
 
+// The three of one instruction set.
+struct Isa {
+  void (*outputs)(const Problem&, int64_t, int64_t);
+  void (*widen)(const Weights&, float*, int64_t, int64_t);
+  void (*sum_groups)(const float*, int64_t, float*);
+};
+
 }  // namespace flamvid::linear
 
 #define FLAMVID_ISA plain
@@ -76,20 +83,7 @@ struct Weights {
 
 namespace flamvid::linear {
 
-// The two of one instruction set.
-struct Isa {
-  void (*outputs)(const Problem&, int64_t, int64_t);
-  void (*widen)(const Weights&, float*, int64_t, int64_t);
-  void (*sum_groups)(const float*, int64_t, float*);
-};
-
 // The best that this processor has.
-inline Isa best_isa() {
-#if defined(__x86_64__) && defined(__GNUC__)
-  if (has_avx512()) return {&avx512::outputs, &avx512::widen, &avx512::sum_groups};
-  if (has_avx2()) return {&avx2::outputs, &avx2::widen, &avx2::sum_groups};
-#endif
-  return {&plain::outputs, &plain::widen, &plain::sum_groups};
-}
+inline Isa best_isa() { return FLAMVID_BEST(ISA); }
 
 }  // namespace flamvid::linear

@@ -83,19 +83,8 @@ void check(const char* name, const linear::Isa& isa, const linear::many::Isa& of
 
 int main() {
   std::mt19937 dice(7);
-  namespace plain = linear::plain;
-  check("plain", {&plain::outputs, &plain::widen, &plain::sum_groups}, linear::many::PLAIN, dice);
-#if defined(__x86_64__) && defined(__GNUC__)
-  if (flamvid::has_avx2()) {
-    namespace avx2 = linear::avx2;
-    check("avx2", {&avx2::outputs, &avx2::widen, &avx2::sum_groups}, linear::many::AVX2, dice);
-  }
-  if (flamvid::has_avx512()) {
-    namespace avx512 = linear::avx512;
-    check("avx512", {&avx512::outputs, &avx512::widen, &avx512::sum_groups}, linear::many::AVX512,
-          dice);
-  }
-#endif
+#define CHECK(isa) check(#isa, linear::isa::ISA, linear::many::isa::ISA, dice)
+  FLAMVID_EACH(CHECK);
   std::printf("%d failures\n", failures);
   return failures != 0;
 }

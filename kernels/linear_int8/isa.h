@@ -101,4 +101,6 @@ FLAMVID_FN void widen(const Weights& w, float* out, int64_t first, int64_t last)
   }
 }
 
+inline constexpr Isa ISA{&outputs, &widen, &sum_groups};
+
 }  // namespace flamvid::linear::FLAMVID_ISA

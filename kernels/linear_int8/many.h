@@ -26,13 +26,6 @@ struct Scratch {
   std::vector<float> wide, out;
 };
 
-}  // namespace flamvid::linear::many
-
-#define FLAMVID_BODY "linear_int8/many_isa.h"
-#include "../each_isa.h"
-
-namespace flamvid::linear::many {
-
 // The two of one instruction set.
 struct Isa {
   // turned [width, pitch], zeros behind the rows, of those columns of x from `first` to `last`.
@@ -41,19 +34,14 @@ struct Isa {
   void (*outputs)(const Problem&, const float* turned, int64_t first, int64_t last, Scratch&);
 };
 
-inline constexpr Isa PLAIN{&plain::turn_rows, &plain::outputs};
-#if defined(__x86_64__) && defined(__GNUC__)
-inline constexpr Isa AVX2{&avx2::turn_rows, &avx2::outputs};
-inline constexpr Isa AVX512{&avx512::turn_rows, &avx512::outputs};
-#endif
+}  // namespace flamvid::linear::many
+
+#define FLAMVID_BODY "linear_int8/many_isa.h"
+#include "../each_isa.h"
+
+namespace flamvid::linear::many {
 
 // The best that this processor has.
-inline Isa best_isa() {
-#if defined(__x86_64__) && defined(__GNUC__)
-  if (has_avx512()) return AVX512;
-  if (has_avx2()) return AVX2;
-#endif
-  return PLAIN;
-}
+inline Isa best_isa() { return FLAMVID_BEST(ISA); }
 
 }  // namespace flamvid::linear::many

@@ -42,4 +42,6 @@ FLAMVID_FN void outputs(const Problem& p, const float* turned, int64_t first, in
   }
 }
 
+inline constexpr Isa ISA{&turn_rows, &outputs};
+
 }  // namespace flamvid::linear::many::FLAMVID_ISA

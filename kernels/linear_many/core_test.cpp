@@ -54,11 +54,8 @@ void check(const char* name, dense::Outputs run, std::mt19937& dice) {
 
 int main() {
   std::mt19937 dice(7);
-  check("plain", &dense::plain::outputs, dice);
-#if defined(__x86_64__) && defined(__GNUC__)
-  if (flamvid::has_avx2()) check("avx2", &dense::avx2::outputs, dice);
-  if (flamvid::has_avx512()) check("avx512", &dense::avx512::outputs, dice);
-#endif
+#define CHECK(isa) check(#isa, &dense::isa::outputs, dice)
+  FLAMVID_EACH(CHECK);
   std::printf("%d failures\n", failures);
   return failures != 0;
 }

@@ -107,7 +107,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& q, const Tensor& k, const Tenso
   const cpu::Plan plan(p, B);
   with_type(q, [&](auto type) {
     using T = decltype(type);
-    const cpu::Kernels<T> kernels(cpu::best_level());
+    const auto kernels = cpu::best_kernels<T>();
     const auto qv = view<const T>(in.q), kv = view<const T>(in.k), vv = view<const T>(in.v);
     const auto to = view<T>(out);
     huge_pages(out.data_ptr(), out.numel() * sizeof(T));
@@ -144,7 +144,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_out, const Tensor
   with_type(q, [&](auto type) {
     using T = decltype(type);
     for (const Tensor& x : {dq, dk, dv}) huge_pages(x.data_ptr(), x.numel() * sizeof(T));
-    const cpu::Kernels<T> kernels(cpu::best_level());
+    const auto kernels = cpu::best_kernels<T>();
     const auto qv = view<const T>(in.q), kv = view<const T>(in.k), vv = view<const T>(in.v);
     const auto ov = view<const T>(saved), gv = view<const T>(dout);
     const auto to_q = view<T>(dq), to_k = view<T>(dk), to_v = view<T>(dv);

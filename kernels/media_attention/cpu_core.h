@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "../processor.h"
 #include "block_tiles.h"
 
 namespace flamvid::attention::cpu {
@@ -160,34 +161,17 @@ typedef float LooseFour __attribute__((vector_size(16), aligned(4), may_alias));
 
 namespace flamvid::attention::cpu {
 
-enum class Level { plain, avx2, avx512 };
-
-// The best that this processor has.
-inline Level best_level() {
-#if defined(__x86_64__) && defined(__GNUC__)
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-    return Level::avx512;
-  }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Level::avx2;
-#endif
-  return Level::plain;
-}
-
 template <typename T>
 struct Kernels {
-  decltype(&plain::forward<T>) forward = &plain::forward<T>;
-  decltype(&plain::backward<T>) backward = &plain::backward<T>;
-
-  explicit Kernels(Level level) {
-#if defined(__x86_64__) && defined(__GNUC__)
-    if (level == Level::avx2) forward = &avx2::forward<T>, backward = &avx2::backward<T>;
-    if (level == Level::avx512) forward = &avx512::forward<T>, backward = &avx512::backward<T>;
-#else
-    (void)level;
-#endif
-  }
+  decltype(&plain::forward<T>) forward;
+  decltype(&plain::backward<T>) backward;
 };
+
+// The best that this processor has.
+template <typename T>
+Kernels<T> best_kernels() {
+  return {FLAMVID_BEST(forward<T>), FLAMVID_BEST(backward<T>)};
+}
 
 // Forward unit `id` of B * H * plan.longest.
 template <typename T>

@@ -53,17 +53,16 @@ struct Tensor4 {
   }
 };
 
-void check(bool good, const char* what, const Problem& p, cpu::Level level, double have,
+void check(bool good, const char* what, const Problem& p, const char* isa, double have,
            double want) {
   if (good) return;
-  std::printf("FAIL %s, level %d: %.9g, want %.9g; H=%ld S=%ld M=%ld latents=%ld d=%d\n", what,
-              int(level), have, want, long(p.heads), long(p.tokens), long(p.media),
-              long(p.latents), p.width);
+  std::printf("FAIL %s, %s: %.9g, want %.9g; H=%ld S=%ld M=%ld latents=%ld d=%d\n", what, isa,
+              have, want, long(p.heads), long(p.tokens), long(p.media), long(p.latents), p.width);
   std::exit(1);
 }
 
 template <typename T>
-void compare(const char* what, const Problem& p, cpu::Level level, const Tensor4<T>& got,
+void compare(const char* what, const Problem& p, const char* isa, const Tensor4<T>& got,
              const std::vector<double>& want, double limit, bool exact = true) {
   size_t n = 0;
   for (int64_t b = 0; b < got.B; ++b)
@@ -71,9 +70,9 @@ void compare(const char* what, const Problem& p, cpu::Level level, const Tensor4
       for (int64_t r = 0; r < got.R; ++r)
         for (int64_t c = 0; c < got.d; ++c, ++n) {
           const double have = got.at(b, h, r, c);
-          check(std::abs(have - want[n]) <= limit * (1 + std::abs(want[n])), what, p, level, have,
+          check(std::abs(have - want[n]) <= limit * (1 + std::abs(want[n])), what, p, isa, have,
                 want[n]);
-          check(!exact || want[n] != 0 || have == 0, "exact zero", p, level, have, 0);
+          check(!exact || want[n] != 0 || have == 0, "exact zero", p, isa, have, 0);
         }
 }
 
@@ -129,9 +128,7 @@ void check_problem(const Problem& p, int64_t B, bool inside, double limit) {
   std::vector<float> sum_q;
   const auto qv = q.template view<const T>(), kv = k.template view<const T>(),
              vv = v.template view<const T>(), gv = g.template view<const T>();
-  for (int level = 0; level <= int(cpu::best_level()); ++level) {
-    const auto set = static_cast<cpu::Level>(level);
-    const cpu::Kernels<T> kernels(set);
+  const auto check_isa = [&](const char* isa, const cpu::Kernels<T>& kernels) {
     // What a thread left behind must not matter: NaN everywhere.
     std::fill_n(reinterpret_cast<float*>(scratch.get()), sizeof(cpu::Scratch) / 4, NaN);
     Tensor4<T> o(B, H, S, d, inside), gq(B, H, S, d, inside), gk(B, H, K, d, inside),
@@ -146,12 +143,14 @@ void check_problem(const Problem& p, int64_t B, bool inside, double limit) {
                             lse.get(), gq.template view<T>(), gk.template view<T>(),
                             gvv.template view<T>(), sum_q, *scratch);
     }
-    compare("out", p, set, o, out, limit);
+    compare("out", p, isa, o, out, limit);
     // The softmax over one latent is flat: its gradient is 0 but for rounding.
-    compare("dq", p, set, gq, dq, limit, !single);
-    compare("dk", p, set, gk, dk, limit, !single);
-    compare("dv", p, set, gvv, dv, limit);
-  }
+    compare("dq", p, isa, gq, dq, limit, !single);
+    compare("dk", p, isa, gk, dk, limit, !single);
+    compare("dv", p, isa, gvv, dv, limit);
+  };
+#define CHECK(isa) check_isa(#isa, {&cpu::isa::forward<T>, &cpu::isa::backward<T>})
+  FLAMVID_EACH(CHECK);
 }
 
 void check_random(int round) {
@@ -188,7 +187,9 @@ void check_random(int round) {
 int main(int argc, char** argv) {
   const int rounds = argc > 1 ? std::atoi(argv[1]) : 100;
   for (int round = 0; round < rounds; ++round) check_random(round);
-  std::printf("ok: %d random problems, %d instruction sets\n", rounds,
-              int(cpu::best_level()) + 1);
+  std::printf("ok: %d random problems:", rounds);
+#define SAY(isa) std::printf(" " #isa)
+  FLAMVID_EACH(SAY);
+  std::printf("\n");
   return 0;
 }

@@ -93,13 +93,6 @@ struct Scratch {
   std::vector<float> normed, sums, scores, q, k;
 };
 
-}  // namespace flamvid::step
-
-#define FLAMVID_BODY "step/isa.h"
-#include "../each_isa.h"
-
-namespace flamvid::step {
-
 // The three of one instruction set.
 struct Isa {
   void (*feed)(const Feed&, Team&, int64_t, Scratch&);
@@ -107,19 +100,14 @@ struct Isa {
   void (*self)(const Self&, Team&, int64_t, Scratch&);
 };
 
-inline constexpr Isa PLAIN{&plain::feed, &plain::cross, &plain::self};
-#if defined(__x86_64__) && defined(__GNUC__)
-inline constexpr Isa AVX2{&avx2::feed, &avx2::cross, &avx2::self};
-inline constexpr Isa AVX512{&avx512::feed, &avx512::cross, &avx512::self};
-#endif
+}  // namespace flamvid::step
+
+#define FLAMVID_BODY "step/isa.h"
+#include "../each_isa.h"
+
+namespace flamvid::step {
 
 // The best that this processor has.
-inline Isa best_isa() {
-#if defined(__x86_64__) && defined(__GNUC__)
-  if (has_avx512()) return AVX512;
-  if (has_avx2()) return AVX2;
-#endif
-  return PLAIN;
-}
+inline Isa best_isa() { return FLAMVID_BEST(ISA); }
 
 }  // namespace flamvid::step

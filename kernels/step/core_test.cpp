@@ -247,11 +247,8 @@ void check(const char* name, const step::Isa& isa) {
 }  // namespace
 
 int main() {
-  check("plain", step::PLAIN);
-#if defined(__x86_64__) && defined(__GNUC__)
-  if (flamvid::has_avx2()) check("avx2", step::AVX2);
-  if (flamvid::has_avx512()) check("avx512", step::AVX512);
-#endif
+#define CHECK(isa) check(#isa, step::isa::ISA)
+  FLAMVID_EACH(CHECK);
   std::printf("%d failures\n", failures);
   return failures != 0;
 }

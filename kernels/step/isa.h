@@ -270,4 +270,6 @@ FLAMVID_FN void self(const Self& s, Team& team, int64_t member, Scratch& own) {
   add(s.to_out, s.attended, s.x, 1, s.rows, s.out, team.share(member, s.width, PIECE), own);
 }
 
+inline constexpr Isa ISA{&feed, &cross, &self};
+
 }  // namespace flamvid::step::FLAMVID_ISA

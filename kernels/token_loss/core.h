@@ -18,6 +18,12 @@ struct Half {
   uint16_t bits;
 };
 
+// Of one row and its target: gives the loss. `room` has a float for each column.
+struct Isa {
+  float (*wide)(float* row, int64_t columns, int64_t target, float* room);
+  float (*half)(Half* row, int64_t columns, int64_t target, float* room);
+};
+
 }  // namespace flamvid::token_loss
 
 #define FLAMVID_BODY "token_loss/isa.h"
@@ -25,25 +31,7 @@ struct Half {
 
 namespace flamvid::token_loss {
 
-// Of one row and its target: gives the loss. `room` has a float for each column.
-struct Isa {
-  float (*wide)(float* row, int64_t columns, int64_t target, float* room);
-  float (*half)(Half* row, int64_t columns, int64_t target, float* room);
-};
-
-inline constexpr Isa PLAIN{&plain::loss<float>, &plain::loss<Half>};
-#if defined(__x86_64__) && defined(__GNUC__)
-inline constexpr Isa AVX2{&avx2::loss<float>, &avx2::loss<Half>};
-inline constexpr Isa AVX512{&avx512::loss<float>, &avx512::loss<Half>};
-#endif
-
 // The best that this processor has.
-inline Isa best_isa() {
-#if defined(__x86_64__) && defined(__GNUC__)
-  if (has_avx512()) return AVX512;
-  if (has_avx2()) return AVX2;
-#endif
-  return PLAIN;
-}
+inline Isa best_isa() { return FLAMVID_BEST(ISA); }
 
 }  // namespace flamvid::token_loss

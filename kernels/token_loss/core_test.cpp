@@ -84,11 +84,8 @@ void check(const char* name, const loss::Isa& isa) {
 }  // namespace
 
 int main() {
-  check("plain", loss::PLAIN);
-#if defined(__x86_64__) && defined(__GNUC__)
-  if (flamvid::has_avx2()) check("avx2", loss::AVX2);
-  if (flamvid::has_avx512()) check("avx512", loss::AVX512);
-#endif
+#define CHECK(isa) check(#isa, loss::isa::ISA)
+  FLAMVID_EACH(CHECK);
   std::printf("%d failures\n", failures);
   return failures != 0;
 }

@@ -93,4 +93,6 @@ FLAMVID_FN float loss(T* row, int64_t columns, int64_t target, float* room) {
   return std::log(sum) + top - asked;
 }
 
+inline constexpr Isa ISA{&loss<float>, &loss<Half>};
+
 }  // namespace flamvid::token_loss::FLAMVID_ISA
