@@ -18,7 +18,7 @@ from flamvid.models.lm import MediaContext, TokenHead
 
 __all__ = ["Drafted", "Lookup"]
 
-_MOST = 6  # with the token before them seven rows, as many as go over the weights in one pass
+_MOST = 5  # with the token before them six rows, as many as go over the weights in one pass
 
 
 class Drafted:
@@ -42,7 +42,7 @@ class Drafted:
         self._lent, self._layers = cache.lent(), draft.read(layers)
         self._to_logits: Callable[[Tensor], Tensor] = draft.head(head)
         self._end, self._media_id = stops
-        self._many = 5
+        self._many = _MOST
 
     def guess(self, written: Written, most: int) -> list[int]:
         """The ids that the draft would choose."""

@@ -20,7 +20,7 @@ from flamvid.models.cache import KeyValueCache
 from flamvid.models.gated_xattn import GatedCrossAttention, MediaKeyValues
 from flamvid.models.int8 import Int8Linear, make_int8
 from flamvid.models.lm import LanguageModel, TokenHead, decoder_layers
-from flamvid.ops import GROUP, few_rows, implementation, quantise_int8
+from flamvid.ops import DENSE, GROUP, few_rows, has_avx512, implementation, quantise_int8
 
 __all__ = ["Draft", "reads_few_at_once"]
 
@@ -74,10 +74,13 @@ def reads_few_at_once(
     """Whether a few tokens take the model hardly longer than one, each the same to the bit.
 
     So it is where every layer reads them by the operations of a decoding step, which compute each
-    row alone; torch's own attention rounds otherwise for more of them. layers, cache, state_BD: as
+    row alone; torch's own attention rounds otherwise for more of them. Smaller registers than those
+    of AVX-512 hold too few sums. layers, cache, state_BD: as
     they are behind the prompt.
     """
-    if type(cache) is not KeyValueCache or not few_rows(state_BD):
+    if type(cache) is not KeyValueCache or not few_rows(state_BD) or not lm.untouched():
+        return False
+    if not has_avx512() or any(type(weight) not in DENSE for weight in lm.parameters()):
         return False
     if any(read.step is None or read.step.feed is None for read in layers):
         return False

@@ -108,6 +108,20 @@ class LanguageModel(nn.Module):
         assert isinstance(head, nn.Module)
         return head
 
+    def untouched(self) -> bool:
+        """Whether nobody listens to parts of it, or has changed how they are called."""
+        ours = self.tokens and self.lm.get_input_embeddings()  # which reads their rows instead
+        for module in (*self.lm.modules(), *self.inserted.modules()):
+            own = module.__dict__
+            listen = (*own["_forward_hooks"].values(), *own["_forward_pre_hooks"].values())
+            if any(not isinstance(hook, _Reader) for hook in listen):
+                return False
+            if "forward" in own and module is not ours:
+                return False
+            if own.get("_compiled_call_impl") is not None:
+                return False
+        return True
+
     @property
     def places(self) -> list[torch.device]:
         """Where each new layer belongs: where the layer beside it is computed."""

@@ -3,7 +3,14 @@
 from flamvid.ops.attention import attention, attention_backend
 from flamvid.ops.causal_attention import causal_attention, causal_is_compiled
 from flamvid.ops.half import HalfLinear, halved, made_again
-from flamvid.ops.kernels import CUDA_OPERATIONS, OPERATIONS, Implementation, implementation, load
+from flamvid.ops.kernels import (
+    CUDA_OPERATIONS,
+    OPERATIONS,
+    Implementation,
+    has_avx512,
+    implementation,
+    load,
+)
 from flamvid.ops.latent_attention import LATENT_STEP, latent_attention
 from flamvid.ops.linear import DENSE, few_rows, linear, linear_gelu
 from flamvid.ops.linear_int8 import GROUP, Int8, dequantise_int8, linear_int8, quantise_int8
@@ -32,6 +39,7 @@ __all__ = [
     "feed_few",
     "few_rows",
     "halved",
+    "has_avx512",
     "implementation",
     "latent_attention",
     "linear",

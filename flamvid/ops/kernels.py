@@ -10,7 +10,14 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["CUDA_OPERATIONS", "OPERATIONS", "Implementation", "implementation", "load"]
+__all__ = [
+    "CUDA_OPERATIONS",
+    "OPERATIONS",
+    "Implementation",
+    "has_avx512",
+    "implementation",
+    "load",
+]
 
 CUDA_OPERATIONS = ("media_index", "media_attention_forward", "media_attention_backward")
 # All have a kernel for CPUs.
@@ -64,6 +71,11 @@ def load() -> None:
             RuntimeWarning,
             stacklevel=2,
         )
+
+
+def has_avx512() -> bool:
+    """Whether this processor has registers of 16 floats; false where torch is told otherwise."""
+    return torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
 def implementation(op: str, device: str = "cpu") -> Implementation:

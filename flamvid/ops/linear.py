@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import _len_torch_function_stack  # type: ignore[attr-defined]
 
-from flamvid.ops.kernels import implementation
+from flamvid.ops.kernels import has_avx512, implementation
 
 __all__ = ["DENSE", "few_rows", "linear", "linear_gelu"]
 
@@ -30,7 +30,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     K = x.shape[-1]
     rows = x.numel() // (K or 1)
     if _serves_many(rows, x, weight, bias):
-        many: Tensor = _many_rows(x.reshape(rows, K), weight, bias, False)
+        many: Tensor = torch.ops.flamvid.linear_many(x.reshape(rows, K), weight, bias, False)
         return many.view(*x.shape[:-1], -1)
     if not 0 < rows <= _FEW or not _plain(x, weight, bias) or not _few_is_compiled():
         return F.linear(x, weight, bias)
@@ -44,7 +44,7 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     """As `F.gelu` of `linear`; of many rows without another pass over them."""
     rows = x.numel() // (x.shape[-1] or 1)
     if _serves_many(rows, x, weight, bias):
-        many: Tensor = _many_rows(x.reshape(rows, -1), weight, bias, True)
+        many: Tensor = torch.ops.flamvid.linear_many(x.reshape(rows, -1), weight, bias, True)
         return many.view(*x.shape[:-1], -1)
     return F.gelu(linear(x, weight, bias))
 
@@ -67,6 +67,8 @@ def few_rows(x: Tensor) -> bool:
 def _serves_many(rows: int, x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     return (
         rows > _FEW
+        and weight.dim() == 2
+        and (bias is None or bias.shape == weight.shape[:1])
         and not any(size % _STEP for size in weight.shape)
         and _plain(x, weight, bias)
         and _many_is_compiled()
@@ -86,11 +88,11 @@ def _plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 
 
 @torch.library.custom_op("flamvid::linear_few", mutates_args=())
-def _few_rows(x: Tensor, weight: Tensor) -> Tensor:
+def _linear_few(x: Tensor, weight: Tensor) -> Tensor:
     return F.linear(x, weight)
 
 
-@_few_rows.register_fake
+@_linear_few.register_fake
 def _(x: Tensor, weight: Tensor) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[0])
 
@@ -108,12 +110,12 @@ def _step_is_compiled() -> bool:
 
 
 @torch.library.custom_op("flamvid::linear_many", mutates_args=())
-def _many_rows(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
+def _linear_many(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
     out = F.linear(x, weight, bias)
     return F.gelu(out) if gelu else out
 
 
-@_many_rows.register_fake
+@_linear_many.register_fake
 def _(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[0])
 
@@ -121,5 +123,4 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
 @functools.cache
 def _many_is_compiled() -> bool:
     # Without AVX-512 torch's is as quick.
-    capability = torch.backends.cpu.get_cpu_capability()
-    return capability.startswith("AVX512") and implementation("linear_many").name == "kernel"
+    return has_avx512() and implementation("linear_many").name == "kernel"

@@ -40,19 +40,20 @@ FLAMVID_FN void multiply(const Problem& p, int64_t n, int64_t r) {
   }
 }
 
-// All rows: up to seven in one pass over the weights, eight in two, as sums of more have no room.
+// All rows: as many in one pass over the weights as registers hold sums of, AVX-512's of six.
 template <int N>
 FLAMVID_FN void rows(const Problem& p, int64_t n) {
+  constexpr int MOST = LANES == 16 ? 6 : 4;
   int64_t r = 0;
-  for (; p.rows - r > 7; r += 4) multiply<4, N>(p, n, r);
+  for (; p.rows - r > MOST; r += 4) multiply<4, N>(p, n, r);
   switch (p.rows - r) {
+    case 0: break;
     case 1: multiply<1, N>(p, n, r); break;
     case 2: multiply<2, N>(p, n, r); break;
     case 3: multiply<3, N>(p, n, r); break;
     case 4: multiply<4, N>(p, n, r); break;
     case 5: multiply<5, N>(p, n, r); break;
-    case 6: multiply<6, N>(p, n, r); break;
-    default: multiply<7, N>(p, n, r);
+    default: multiply<6, N>(p, n, r);
   }
 }
 

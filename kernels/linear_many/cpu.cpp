@@ -36,14 +36,20 @@ Tensor linear_many(const Tensor& x, const Tensor& weight, const std::optional<Te
   const Tensor xs = torch::stable::contiguous(x), w = torch::stable::contiguous(weight);
   const Tensor b = bias ? torch::stable::contiguous(*bias) : xs;
   Tensor out = torch::stable::new_empty(x, {rows, outputs});
+  const int64_t panels = (outputs + dense::PANEL - 1) / dense::PANEL;
   const dense::Problem p{floats(xs), floats(w), bias ? floats(b) : nullptr,
-                         static_cast<float*>(out.data_ptr()), rows, width, outputs, gelu};
+                         static_cast<float*>(out.data_ptr()), rows, width, outputs, gelu,
+                         dense::blocks_of(rows, panels, torch::stable::get_num_threads())};
   static const dense::Outputs run = dense::best_outputs();
   // All panels of a block in succession: a thread then keeps to rows that it has in its cache, and
   // leaves its part of them there for what comes next.
-  torch::stable::parallel_for(0, p.blocks() * p.panels(), 1, [&](int64_t first, int64_t last) {
+  const int64_t units = p.blocks * panels;
+  // Less than this is done before another thread is awake.
+  const int64_t grain = std::clamp<int64_t>(1'000'000 * units / (rows * width * outputs + 1), 1,
+                                            std::max<int64_t>(units, 1));
+  torch::stable::parallel_for(0, units, grain, [&](int64_t first, int64_t last) {
     thread_local std::vector<float> own;
-    for (int64_t id = first; id < last; ++id) run(p, id / p.panels(), id % p.panels(), own);
+    for (int64_t id = first; id < last; ++id) run(p, id / panels, id % panels, own);
   });
   return out;
 }

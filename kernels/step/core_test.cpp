@@ -80,7 +80,7 @@ void together(int64_t threads, Part&& part) {
 }
 
 void feed(const char* name, const step::Isa& isa, int64_t threads) {
-  const int64_t rows = pick(9), width = pick(70), inner = pick(70);
+  const int64_t rows = pick(10) - 1, width = pick(70), inner = pick(70);
   const auto kind = static_cast<step::Activation>(dice() % 4);
   const bool gated = kind == step::Activation::silu_gated, rms = dice() % 2;
   const int64_t wide = gated ? 2 * inner : inner;

@@ -117,8 +117,8 @@ def test_the_text_is_that_without(host: str, xattn: dict[str, Any]) -> None:
             seen += calls
     assert written > 50  # else all ended at once, and the test says little
     assert len(read[good]) < written / 3
-    assert max(read[good]) == 7
-    assert max(read[wrong][-40:]) < 7
+    assert max(read[good]) == 6
+    assert sum(read[wrong][-40:]) < 4 * 40  # it soon guesses less
 
 
 def test_guesses_are_favoured_as_what_is_written_is() -> None:

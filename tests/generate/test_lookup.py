@@ -70,7 +70,7 @@ def test_the_text_is_that_without_to_the_bit(host: str, xattn: dict[str, Any]) -
     assert written > 100  # else all ended at once, and the test says little
     if (host, xattn) in ALONE:
         assert len(read) < written * 0.9
-        assert set(read) >= {1, 4, 7}
+        assert set(read) >= {1, 4, 6}
     else:
         assert set(read) == {1}
 
@@ -208,6 +208,29 @@ def hooked(part: Callable[[Flamingo], torch.nn.Module]) -> Callable[[], Flamingo
     return make
 
 
+class Other(torch.nn.Parameter):
+    """A weight of a type that may know a product of its own."""
+
+
+def another_head() -> Flamingo:
+    model = made("mpt")
+    model.lm.head.weight = Other(model.lm.head.weight.detach())
+    return model
+
+
+def another_call() -> Flamingo:
+    model = made("mpt")
+    norm = model.lm.lm.transformer.ln_f
+    norm.forward = norm.forward
+    return model
+
+
+def compiled_layer() -> Flamingo:
+    model = made("mpt")
+    model.lm.lm.transformer.blocks[1].compile(backend="eager")
+    return model
+
+
 class Mode(TorchFunctionMode):
     """Under which torch computes what it likes."""
 
@@ -228,6 +251,13 @@ OFF: dict[str, tuple[Callable[[], Flamingo], dict[str, Any]]] = {
     "a layer of it that does": (hooked(lambda m: m.lm.lm.transformer.blocks[1].mlp.mlp_up), {}),
     "a cross-attention that does": (hooked(lambda m: m.lm.inserted[1].to_q), {}),
     "a feed-forward that does": (hooked(lambda m: m.lm.inserted[1].ffw), {}),
+    "a whole layer that is listened to": (hooked(lambda m: m.lm.lm.transformer.blocks[1]), {}),
+    "a whole cross-attention that is": (hooked(lambda m: m.lm.inserted[1]), {}),
+    "a last norm that is": (hooked(lambda m: m.lm.lm.transformer.ln_f), {}),
+    "a head that is": (hooked(lambda m: m.lm.head), {}),
+    "a head of another type": (another_head, {}),
+    "a norm that is called otherwise": (another_call, {}),
+    "a layer that is compiled": (compiled_layer, {}),
 }
 
 
@@ -291,7 +321,7 @@ def written(columns: Sequence[int]) -> Written:
     st.integers(0, 9),
     st.booleans(),
     st.sampled_from([(0, 1), (0, None), (9, None)]),
-    st.sampled_from([None, (3, 3), (6, 6), (2, 3), (0, 3)]),
+    st.sampled_from([None, (3, 3), (5, 5), (2, 3), (0, 3)]),
 )
 def test_guesses_are_copied_from_behind_the_last_like_it(
     prompt: list[int],
@@ -312,7 +342,7 @@ def test_guesses_are_copied_from_behind_the_last_like_it(
         lookup.cut(0)  # which changes nothing
         if learnt is not None:
             lookup.learn(*learnt)
-            many = 6 if learnt[0] == learnt[1] else 3
+            many = 5 if learnt[0] == learnt[1] else 3
     want = stated([*prompt, *text], min(3, most), stops)
     assert at_once.guess(written(columns), most) == want
 
@@ -320,8 +350,8 @@ def test_guesses_are_copied_from_behind_the_last_like_it(
 def test_what_came_twice_may_come_for_a_third_time() -> None:
     lookup = Lookup([7, 8, 9, 7, 8, 9, 7], None, (END, None))
     lookup.learn(1, 1)
-    assert lookup.guess(written([8]), 7) == [9, 7, 8, 9, 7, 8]
-    lookup.learn(5, 6)
+    assert lookup.guess(written([8]), 7) == [9, 7, 8, 9, 7]
+    lookup.learn(4, 5)
     assert lookup.guess(written([8, 9]), 7) == [7, 8, 9]
     assert lookup.guess(written([8, 9, 30]), 7) == []
     assert lookup.guess(written([8, 9, 30, 9]), 7) == [30, 9, 30]  # the last 9, not the first

@@ -47,6 +47,14 @@ def test_memory_of_any_order(rows: int) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(("weight", "bias"), [((48,), None), ((32, 48), (1,)), ((32, 48), (1, 32))])
+def test_what_else_torch_takes(weight: tuple[int, ...], bias: tuple[int, ...] | None) -> None:
+    x, w = torch.randn(30, 48), torch.randn(weight)
+    b = torch.randn(bias) if bias else None
+    assert torch.equal(linear(x, w, b), F.linear(x, w, b))
+
+
+@torch.no_grad()
 @pytest.mark.skipif(implementation("linear_many").name != "kernel", reason="flamvid._C is missing")
 @pytest.mark.parametrize("gelu", [False, True])
 def test_a_row_s_numbers_are_its_own(gelu: bool) -> None:
@@ -54,8 +62,16 @@ def test_a_row_s_numbers_are_its_own(gelu: bool) -> None:
     x, weight, bias = torch.randn(600, 1040), torch.randn(160, 1040), torch.randn(160)
     many = torch.ops.flamvid.linear_many
     whole = many(x, weight, bias, gelu)
-    for rows in (slice(0, 9), slice(100, 400), slice(591, 600)):
-        assert torch.equal(many(x[rows], weight, bias, gelu), whole[rows])
+    plain = F.linear(x, weight, bias)
+    torch.testing.assert_close(whole, F.gelu(plain) if gelu else plain, atol=2e-4, rtol=1e-5)
+    threads = torch.get_num_threads()
+    try:
+        for torch_threads in (1, 2, 3):
+            torch.set_num_threads(torch_threads)
+            for rows in (slice(0, 600), slice(0, 9), slice(100, 400), slice(591, 600)):
+                assert torch.equal(many(x[rows], weight, bias, gelu), whole[rows])
+    finally:
+        torch.set_num_threads(threads)
     torch.testing.assert_close(many(x, weight, None, False) + bias, many(x, weight, bias, False))
 
 
@@ -72,6 +88,8 @@ def test_rows_are_an_operation_of_torch() -> None:
         (x, weight, bias[None], True),
         (x[None], weight, bias, True),
         (x, weight.half(), bias, False),
+        (x[:, :40], weight[:, :40], bias, False),
+        (x, weight[:24], bias[:24], False),
     ):
         with pytest.raises(RuntimeError):
             torch.ops.flamvid.linear_many(*bad)
@@ -116,7 +134,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
         return F.gelu(out) if gelu else out
 
     monkeypatch.setattr(OPS, "_many_is_compiled", lambda: True)
-    monkeypatch.setattr(OPS, "_many_rows", many)
+    monkeypatch.setattr(torch.ops.flamvid, "linear_many", many)
     return asked
 
 
@@ -138,7 +156,7 @@ def test_many_rows_have_their_gelu_with_the_product(asked: list[bool]) -> None:
 
 @pytest.mark.parametrize("at", [1, 2])
 @torch.no_grad()
-def test_who_listens_hears_of_both(asked: list[str], at: int) -> None:
+def test_who_listens_hears_of_both(asked: list[bool], at: int) -> None:
     x, ffw = torch.randn(30, 16), FeedForward(16, 4, "gelu")
     heard: list[Tensor] = []
 

@@ -305,8 +305,8 @@ def beams(case: Case, rounds: int, clock: str) -> float:
     ratio = took["ours"] / took["ours, greedy"]
     plain = took["ours, no lookup"]  # beams don't look up
     print(
-        f"  ours from latents {took['ours']:.2f} s, greedy {took['ours, greedy']:.2f}: {ratio:.2f}; "
-        f"with no lookup {plain:.2f}: {took['ours'] / plain:.2f}"
+        f"  ours from latents {took['ours']:.2f} s, greedy {took['ours, greedy']:.2f}: {ratio:.2f}"
+        f"; with no lookup {plain:.2f}: {took['ours'] / plain:.2f}"
     )
     for side in ("ours", "peer"):
         whole, greedy = took[f"{side}, whole"], took[f"{side}, greedy, whole"]

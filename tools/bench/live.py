@@ -103,7 +103,7 @@ def _part(frames: Frames, at: int) -> Frames:
 
 
 def _flops(run: object, new: int) -> float:
-    # Under a mode linear layers are torch's own: it does not count oneDNN's and ours.
+    # Under a mode linear layers are torch's own: it does not count ours.
     with FlopCounterMode(display=False) as counter, BaseTorchFunctionMode():
         run(new)  # type: ignore[operator]
     return counter.get_total_flops() / 1e9
