@@ -39,6 +39,12 @@ ALONE = [  # the hosts and layers that compute each row alone
 ]
 
 
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where registers are small it is no gain, but as right as elsewhere."""
+    monkeypatch.setattr("flamvid.models.draft.has_avx512", lambda: True)
+
+
 def say(model: Flamingo, prompt: int = 0, lookup: bool = True, **how: Any) -> Generated:
     return say_with(model, None, prompt, lookup=lookup, **how)
 
@@ -278,6 +284,12 @@ def repeated(model: Flamingo, rows: int = 1, **how: Any) -> list[int]:
 def test_it_is_off_where_it_would_be_no_gain(why: str) -> None:
     model, how = OFF[why]
     assert set(repeated(model(), **how)) == {1}
+
+
+@compiled
+def test_it_is_off_where_registers_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flamvid.models.draft.has_avx512", lambda: False)
+    assert set(repeated(made("mpt"))) == {1}
 
 
 @compiled
