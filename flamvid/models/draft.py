@@ -75,8 +75,7 @@ def reads_few_at_once(
 
     So it is where every layer reads them by the operations of a decoding step, which compute each
     row alone; torch's own attention rounds otherwise for more of them. Smaller registers than those
-    of AVX-512 hold too few sums. layers, cache, state_BD: as
-    they are behind the prompt.
+    of AVX-512 hold too few sums. layers, cache, state_BD: as they are behind the prompt.
     """
     if type(cache) is not KeyValueCache or not few_rows(state_BD) or not lm.untouched():
         return False

@@ -36,10 +36,10 @@ Tensor linear_many(const Tensor& x, const Tensor& weight, const std::optional<Te
   const Tensor xs = torch::stable::contiguous(x), w = torch::stable::contiguous(weight);
   const Tensor b = bias ? torch::stable::contiguous(*bias) : xs;
   Tensor out = torch::stable::new_empty(x, {rows, outputs});
-  const int64_t panels = (outputs + dense::PANEL - 1) / dense::PANEL;
-  const dense::Problem p{floats(xs), floats(w), bias ? floats(b) : nullptr,
-                         static_cast<float*>(out.data_ptr()), rows, width, outputs, gelu,
-                         dense::blocks_of(rows, panels, torch::stable::get_num_threads())};
+  dense::Problem p{floats(xs), floats(w), bias ? floats(b) : nullptr,
+                   static_cast<float*>(out.data_ptr()), rows, width, outputs, gelu, 0};
+  const int64_t panels = p.panels();
+  p.blocks = dense::blocks_of(rows, panels, torch::stable::get_num_threads());
   static const dense::Outputs run = dense::best_outputs();
   // All panels of a block in succession: a thread then keeps to rows that it has in its cache, and
   // leaves its part of them there for what comes next.

@@ -275,7 +275,8 @@ FLAMVID_FN void turn_square(const float* from, int64_t ld, float* to, float fact
   }
 }
 
-// to[c][r] = factor * from[r][c], four by four; rows and width are multiples of four.
+// to[c][r] = factor * from[r][c]; rows and width are multiples of four. Squares of LANES where the
+// width is made of them, four by four for the rest.
 FLAMVID_FN void turn(const float* from, int64_t ld, float* to, int rows, int width, float factor,
                      int64_t pitch = ROWS) {
   const int squares = width % LANES ? 0 : rows / LANES * LANES;
